@@ -1,0 +1,17 @@
+"""Fashion-MNIST, 16 latents.
+
+    python -m pipeline.preprocess --source=idx:DIR --name=fashion_mnist --output_dir=DIR
+    python -m trainer.main --config=configs/fashion_mnist.py --config.data_dir=DIR --workdir=DIR
+"""
+
+import ml_collections
+
+from configs import mnist
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """mnist.py with 16 latents and the beta that the same factor gives for them."""
+    config = mnist.get_config()
+    config.latent_dim = 16
+    config.beta = 2 * 6.5e-4 * 28 * 28 / 16
+    return config

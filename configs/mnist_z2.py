@@ -1,0 +1,16 @@
+"""MNIST with a latent space of 2 dimensions, which can be plotted as it is.
+
+    python -m trainer.main --config=configs/mnist_z2.py --config.data_dir=DIR --workdir=DIR
+"""
+
+import ml_collections
+
+from configs import mnist
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """mnist.py with 2 latents and the beta that the same factor gives for them."""
+    config = mnist.get_config()
+    config.latent_dim = 2
+    config.beta = 2 * 6.5e-4 * 28 * 28 / 2
+    return config

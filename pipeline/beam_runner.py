@@ -1,0 +1,148 @@
+"""Runs a Beam pipeline with the options a user gave: on any runner, in process by default."""
+
+import difflib
+import logging
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.transforms import environments
+
+from pipeline import errors
+from pipeline.errors import StageError, UsageError
+from pipeline.progress import Progress
+
+_PROGRESS_EVERY_SECS = 0.5
+# How an error of ours looks in the traceback that a runner hands back as text.
+_OWN_ERROR = re.compile(
+    r"pipeline\.errors\.(StageError|UsageError): (.*?)"
+    r"(?= \[while running|\n\s*\n|\nTraceback|\Z)",
+    re.DOTALL,
+)
+
+
+def parse_options(args: Sequence[str]) -> PipelineOptions:
+    """Beam's options from the arguments that a command's own flags left over.
+
+    Raises:
+      UsageError: an argument that Beam doesn't know, with the nearest name.
+    """
+    parser = _parser()
+    known = [option for action in parser._actions for option in action.option_strings]
+    _, unknown = parser.parse_known_args(list(args))
+    if unknown:
+        from absl import flags
+
+        name = unknown[0].split("=", 1)[0]
+        ours = [f"--{flag}" for flag in flags.FLAGS]
+        near = difflib.get_close_matches(name, [*ours, *known], n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for this command's flags"
+        raise UsageError(f"unknown flag {unknown[0]!r}: neither this command's nor Beam's; {hint}")
+    options = PipelineOptions(list(args))
+    direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers != 1 and not any("direct_running_mode" in a for a in args):
+        # Beam's default would run one worker and warn that it does.
+        direct.direct_running_mode = "multi_processing"
+    return options
+
+
+def _parser():
+    """An argument parser that knows the options of every PipelineOptions class."""
+    from apache_beam.options import pipeline_options
+
+    def refuse(message: str) -> None:
+        raise UsageError(f"Beam option: {message}")
+
+    parser = pipeline_options._BeamArgumentParser(allow_abbrev=False, add_help=False)
+    parser.error = refuse  # In place of printing two screens of usage.
+    for options_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
+        options_class._add_argparse_args(parser)
+    return parser
+
+
+def _make_runner(options: PipelineOptions):
+    """The runner the user named, or else Beam's in-process one.
+
+    Named by us, since Beam's own default first tries to download another one.
+    """
+    if options.view_as(StandardOptions).runner:
+        return None  # beam.Pipeline reads it from the options.
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner, fn_runner
+
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != "multi_processing":
+        return FnApiRunner()
+    # Beam's multi_processing mode is this environment with another command; the
+    # runner keeps ours as long as the mode is the default one, and logs a warning.
+    direct.direct_running_mode = "in_memory"
+    logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
+    return FnApiRunner(
+        environments.SubprocessSDKEnvironment.from_command_string(
+            f"{sys.executable} -m pipeline.beam_worker"
+        )
+    )
+
+
+def _own_error(error: BaseException) -> StageError | None:
+    """The StageError behind an error that a runner raised, if it was one of ours."""
+    if isinstance(error, StageError):
+        return error
+    found = _OWN_ERROR.findall(str(error))
+    if found:
+        kind, message = found[-1]
+        return getattr(errors, kind)(message.strip())
+    return None
+
+
+def run(
+    build: Callable[[beam.Pipeline], object],
+    options: PipelineOptions,
+    *,
+    progress: Progress,
+    count_done: Callable[[], int],
+) -> None:
+    """Builds and runs a pipeline to its end, showing its progress.
+
+    Args:
+      build: adds the pipeline's transforms.
+      options: Beam's options.
+      progress: the line to show.
+      count_done: how much is done; asked for now and then from another thread.
+
+    Raises:
+      StageError: a worker raised one, or the job failed.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_PROGRESS_EVERY_SECS):
+            progress.update(count_done())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = beam.Pipeline(runner=_make_runner(options), options=options)
+            build(pipeline)
+            result = pipeline.run()
+            state = result.wait_until_finish()
+    except Exception as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+        raise own from error
+    finally:
+        ended.set()
+        watcher.join()
+        progress.close()
+    if state is not None and state not in ("DONE", "UPDATED"):
+        raise StageError(
+            f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the "
+            "same command again, it goes on from the files that are whole"
+        )
+    sys.stderr.flush()

@@ -1,0 +1,16 @@
+"""A worker process of the in-process runner's multi_processing mode, without its chatter.
+
+Beam's own worker main logs its every step to the terminal that it shares with
+the command; errors still come through, by way of the runner.
+"""
+
+import logging
+
+logging.disable(logging.WARNING)  # Before the import, which warns too.
+
+import sys  # noqa: E402
+
+from apache_beam.runners.worker import sdk_worker_main  # noqa: E402
+
+if __name__ == "__main__":
+    sdk_worker_main.main(sys.argv)

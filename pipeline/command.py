@@ -1,0 +1,149 @@
+"""How a command starts and ends: flags, quiet libraries, errors, exit status.
+
+Exit status: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted and
+worth starting again.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from pipeline.errors import Interrupted, StageError, UsageError
+
+# What libraries print at start-up is not the user's business; a value that the
+# user has set stays.
+_QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "2",
+}
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what native code writes to standard error, unless the block fails.
+
+    TensorFlow logs its start before any setting of its own can silence it.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as scratch:
+        os.dup2(scratch.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            scratch.seek(0)
+            os.write(kept, scratch.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up messages; costs seconds the first time."""
+    if "tensorflow" not in sys.modules:
+        with quiet_stderr():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # Looks for GPUs, and logs that too.
+
+
+def import_beam() -> None:
+    """Imports Apache Beam without its warnings about extras that are not installed."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam  # noqa: F401
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _help(doc: str, module: str) -> str:
+    """The text of --help: what the command does, then its flags."""
+    lines = [doc.strip(), "", "Flags:"]
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda f: f.name):
+        kind = flag.flag_type()
+        value = "" if kind == "bool" else f"={kind.upper().split(' ')[0]}"
+        lines.append(f"  --{flag.name}{value}")
+        text = " ".join((flag.help or "").split())
+        if flag.default not in (None, "") and flag.name != "config":
+            text += f" (default: {flag.default_as_str})".replace("'", "")
+        lines += textwrap.wrap(text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[str]:
+    """Parses absl flags, or ends the process after --help.
+
+    Args:
+      argv: program name and arguments.
+      doc: the command's docstring, shown by --help.
+      module: name of the module that defines the command's flags.
+      beam: whether flags that are not the command's may be Beam's.
+
+    Returns:
+      The arguments left over, for Beam; empty unless `beam`.
+
+    Raises:
+      UsageError: a flag is unknown, malformed or missing.
+    """
+    if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
+        print(_help(doc, module))
+        raise SystemExit(0)
+    try:
+        rest = flags.FLAGS(argv, known_only=beam)[1:]
+    except flags.Error as error:
+        raise UsageError(f"{error}; see --help") from error
+    if rest and not beam:
+        raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
+    return rest
+
+
+def end(name: str, work: Callable[[], None]) -> int:
+    """Runs `work` and returns the exit status, with a one-line error where it failed."""
+    try:
+        work()
+    except StageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command to go on", file=sys.stderr)
+        return Interrupted.exit_status
+    except OSError as error:
+        # Disk full, no permission, a path that is a file: the message names it.
+        print(
+            f"{name}: {error}; make the place writable, with room, and run the same command "
+            "again: it goes on from the files that are whole",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def run(main: Callable[[list[str]], None], *, name: str, doc: str, module: str, beam: bool) -> None:
+    """Runs a command from its flags to its exit status, and ends the process.
+
+    Args:
+      main: the command; takes the arguments that its own flags leave over.
+      name: how the command calls itself in messages.
+      doc: the command's docstring, shown by --help.
+      module: name of the module that defines the command's flags.
+      beam: whether flags that are not the command's may be Beam's.
+    """
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def work() -> None:
+        main(parse_flags(sys.argv, doc=doc, module=module, beam=beam))
+
+    status = end(name, work)
+    sys.stdout.flush()
+    sys.exit(status)

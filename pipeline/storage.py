@@ -1,0 +1,223 @@
+"""Where files live: local paths and fsspec URLs, behind one set of functions.
+
+A path is local unless it holds "://"; a URL goes to the file system that fsspec
+knows for it (gs:// through gcsfs). Every write appears whole or not at all:
+locally by renaming a finished file, on an object store by one upload.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pipeline.errors import StageError
+
+_TEMPORARY = ".writing-"
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is an fsspec URL rather than a local path."""
+    return "://" in path
+
+
+def join(directory: str, *names: str) -> str:
+    """`directory` and `names` as one path, with the separator that its kind uses."""
+    if is_url(directory):
+        return "/".join([directory.rstrip("/"), *names])
+    return os.path.join(directory, *names)
+
+
+def _remote(path: str):
+    """The fsspec file system of a URL, and the path within it."""
+    import fsspec  # Here, because a command over local files has no need of it.
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise StageError(
+            f"{path}: no file system for this URL ({error}); use a local path, gs://, or "
+            "another scheme that an installed fsspec package serves"
+        ) from error
+
+
+def exists(path: str) -> bool:
+    """Whether a file or a directory is there."""
+    if is_url(path):
+        fs, inner = _remote(path)
+        return fs.exists(inner)
+    return os.path.exists(path)
+
+
+def is_dir(path: str) -> bool:
+    """Whether `path` is a directory (on an object store: a prefix with objects)."""
+    if is_url(path):
+        fs, inner = _remote(path)
+        return fs.isdir(inner)
+    return os.path.isdir(path)
+
+
+def list_names(directory: str) -> list[str]:
+    """Sorted names of what lies in `directory`; empty if it does not exist."""
+    if is_url(directory):
+        fs, inner = _remote(directory)
+        if not fs.isdir(inner):
+            return []
+        return sorted(os.path.basename(p.rstrip("/")) for p in fs.ls(inner, detail=False))
+    if not os.path.isdir(directory):
+        return []
+    return sorted(os.listdir(directory))
+
+
+def num_bytes(path: str) -> int:
+    """Size of a file in bytes; raises FileNotFoundError."""
+    if is_url(path):
+        fs, inner = _remote(path)
+        return fs.size(inner)
+    return os.path.getsize(path)
+
+
+def make_dirs(directory: str) -> None:
+    """Creates `directory` and its parents; nothing happens if it is there."""
+    if is_url(directory):
+        fs, inner = _remote(directory)
+        fs.makedirs(inner, exist_ok=True)
+    else:
+        os.makedirs(directory, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    """Removes a file or a whole directory; nothing happens if it is not there."""
+    if is_url(path):
+        fs, inner = _remote(path)
+        if fs.exists(inner):
+            fs.rm(inner, recursive=True)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def open_read(path: str) -> BinaryIO:
+    """A binary file open for reading; raises FileNotFoundError."""
+    if is_url(path):
+        fs, inner = _remote(path)
+        return fs.open(inner, "rb")
+    return open(path, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole of a file; raises FileNotFoundError."""
+    with open_read(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def publishing(path: str) -> Iterator[BinaryIO]:
+    """A binary file to write, which appears at `path` only if the block ends well.
+
+    No fsync: after a power cut a file may be torn, and the checksums that stand
+    in markers and manifests say so. A killed process tears nothing.
+    """
+    if is_url(path):
+        fs, inner = _remote(path)
+        with tempfile.NamedTemporaryFile() as scratch:
+            yield scratch
+            scratch.flush()
+            fs.put_file(scratch.name, inner)
+        return
+    directory, name = os.path.split(path)
+    # The process id keeps apart two workers that were handed the same shard.
+    temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a whole file, atomically."""
+    with publishing(path) as file:
+        file.write(data)
+
+
+def remove_unfinished(directory: str) -> None:
+    """Removes what a killed process left half-written in `directory`."""
+    for name in list_names(directory):
+        if name.startswith(_TEMPORARY):
+            remove(join(directory, name))
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local path with the contents of the file or directory at `path`.
+
+    A local path is given back as it is; a URL is fetched into a scratch
+    directory that goes when the block ends.
+    """
+    if not is_url(path):
+        yield path
+        return
+    fs, inner = _remote(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        target = os.path.join(scratch, os.path.basename(inner.rstrip("/")))
+        if fs.isdir(inner):
+            # One file at a time: `get` of a tree names its target differently
+            # when the target exists, which differs between file systems.
+            for found in fs.find(inner):
+                file = os.path.join(target, os.path.relpath(found, inner))
+                os.makedirs(os.path.dirname(file), exist_ok=True)
+                fs.get_file(found, file)
+        else:
+            fs.get_file(inner, target)
+        yield target
+
+
+def scratch_directory() -> str:
+    """A new local directory that goes when the process ends."""
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def publish_tree(local_directory: str, directory: str) -> None:
+    """Copies every file below `local_directory` to the same place below `directory`."""
+    for root, _, names in sorted(os.walk(local_directory)):
+        below = os.path.relpath(root, local_directory)
+        target = directory if below == "." else join(directory, *below.split(os.sep))
+        make_dirs(target)
+        for name in sorted(names):
+            with open(os.path.join(root, name), "rb") as source:
+                with publishing(join(target, name)) as file:
+                    shutil.copyfileobj(source, file)
+
+
+@contextlib.contextmanager
+def lock(directory: str) -> Iterator[None]:
+    """Holds `directory` for this process; a second holder gets a StageError.
+
+    The kernel drops the lock with its process, so a dead job blocks nobody.
+    There is none on object stores: there, jobs over the same inputs write the
+    same bytes in whole objects, so that they cost each other time and no more.
+    """
+    if is_url(directory):
+        yield
+        return
+    import fcntl
+
+    with open(os.path.join(directory, ".lock"), "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StageError(
+                f"{directory}: another process is writing here; wait for it to end, "
+                "or name another directory"
+            ) from error
+        yield

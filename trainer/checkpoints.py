@@ -1,0 +1,104 @@
+"""Checkpoints: weights, optimizer and step in one file, which is whole or not there.
+
+One .npz a checkpoint rather than tf.train.Checkpoint's set of files and an index:
+one file can be published atomically on any storage, its zip checksums tell a
+damaged one, and it says what run it belongs to.
+"""
+
+import io
+import json
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import stage, storage
+from pipeline.errors import UsageError
+
+_DIRECTORY = "checkpoints"
+_NAME = re.compile(r"step-(\d{10})\.npz")
+_ABOUT = "about"  # The array that holds everything but weights, as JSON.
+
+
+class Checkpoint(NamedTuple):
+    """The state of a run after `step` steps."""
+
+    step: int
+    epoch_sums: list[float]  # sums over the current epoch's examples so far, as in step.SUMS
+    run: dict[str, Any]  # what the run is a function of
+    arrays: dict[str, np.ndarray]  # variable name -> value
+
+
+def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
+    """Writes a checkpoint, then removes all but the newest `keep`; returns its path."""
+    about = {
+        "format_version": stage.FORMAT_VERSION,
+        "step": checkpoint.step,
+        "epoch_sums": checkpoint.epoch_sums,
+        "run": checkpoint.run,
+    }
+    directory = storage.join(workdir, _DIRECTORY)
+    storage.make_dirs(directory)
+    path = storage.join(directory, f"step-{checkpoint.step:010d}.npz")
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        **{_ABOUT: np.frombuffer(stage.canonical_json(about), np.uint8)},
+        **checkpoint.arrays,
+    )
+    storage.write_bytes(path, buffer.getvalue())
+    for _, name in sorted(_steps(workdir), reverse=True)[keep:]:
+        storage.remove(storage.join(directory, name))
+    return path
+
+
+def _steps(workdir: str) -> list[tuple[int, str]]:
+    """(step, file name) of every checkpoint there."""
+    names = storage.list_names(storage.join(workdir, _DIRECTORY))
+    return [(int(found[1]), name) for name in names if (found := _NAME.fullmatch(name))]
+
+
+def _read(path: str) -> Checkpoint:
+    """Reads a checkpoint; raises one of several errors if it is damaged."""
+    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(arrays.pop(_ABOUT).tobytes())
+    if about["format_version"] != stage.FORMAT_VERSION:
+        raise ValueError(f"format version {about['format_version']}")
+    return Checkpoint(about["step"], about["epoch_sums"], about["run"], arrays)
+
+
+def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, if there is any.
+
+    Args:
+      workdir: the run's directory.
+      run: what this run is a function of.
+
+    Raises:
+      UsageError: the checkpoint belongs to another run; says what differs.
+    """
+    for _, name in sorted(_steps(workdir), reverse=True):
+        path = storage.join(workdir, _DIRECTORY, name)
+        try:
+            checkpoint = _read(path)
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+            print(f"train: {path} is damaged ({error}); going back one", file=sys.stderr)
+            continue
+        differ = stage.differences(checkpoint.run, run)
+        if differ:
+            raise UsageError(
+                f"--workdir={workdir}: holds the state of another run ({'; '.join(differ)}); "
+                "name another directory, or pass --overwrite"
+            )
+        return checkpoint
+    return None
+
+
+def clear(workdir: str) -> None:
+    """Removes all checkpoints."""
+    storage.remove(storage.join(workdir, _DIRECTORY))

@@ -1,0 +1,101 @@
+"""What a config may say, and which of its keys shape the result."""
+
+from typing import Any
+
+import ml_collections
+
+from pipeline.errors import UsageError
+
+KL_ROUTES = ("gradient_tape",)
+STRATEGIES = ("mirrored", "one_device")
+PRECISIONS = ("float32", "mixed_bfloat16")
+
+# Keys that may change when a run goes on: they say where and how long it runs,
+# not which path it takes.
+_FREE_KEYS = frozenset(
+    {
+        "data_dir",
+        "num_epochs",
+        "strategy",
+        "num_virtual_devices",
+        "jit_compile",
+        "deterministic",
+        "steps_per_loop",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+    }
+)
+_AT_LEAST = {
+    "batch_size": 1,
+    "num_epochs": 1,
+    "latent_dim": 1,
+    "kernel_size": 1,
+    "num_virtual_devices": 0,
+    "steps_per_loop": 1,
+    "checkpoint_every_steps": 1,
+    "keep_checkpoints": 1,
+}
+_ONE_OF = {"kl_route": KL_ROUTES, "strategy": STRATEGIES, "precision": PRECISIONS}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config whose values cannot be trained with, whatever the data.
+
+    Raises:
+      UsageError: with the key, its value and what it may be.
+    """
+
+    def refuse(key: str, expected: str) -> None:
+        raise UsageError(f"--config.{key}={config[key]}: expected {expected}")
+
+    if not config.data_dir:
+        raise UsageError(
+            "--config.data_dir is not set; name the output directory of "
+            "python -m pipeline.preprocess"
+        )
+    for key, least in _AT_LEAST.items():
+        if config[key] < least:
+            refuse(key, f"at least {least}")
+    for key, choices in _ONE_OF.items():
+        if config[key] not in choices:
+            refuse(key, f"one of {', '.join(choices)}")
+    if not config.learning_rate > 0:
+        refuse("learning_rate", "a number above 0")
+    if not config.beta >= 0:
+        refuse("beta", "a number of at least 0")
+    for key in ("filters", "strides"):
+        if not config[key] or any(not isinstance(n, int) or n < 1 for n in config[key]):
+            refuse(key, "one number of at least 1 for each convolution, as in (32,64,128)")
+    if len(config.filters) != len(config.strides):
+        refuse("strides", f"as many as filters, which has {len(config.filters)}")
+
+
+def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:
+    """Refuses strides that don't divide the image.
+
+    Args:
+      config: as checked.
+      image_shape: (H, W, C) of the data set.
+
+    Raises:
+      UsageError: with the size and the stride at which it fails.
+    """
+    for name, size in zip(("height", "width"), image_shape[:2], strict=True):
+        left = size
+        for place, stride in enumerate(config.strides):
+            if left % stride:
+                raise UsageError(
+                    f"--config.strides={config.strides}: image {name} {size} is {left} before "
+                    f"convolution {place + 1}, which its stride {stride} does not divide; expected "
+                    f"strides whose product divides {image_shape[0]}×{image_shape[1]}"
+                )
+            left //= stride
+
+
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The part of a config that determines the path of a run, as a JSON value."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in sorted(config.to_dict().items())
+        if key not in _FREE_KEYS
+    }

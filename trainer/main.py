@@ -1,0 +1,40 @@
+"""Trains a variational autoencoder on a data set and publishes the model.
+
+    python -m trainer.main --config=configs/mnist.py --config.data_dir=DIR --workdir=DIR
+
+Every key of the config can be set as --config.KEY=VALUE; the config files explain
+them. Run the same command again to go on after an interruption.
+This file holds flags and nothing else; the loop is in train.py.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+import configs
+from pipeline import command
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", configs.path("mnist.py"), "A Python file with get_config()."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for checkpoints, metrics and the model; local or a URL."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another run's state in workdir.")
+flags.mark_flag_as_required("workdir")
+
+
+def run(_: list[str]) -> None:
+    """Trains as the flags say and prints what came of it."""
+    command.import_tensorflow()
+    from trainer import train
+
+    train.train(_CONFIG.value, workdir=_WORKDIR.value, overwrite=_OVERWRITE.value)
+
+
+def main() -> None:
+    """Entry point of `vae-train`."""
+    command.run(run, name="train", doc=__doc__, module=__name__, beam=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The published model directory: a SavedModel and its manifest, the contract with export."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from pipeline import command, stage, storage
+from trainer import losses
+from trainer.model import VAE
+
+
+def _signatures(vae: VAE, image_shape: tuple[int, int, int], latent_dim: int) -> dict[str, Any]:
+    """Name -> (function, its input specification)."""
+    pixels = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
+    latents = [tf.TensorSpec((None, latent_dim), tf.float32, name="z")]
+
+    def embed(images):
+        floats, mean, log_var, logits = vae(images, tf.zeros((tf.shape(images)[0], latent_dim)))
+        return {
+            "mean": mean,
+            "log_var": log_var,
+            "reconstruction": tf.sigmoid(logits),
+            "reconstruction_loss": losses.reconstruction_loss(floats, logits),
+            "kl": losses.kl(mean, log_var),
+        }
+
+    def encode(images):
+        out = embed(images)
+        return {"mean": out["mean"], "log_var": out["log_var"]}
+
+    def reconstruct(images):
+        return {"images": embed(images)["reconstruction"]}
+
+    def decode(z):
+        return {"images": tf.sigmoid(vae.decoder(z, training=False))}
+
+    return {
+        "encode": (encode, pixels),
+        "decode": (decode, latents),
+        "reconstruct": (reconstruct, pixels),
+        "embed": (embed, pixels),
+    }
+
+
+def _save(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    weights: list[np.ndarray],
+    directory: str,
+) -> None:
+    """Writes the SavedModel of a copy that knows nothing of strategies and replicas."""
+    vae = VAE(config, image_shape)
+    for variable, value in zip(vae.variables, weights, strict=True):
+        variable.assign(value)
+    archive = keras.export.ExportArchive()
+    archive.track(vae.encoder)
+    archive.track(vae.decoder)
+    for name, (function, specification) in _signatures(
+        vae, image_shape, config.latent_dim
+    ).items():
+        archive.add_endpoint(name=name, fn=function, input_signature=specification)
+    with command.quiet_stderr():
+        archive.write_out(directory, verbose=False)
+
+
+def publish(
+    export_dir: str,
+    *,
+    config: ml_collections.ConfigDict,
+    run: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    weights: list[np.ndarray],
+    step: int,
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the model directory; its manifest comes last and makes it one.
+
+    Signatures: `encode` (uint8 images -> mean, log_var), `decode` (z -> images in [0, 1]),
+    `reconstruct` (uint8 images -> images in [0, 1]), and `embed`, which export calls: all of
+    these and both loss terms from one pass, at z = mean.
+
+    Args:
+      export_dir: local path or fsspec URL.
+      config: of the run.
+      run: what the run is a function of.
+      image_shape: (H, W, C).
+      weights: values of `VAE.variables`.
+      step: steps trained.
+      metrics: the last ones of each split.
+
+    Returns:
+      The manifest.
+    """
+    digest = hashlib.sha256()
+    for value in weights:
+        digest.update(np.ascontiguousarray(value))
+    made_from = {**run, "step": step, "weights_sha256": digest.hexdigest()}
+    identity = {"format_version": stage.FORMAT_VERSION, "made_from": made_from}
+    with tempfile.TemporaryDirectory() as scratch:
+        _save(config, image_shape, weights, scratch)
+        files = []
+        for root, _, names in sorted(os.walk(scratch)):
+            for name in sorted(names):
+                path = os.path.join(root, name)
+                with open(path, "rb") as file:
+                    files.append(stage.file_entry(os.path.relpath(path, scratch), file.read()))
+        manifest = {
+            "stage": "train",
+            "model_id": stage.content_id(identity),
+            "dataset_id": run["dataset_id"],
+            **identity,
+            "config": {k: v for k, v in config.to_dict().items() if k != "data_dir"},
+            "image_shape": list(image_shape),
+            "step": step,
+            "metrics": dict(metrics),
+            "files": files,
+        }
+        # Without its manifest the old model is none any more, so no reader sees half a new one.
+        storage.remove(storage.join(export_dir, stage.MANIFEST))
+        storage.remove(export_dir)
+        storage.publish_tree(scratch, export_dir)
+    storage.write_bytes(
+        storage.join(export_dir, stage.MANIFEST), stage.readable_json(manifest)
+    )
+    return manifest

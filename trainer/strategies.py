@@ -1,0 +1,43 @@
+"""The devices a run uses, as a tf.distribute strategy."""
+
+import ml_collections
+import tensorflow as tf
+
+from pipeline.errors import UsageError
+
+
+def _virtual_cpus(count: int) -> list[str]:
+    """Splits the CPU into `count` devices; TensorFlow allows it once in a process."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(configured) < count:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * count
+            )
+        except RuntimeError as error:
+            raise UsageError(
+                f"--config.num_virtual_devices={count}: this process has already started with "
+                f"{len(configured)} CPU device(s); expected at most that many: use a new process"
+            ) from error
+    return [f"CPU:{number}" for number in range(count)]
+
+
+def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
+    """The strategy that a config asks for.
+
+    Args:
+      config: strategy and num_virtual_devices.
+
+    Returns:
+      MirroredStrategy over all GPUs, else over the CPU or its parts; OneDeviceStrategy
+      on the first of these for `one_device`.
+    """
+    if config.num_virtual_devices:
+        devices = _virtual_cpus(config.num_virtual_devices)
+    else:
+        gpus = tf.config.list_logical_devices("GPU")
+        devices = [f"GPU:{number}" for number in range(len(gpus))] or ["CPU:0"]
+    if config.strategy == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
