@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import re
 import sys
 import threading
 import warnings
@@ -12,18 +11,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.transforms import environments
 
-from pipeline import errors
 from pipeline.errors import StageError, UsageError
 from pipeline.progress import Progress
 
 _PROGRESS_EVERY_SECS = 0.5
-# How an error of ours looks in the traceback that a runner hands back as text.
-_OWN_ERROR = re.compile(
-    r"pipeline\.errors\.(StageError|UsageError): (.*?)"
-    r"(?= \[while running|\n\s*\n|\nTraceback|\Z)",
-    re.DOTALL,
-)
-
 
 def parse_options(args: Sequence[str]) -> PipelineOptions:
     """Beam's options from the arguments that a command's own flags left over.
@@ -71,31 +62,21 @@ def _make_runner(options: PipelineOptions):
     """
     if options.view_as(StandardOptions).runner:
         return None  # beam.Pipeline reads it from the options.
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner, fn_runner
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+    # Whatever it logs as an error it raises too, and its warnings are about its own insides.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode != "multi_processing":
         return FnApiRunner()
     # Beam's multi_processing mode is this environment with another command; the
-    # runner keeps ours as long as the mode is the default one, and logs a warning.
+    # runner keeps ours as long as the mode is the default one.
     direct.direct_running_mode = "in_memory"
-    logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
     return FnApiRunner(
         environments.SubprocessSDKEnvironment.from_command_string(
             f"{sys.executable} -m pipeline.beam_worker"
         )
     )
-
-
-def _own_error(error: BaseException) -> StageError | None:
-    """The StageError behind an error that a runner raised, if it was one of ours."""
-    if isinstance(error, StageError):
-        return error
-    found = _OWN_ERROR.findall(str(error))
-    if found:
-        kind, message = found[-1]
-        return getattr(errors, kind)(message.strip())
-    return None
 
 
 def run(
@@ -114,7 +95,7 @@ def run(
       count_done: how much is done; asked for now and then from another thread.
 
     Raises:
-      StageError: a worker raised one, or the job failed.
+      StageError: the job did not end well.
     """
     ended = threading.Event()
 
@@ -131,11 +112,6 @@ def run(
             build(pipeline)
             result = pipeline.run()
             state = result.wait_until_finish()
-    except Exception as error:
-        own = _own_error(error)
-        if own is None:
-            raise
-        raise own from error
     finally:
         ended.set()
         watcher.join()

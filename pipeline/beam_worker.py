@@ -1,12 +1,12 @@
 """A worker process of the in-process runner's multi_processing mode, without its chatter.
 
 Beam's own worker main logs its every step to the terminal that it shares with
-the command; errors still come through, by way of the runner.
+the command; what fails is raised in the command, by way of the runner.
 """
 
 import logging
 
-logging.disable(logging.WARNING)  # Before the import, which warns too.
+logging.disable(logging.CRITICAL)  # Before the import, which warns too.
 
 import sys  # noqa: E402
 

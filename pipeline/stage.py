@@ -178,7 +178,9 @@ class OutputDirectory:
         manifest = _read_json(self._path(MANIFEST))
         job = _read_json(self._path(_PROGRESS, _JOB))
         if manifest is None and job is None:
-            foreign = [n for n in storage.list_names(self.directory) if n != _LOCK]
+            # A job killed before its first file leaves these two and nothing else.
+            ours = (_LOCK, _PROGRESS)
+            foreign = [n for n in storage.list_names(self.directory) if n not in ours]
             if foreign:
                 raise StageError(
                     f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
@@ -200,6 +202,7 @@ class OutputDirectory:
                 self._clear(manifest, job)
                 manifest = None
         storage.remove_unfinished(self.directory)
+        storage.remove_unfinished(self._path(_PROGRESS))
         if manifest is not None and self._is_complete(manifest):
             storage.remove(self._path(_PROGRESS))
             return manifest
@@ -244,18 +247,28 @@ class OutputDirectory:
         """
         marker = self._whole_task(task)
         if marker is None:
-            entries, secs = make()
+            try:
+                entries, secs = make()
+            except (StageError, OSError) as error:
+                # Not raised, so that the other tasks go on; `markers` raises it in the end.
+                self._write_marker(task, {"failed": str(error)})
+                return
             marker = {"entries": entries, "secs": secs}
             reused = False
         else:
             reused = True
-        storage.write_bytes(self._marker_path(task), readable_json({**marker, "reused": reused}))
+        self._write_marker(task, {**marker, "reused": reused})
+
+    def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
+        storage.write_bytes(self._marker_path(task), readable_json(marker))
 
     def _whole_task(self, task: str) -> dict[str, Any] | None:
         """The marker of a task whose files are all as they were when it was marked."""
         try:
             marker = _read_json(self._marker_path(task))
-            for entry in marker["entries"] if marker else ():
+            if marker is None or "failed" in marker:
+                return None
+            for entry in marker["entries"]:
                 read_file(self.directory, entry)
         except StageError:
             return None  # Damaged marker or file: the task is done again.
@@ -263,23 +276,27 @@ class OutputDirectory:
 
     def num_done(self) -> int:
         """How many tasks are done so far; what a progress line counts."""
-        return max(0, len(storage.list_names(self._path(_PROGRESS))) - 1)
+        names = storage.list_names(self._path(_PROGRESS))
+        return sum(name.endswith(".json") and name != _JOB for name in names)
 
     def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
         """The markers of `tasks`, in that order.
 
         Raises:
-          StageError: a task has none.
+          StageError: a task failed, or has no marker.
         """
-        markers = []
+        markers, failed = [], []
         for task in tasks:
-            marker = _read_json(self._marker_path(task))
-            if marker is None:
-                raise StageError(
-                    f"{self.directory}: {task!r} is not done, though the job ended without an "
-                    "error; run the same command again"
-                )
+            marker = _read_json(self._marker_path(task)) or {"failed": f"{task} was not done"}
+            if "failed" in marker:
+                failed.append(marker["failed"])
             markers.append(marker)
+        if failed:
+            more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)" * (len(failed) > 1)
+            raise StageError(
+                f"{failed[0]}{more}; then run the same command again: it keeps the "
+                f"{len(tasks) - len(failed)} files that are whole"
+            )
         return markers
 
     def finish(

@@ -1,0 +1,77 @@
+# vae-pipeline: every target works from a fresh clone; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup preprocess train export demo test lint bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# What the three stages take; see `make help`.
+SOURCE ?= sample
+NAME ?= mnist
+CONFIG ?= configs/mnist.py
+SPLIT ?= test
+DEMO_DIR ?= demo
+DATA_DIR ?= $(DEMO_DIR)/shards
+WORKDIR ?= $(DEMO_DIR)/run
+MODEL_DIR ?= $(WORKDIR)/export
+FLAGS ?=
+
+help:  ## lists the targets and their variables
+	@echo "Targets:"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "Variables, with their defaults:"
+	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)                 the interpreter and the environment it makes"
+	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
+	@echo "  DATA_DIR=DIR CONFIG=$(CONFIG) WORKDIR=DIR  train"
+	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export"
+	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
+	@echo "  DEMO_DIR=$(DEMO_DIR)                            where the demo and the defaults above write"
+	@echo "Example: make preprocess SOURCE=idx:/data/mnist OUTPUT_DIR=/data/shards FLAGS=\"--num_shards=32\""
+
+setup: $(INSTALLED)  ## makes $(VENV) and installs everything into it
+
+$(INSTALLED): setup.py constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: expected 3.10 to 3.13; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip check
+	@touch $@
+
+preprocess: $(INSTALLED)  ## image set -> TFRecord shards
+	@$(PY) -m pipeline.preprocess --source=$(SOURCE) --name=$(NAME) --output_dir=$(or $(OUTPUT_DIR),$(DATA_DIR)) $(FLAGS)
+
+train: $(INSTALLED)  ## shards -> model
+	@$(PY) -m trainer.main --config=$(CONFIG) --config.data_dir=$(DATA_DIR) --workdir=$(WORKDIR) $(FLAGS)
+
+export: $(INSTALLED)  ## shards and model -> embeddings and contact sheets
+	@$(PY) -m pipeline.export --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
+
+# A shard per split and batches of 128: the embedded set is small.
+demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
+	@rm -rf $(DEMO_DIR)/shards $(DEMO_DIR)/run $(DEMO_DIR)/embeddings
+	@$(MAKE) --no-print-directory preprocess OUTPUT_DIR= DATA_DIR=$(DEMO_DIR)/shards SOURCE=sample NAME=mnist FLAGS=--num_shards=4
+	@$(MAKE) --no-print-directory train DATA_DIR=$(DEMO_DIR)/shards WORKDIR=$(DEMO_DIR)/run CONFIG=configs/mnist.py FLAGS="--config.num_epochs=12 --config.batch_size=128 --config.learning_rate=1e-3"
+	@$(MAKE) --no-print-directory export DATA_DIR=$(DEMO_DIR)/shards MODEL_DIR=$(DEMO_DIR)/run/export OUTPUT_DIR=$(DEMO_DIR)/embeddings SPLIT=test FLAGS=
+	@echo
+	@echo "Look at:"
+	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.png      digits above their reconstructions"
+	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.parquet  their embeddings, a row a digit"
+	@echo "  $(DEMO_DIR)/run/metrics.jsonl                             losses after each epoch"
+	@echo "  $(VENV)/bin/tensorboard --logdir $(DEMO_DIR)/run/tensorboard"
+
+test: $(INSTALLED)  ## runs all tests
+	$(PY) -m pytest
+
+lint: $(INSTALLED)  ## ruff: check and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(INSTALLED)  ## times the stages against plain loops over the same work
+	@$(PY) tests/benchmarks/bench_stages.py
+
+clean:  ## removes what these targets made, $(VENV) included
+	rm -rf $(VENV) $(DEMO_DIR) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,254 @@
+"""Job 3: shards and a model to embeddings and contact sheets, as a Beam pipeline.
+
+One input shard is one element: its worker reads it, runs the model over it, and
+writes its Parquet file and its contact sheet. A row is a function of the record's
+bytes and the model.
+"""
+
+import functools
+import hashlib
+import io
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import beam_runner, command, examples, sheets, shards, stage, storage
+from pipeline.errors import StageError
+from pipeline.progress import Progress
+
+# Images in one call of the model. Every call has exactly this shape, the last one
+# padded, so that a row does not depend on how many records stand beside it.
+_BATCH_SIZE = 256
+# Pairs on a contact sheet. The order within a shard is a hash of the ids, so the
+# first records are a fair sample of it.
+_SHEET_PAIRS = 96
+_SIGNATURE = "embed"
+
+
+class Model:
+    """A published model directory, loaded."""
+
+    def __init__(self, model_dir: str, manifest: dict[str, Any]):
+        """Checks the files against the manifest and loads the SavedModel.
+
+        Args:
+          model_dir: local path or fsspec URL.
+          manifest: the directory's, which the worker may have been sent.
+
+        Raises:
+          StageError: a file is missing or damaged.
+        """
+        command.import_tensorflow()
+        import tensorflow as tf
+
+        for entry in manifest["files"]:
+            stage.read_file(model_dir, entry)
+        with storage.local_copy(model_dir) as directory:
+            self._loaded = tf.saved_model.load(directory)
+        self._embed = self._loaded.signatures[_SIGNATURE]
+
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the model over any number of images.
+
+        Args:
+          images: uint8 (n, H, W, C).
+
+        Returns:
+          float32: mean and log_var (n, latent_dim), reconstruction (n, H, W, C) in [0, 1],
+          reconstruction_loss and kl (n,) in nats per image.
+        """
+        import tensorflow as tf
+
+        parts = []
+        # An empty shard still runs one padded batch, for the shapes of its columns.
+        for first in range(0, max(1, len(images)), _BATCH_SIZE):
+            chunk = images[first : first + _BATCH_SIZE]
+            padding = [(0, _BATCH_SIZE - len(chunk))] + [(0, 0)] * 3
+            outputs = self._embed(images=tf.constant(np.pad(chunk, padding)))
+            parts.append({name: value.numpy()[: len(chunk)] for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@functools.lru_cache(maxsize=1)
+def _load_model(model_dir: str, manifest_json: bytes) -> Model:
+    """The model, loaded once in a process and shared by its threads."""
+    import json
+
+    return Model(model_dir, json.loads(manifest_json))
+
+
+def parquet(
+    shard: shards.Shard, outputs: dict[str, np.ndarray], *, model_id: str, dataset_id: str
+) -> bytes:
+    """The embeddings of a shard as a Parquet file, a row for each record in order.
+
+    Columns: id (string), label (int64), mean and log_var (lists of latent_dim float32),
+    reconstruction_loss and kl (float32, nats per image), record_sha (sha256 of the record's
+    bytes, hex); model_id and dataset_id stand in the file's metadata.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def vectors(values: np.ndarray) -> pa.Array:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1), pa.float32())
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+    table = pa.table(
+        {
+            "id": pa.array(shard.ids, pa.string()),
+            "label": pa.array(shard.labels, pa.int64()),
+            "mean": vectors(outputs["mean"]),
+            "log_var": vectors(outputs["log_var"]),
+            "reconstruction_loss": pa.array(outputs["reconstruction_loss"], pa.float32()),
+            "kl": pa.array(outputs["kl"], pa.float32()),
+            "record_sha": pa.array(
+                [hashlib.sha256(record).hexdigest() for record in shard.records], pa.string()
+            ),
+        }
+    ).replace_schema_metadata({"model_id": model_id, "dataset_id": dataset_id})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _output_names(shard_name: str) -> tuple[str, str]:
+    """Names of a shard's Parquet file and contact sheet."""
+    stem = shard_name.replace(".tfrecord", "")
+    return f"{stem}.parquet", f"{stem}.png"
+
+
+class EmbedShard(beam.DoFn):
+    """Entry of an input shard -> its Parquet file, contact sheet and marker."""
+
+    def __init__(
+        self,
+        data_dir: str,
+        model_dir: str,
+        model_manifest: dict[str, Any],
+        output: stage.OutputDirectory,
+    ):
+        """Takes where to read from, the model's manifest, and where to write."""
+        self._data_dir, self._model_dir = data_dir, model_dir
+        self._model_manifest, self._output = model_manifest, output
+
+    def process(self, entry: dict[str, Any]) -> Iterable[None]:
+        """Manifest entry of a shard -> nothing."""
+        self._output.make_once(entry["name"], lambda: self._make(entry))
+        return ()
+
+    def _make(self, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        started = time.perf_counter()
+        dataset = shards.Dataset(self._data_dir)
+        shard = dataset.read_shard(entry)
+        read = time.perf_counter()
+        model = _load_model(self._model_dir, stage.canonical_json(self._model_manifest))
+        loaded = time.perf_counter()
+        outputs = model.embed(shard.images)
+        computed = time.perf_counter()
+        table = parquet(
+            shard,
+            outputs,
+            model_id=self._model_manifest["model_id"],
+            dataset_id=dataset.dataset_id,
+        )
+        table_name, sheet_name = _output_names(entry["name"])
+        directory, about = self._output.directory, {"num_examples": len(shard.ids)}
+        entries = [{**stage.write_file(directory, table_name, table), **about}]
+        if shard.ids:
+            sheet = sheets.contact_sheet(
+                shard.images[:_SHEET_PAIRS],
+                examples.to_pixels(outputs["reconstruction"][:_SHEET_PAIRS]),
+            )
+            entries.append(stage.write_file(directory, sheet_name, sheet))
+        secs = {
+            "read": read - started,
+            "load_model": loaded - read,
+            "compute": computed - loaded,
+            "write": time.perf_counter() - computed,
+        }
+        return entries, secs
+
+
+def embed_shards(
+    *,
+    data_dir: str,
+    model_dir: str,
+    output_dir: str,
+    split: str,
+    overwrite: bool,
+    options: PipelineOptions,
+) -> dict[str, Any]:
+    """Exports the embeddings and contact sheets of a split.
+
+    Args:
+      data_dir: output directory of preprocess.
+      model_dir: model directory that the trainer published.
+      output_dir: where to write. All three may be fsspec URLs.
+      split: which split.
+      overwrite: whether output of other inputs may be replaced.
+      options: Beam's.
+
+    Returns:
+      The manifest, with the key "reused" where nothing had to be done.
+
+    Raises:
+      StageError: an input can't be used, or does not fit the other.
+    """
+    dataset = shards.Dataset(data_dir)
+    entries = dataset.shards(split)
+    model_manifest = stage.read_manifest(model_dir, "train", "model_dir")
+    if model_manifest["image_shape"] != list(dataset.image_shape):
+        raise StageError(
+            f"--model_dir={model_dir}: is for images of {tuple(model_manifest['image_shape'])}, "
+            f"--data_dir={data_dir} has {dataset.image_shape}; expected the same shape: train a "
+            "model on this data set, or name the data set it was trained on"
+        )
+    made_from = {
+        "dataset_id": dataset.dataset_id,
+        "model_id": model_manifest["model_id"],
+        "split": split,
+    }
+    tasks = [entry["name"] for entry in entries]
+    storage.make_dirs(output_dir)
+    with storage.lock(output_dir):
+        output = stage.OutputDirectory(output_dir, stage="export", made_from=made_from)
+        names = [name for task in tasks for name in _output_names(task)]
+        finished = output.begin(names, overwrite=overwrite)
+        if finished is not None:
+            return {**finished, "reused": True}
+
+        def build(pipeline: beam.Pipeline) -> None:
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
+                | "EmbedShard"
+                >> beam.ParDo(EmbedShard(data_dir, model_dir, model_manifest, output))
+            )
+
+        progress = Progress("export", total=len(tasks), unit="shards")
+        beam_runner.run(build, options, progress=progress, count_done=output.num_done)
+
+        markers = dict(zip(tasks, output.markers(tasks), strict=True))
+        files = [entry for marker in markers.values() for entry in marker["entries"]]
+        num_read = dataset.num_examples(split)
+        num_written = sum(entry.get("num_examples", 0) for entry in files)
+        if num_read != num_written:
+            raise StageError(
+                f"{output_dir}: {num_read} records read, {num_written} rows written; expected a "
+                "row for each record: run the same command again"
+            )
+        identity = {"format_version": stage.FORMAT_VERSION, "made_from": output.made_from}
+        return output.finish(
+            {
+                "export_id": stage.content_id(identity),
+                "dataset_id": dataset.dataset_id,
+                "model_id": model_manifest["model_id"],
+                "records": {"read": num_read, "written": num_written},
+                "files": files,
+            },
+            markers,
+        )

@@ -1,0 +1,49 @@
+"""Packaging of vae-pipeline: image sets in, embeddings out."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="vae-pipeline",
+    version="0.1.0",
+    description="Image sets to embeddings in three batch stages: Beam, tf.distribute, Beam.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["pipeline", "trainer", "configs"],
+    package_data={"pipeline": ["sample/*"]},
+    python_requires=">=3.10,<3.14",
+    install_requires=[
+        "absl-py>=2.1",
+        "apache-beam>=2.70,<3",
+        "fsspec>=2024.6",
+        "gcsfs>=2024.6",
+        # The checksums of TFRecords; gcsfs brings it along too.
+        "google-crc32c>=1.6",
+        # tensorflow-datasets imports it and doesn't declare it.
+        "importlib_resources>=6.0",
+        "keras>=3.8,<4",
+        "matplotlib>=3.8",
+        "ml-collections>=1.0",
+        "numpy>=1.26,<3",
+        "pillow>=10.3",
+        "protobuf>=5.28",
+        "pyarrow>=16",
+        # To look at what the trainer writes with tf.summary.
+        "tensorboard>=2.19",
+        "tensorflow>=2.19,<3",
+        "tensorflow-datasets>=4.9.8",
+    ],
+    extras_require={
+        "cuda": ["tensorflow[and-cuda]"],
+        "dev": ["pytest>=8.3", "hypothesis>=6.112", "ruff>=0.14"],
+    },
+    entry_points={
+        "console_scripts": [
+            "vae-preprocess = pipeline.preprocess:main",
+            "vae-train = trainer.main:main",
+            "vae-export = pipeline.export:main",
+        ]
+    },
+)

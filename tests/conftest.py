@@ -1,0 +1,149 @@
+"""Small image sets as real files, and the commands run as a user runs them."""
+
+import gzip
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes a uint8 array as an IDX file, packed if the name ends in .gz."""
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    data = header + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def make_idx_set(
+    directory: pathlib.Path,
+    *,
+    num_train: int = 300,
+    num_test: int = 50,
+    size: tuple[int, int] = (12, 8),
+    suffix: str = "",
+) -> pathlib.Path:
+    """An IDX set of smooth blobs whose position tells the label; not divisible by much."""
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(5)
+    for prefix, count in (("train", num_train), ("t10k", num_test)):
+        labels = generator.integers(0, 10, count).astype(np.uint8)
+        rows, columns = np.mgrid[: size[0], : size[1]]
+        centre = labels[:, None, None] % 5 * size[0] / 5, labels[:, None, None] // 5 * size[1] / 2
+        noise = generator.random((count, 1, 1)) * 2
+        distance = (rows - centre[0] - noise) ** 2 + (columns - centre[1] - noise) ** 2
+        images = (255 * np.exp(-distance / 6)).astype(np.uint8)
+        write_idx(directory / f"{prefix}-images-idx3-ubyte{suffix}", images)
+        write_idx(directory / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
+    return directory
+
+
+def run_command(module: str, *args: object, check: bool = True) -> subprocess.CompletedProcess:
+    """Runs `python -m module args…` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, args)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("TF_")},
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def make_shards(source: str, output_dir: pathlib.Path, **settings) -> dict:
+    """Runs the preprocess job in this process; returns its manifest."""
+    from pipeline import beam_runner, write_shards
+
+    options = beam_runner.parse_options(settings.pop("beam_args", []))
+    arguments = {
+        "name": "blobs",
+        "num_shards": 4,
+        "validation_fraction": 0.1,
+        "seed": 0,
+        "overwrite": False,
+    }
+    return write_shards.write_shards(
+        spec=source, output_dir=str(output_dir), options=options, **{**arguments, **settings}
+    )
+
+
+def make_embeddings(
+    data_dir: pathlib.Path, model_dir: pathlib.Path, output_dir: pathlib.Path, **settings
+) -> dict:
+    """Runs the export job in this process; returns its manifest."""
+    from pipeline import beam_runner, embed_shards
+
+    return embed_shards.embed_shards(
+        data_dir=str(data_dir),
+        model_dir=str(model_dir),
+        output_dir=str(output_dir),
+        options=beam_runner.parse_options(settings.pop("beam_args", [])),
+        **{"split": "test", "overwrite": False, **settings},
+    )
+
+
+def smoke_config(data_dir: object, **changes):
+    """configs/smoke.py over a data set, with changes."""
+    from configs import smoke
+
+    config = smoke.get_config()
+    config.data_dir = str(data_dir)
+    config.batch_size = 27  # Divides neither the set nor by the number of replicas.
+    for key, value in changes.items():
+        config[key] = value
+    return config
+
+
+def outputs_of(directory: pathlib.Path) -> dict[str, bytes]:
+    """Name -> bytes of every file of a finished stage that its inputs determine."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in ("timings.json", ".lock")
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_libraries():
+    """Two CPU devices for all tests of this process, and no start-up messages."""
+    from pipeline import command
+
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", GRPC_VERBOSITY="ERROR")
+    command.import_beam()
+    command.import_tensorflow()
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+    )
+
+
+@pytest.fixture(scope="session")
+def idx_dir(tmp_path_factory) -> pathlib.Path:
+    return make_idx_set(tmp_path_factory.mktemp("idx") / "set")
+
+
+@pytest.fixture(scope="session")
+def data_dir(idx_dir, tmp_path_factory) -> pathlib.Path:
+    """A finished data set: 50 test records, and 300 split into train and validation."""
+    directory = tmp_path_factory.mktemp("shards") / "blobs"
+    make_shards(f"idx:{idx_dir}", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished run over `data_dir`."""
+    from trainer import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(smoke_config(data_dir), workdir=str(workdir))
+    return workdir

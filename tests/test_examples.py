@@ -1,0 +1,49 @@
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from pipeline import examples
+
+records = st.tuples(
+    st.binary(max_size=300), st.binary(max_size=5000), st.integers(-(2**63), 2**63 - 1)
+)
+
+
+def tensorflow_bytes(record_id: bytes, image: bytes, label: int) -> bytes:
+    import tensorflow as tf
+
+    feature = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[record_id])),
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+@hypothesis.given(records)
+def test_encode_is_what_tensorflow_writes_and_parse_gives_it_back(record):
+    encoded = examples.encode(*record)
+    assert encoded == tensorflow_bytes(*record)
+    assert tuple(examples.parse(encoded)) == record
+
+
+@pytest.mark.parametrize(
+    ("serialized", "message"),
+    [
+        (b"", "feature 'id' has 0 values; expected 1"),
+        (b"\x0a\x05abc", "5 bytes that are no tf.Example"),
+        (examples.encode(b"a", b"b", 1)[:-1], "no tf.Example"),
+    ],
+)
+def test_what_is_no_record_is_refused(serialized, message):
+    with pytest.raises(ValueError, match=message):
+        examples.parse(serialized)
+
+
+def test_every_pixel_survives_the_way_to_floats_and_back():
+    pixels = np.arange(256, dtype=np.uint8)
+    floats = examples.to_floats(pixels).numpy()
+    assert (floats.min(), floats.max(), floats.dtype) == (0, 1, np.float32)
+    np.testing.assert_array_equal(examples.to_pixels(floats), pixels)
