@@ -74,7 +74,7 @@ def _make_runner(options: PipelineOptions):
     direct.direct_running_mode = "in_memory"
     return FnApiRunner(
         environments.SubprocessSDKEnvironment.from_command_string(
-            f"{sys.executable} -m pipeline.beam_worker"
+            f"exec {sys.executable} -m pipeline.beam_worker"  # No shell between us.
         )
     )
 

@@ -7,6 +7,7 @@ worth starting again.
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import textwrap
@@ -113,9 +114,6 @@ def end(name: str, work: Callable[[], None]) -> int:
     except StageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; run the same command to go on", file=sys.stderr)
-        return Interrupted.exit_status
     except OSError as error:
         # Disk full, no permission, a path that is a file: the message names it.
         print(
@@ -144,6 +142,17 @@ def run(main: Callable[[list[str]], None], *, name: str, doc: str, module: str, 
     def work() -> None:
         main(parse_flags(sys.argv, doc=doc, module=module, beam=beam))
 
-    status = end(name, work)
-    sys.stdout.flush()
-    sys.exit(status)
+    def interrupt(number: int, _) -> None:
+        # At once and without unwinding: what is on disk is whole at any moment, while a
+        # runner would go on with its work, or take an exception for a failure of it.
+        print(
+            f"\n{name}: stopped by {signal.Signals(number).name}; run the same command to go on "
+            "from the files that are whole",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(Interrupted.exit_status)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+    sys.exit(end(name, work))

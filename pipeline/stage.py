@@ -251,7 +251,11 @@ class OutputDirectory:
                 entries, secs = make()
             except (StageError, OSError) as error:
                 # Not raised, so that the other tasks go on; `markers` raises it in the end.
-                self._write_marker(task, {"failed": str(error)})
+                try:
+                    self._write_marker(task, {"failed": str(error)})
+                except OSError:
+                    # A full disk takes no marker either, and no other task can go on.
+                    raise StageError(f"{self.directory}: {task}: {error}; make room") from error
                 return
             marker = {"entries": entries, "secs": secs}
             reused = False
