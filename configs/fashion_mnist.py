@@ -1,7 +1,7 @@
 """Fashion-MNIST, 16 latents.
 
-    python -m pipeline.preprocess --source=idx:DIR --name=fashion_mnist --output_dir=DIR
-    python -m trainer.main --config=configs/fashion_mnist.py --config.data_dir=DIR --workdir=DIR
+python -m pipeline.preprocess --source=idx:DIR --name=fashion_mnist --output_dir=DIR
+python -m trainer.main --config=configs/fashion_mnist.py --config.data_dir=DIR --workdir=DIR
 """
 
 import ml_collections

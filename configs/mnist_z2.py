@@ -1,6 +1,6 @@
 """MNIST with a latent space of 2 dimensions, which can be plotted as it is.
 
-    python -m trainer.main --config=configs/mnist_z2.py --config.data_dir=DIR --workdir=DIR
+python -m trainer.main --config=configs/mnist_z2.py --config.data_dir=DIR --workdir=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """The smallest run that goes through everything, in seconds; what the tests train.
 
-    python -m trainer.main --config=configs/smoke.py --config.data_dir=DIR --workdir=DIR
+python -m trainer.main --config=configs/smoke.py --config.data_dir=DIR --workdir=DIR
 """
 
 import ml_collections

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
 from apache_beam.transforms import environments
 
 from pipeline.errors import StageError, UsageError
 from pipeline.progress import Progress
 
 _PROGRESS_EVERY_SECS = 0.5
+
 
 def parse_options(args: Sequence[str]) -> PipelineOptions:
     """Beam's options from the arguments that a command's own flags left over.
@@ -34,6 +36,11 @@ def parse_options(args: Sequence[str]) -> PipelineOptions:
         hint = f"did you mean {near[0]}?" if near else "see --help for this command's flags"
         raise UsageError(f"unknown flag {unknown[0]!r}: neither this command's nor Beam's; {hint}")
     options = PipelineOptions(list(args))
+    name = options.view_as(StandardOptions).runner
+    try:
+        _ = name and create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"--runner={name}: {error}") from error
     direct = options.view_as(DirectOptions)
     if direct.direct_num_workers != 1 and not any("direct_running_mode" in a for a in args):
         # Beam's default would run one worker and warn that it does.

@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import beam_runner, command, examples, sheets, shards, stage, storage
+from pipeline import beam_runner, command, examples, shards, sheets, stage, storage
 from pipeline.errors import StageError
 from pipeline.progress import Progress
 

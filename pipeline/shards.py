@@ -52,9 +52,7 @@ def write_shard(directory: str, name: str, records: Iterable[bytes]) -> dict[str
     digest, num_bytes, num_examples = hashlib.sha256(), 0, 0
     with storage.publishing(storage.join(directory, name)) as file:
         for record in records:
-            framed = b"".join(
-                (_frame_header(len(record)), record, _CRC.pack(_masked_crc(record)))
-            )
+            framed = b"".join((_frame_header(len(record)), record, _CRC.pack(_masked_crc(record))))
             file.write(framed)
             digest.update(framed)
             num_bytes += len(framed)

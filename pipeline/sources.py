@@ -181,7 +181,7 @@ def _read_idx_pair(images_path: str, labels_path: str) -> tuple[np.ndarray, np.n
 
 
 def open_idx(directory: str, id_prefix: str = "") -> ArraySource:
-    """The image set in a directory of IDX files, `{train,t10k}-{images,labels}` with or without .gz.
+    """The image set in a directory of IDX files, plain or packed with gzip.
 
     A directory may lack one of the two splits, never half of one.
 

@@ -116,9 +116,7 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
     """
     made_by = _MADE_BY[stage]
     if not storage.is_dir(directory):
-        raise StageError(
-            f"{flag}={directory}: no such directory; expected the output of {made_by}"
-        )
+        raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
     manifest = _read_json(storage.join(directory, MANIFEST))
     if manifest is None:
         raise StageError(

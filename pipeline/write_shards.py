@@ -60,9 +60,7 @@ class WriteShard(beam.DoFn):
     def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> None:
         """((split, shard), [int64 indices as little-endian bytes]) -> nothing."""
         (split, shard), parts = element
-        name = shards.shard_name(
-            self._settings["name"], split, shard, self._settings["num_shards"]
-        )
+        name = shards.shard_name(self._settings["name"], split, shard, self._settings["num_shards"])
 
         def make() -> tuple[list[dict[str, Any]], dict[str, float]]:
             started = time.perf_counter()
@@ -95,9 +93,7 @@ class WriteShard(beam.DoFn):
             read = time.perf_counter()
             encoded = [
                 examples.encode(record_id, image.tobytes(), label)
-                for record_id, image, label in zip(
-                    ids[chunk], images, labels.tolist(), strict=True
-                )
+                for record_id, image, label in zip(ids[chunk], images, labels.tolist(), strict=True)
             ]
             secs["read"] += read - started
             secs["compute"] += time.perf_counter() - read

@@ -90,7 +90,7 @@ def make_embeddings(
     )
 
 
-def smoke_config(data_dir: object, **changes):
+def smoke_config(data_dir: object, /, **changes):
     """configs/smoke.py over a data set, with changes."""
     from configs import smoke
 

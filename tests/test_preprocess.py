@@ -43,7 +43,9 @@ def test_the_bytes_do_not_depend_on_the_workers(idx_dir, data_dir, tmp_path, bea
     assert outputs_of(tmp_path / "out") == outputs_of(data_dir)
 
 
-def test_nor_on_the_block_size_nor_the_place_of_the_source(idx_dir, data_dir, tmp_path, monkeypatch):
+def test_nor_on_the_block_size_nor_the_place_of_the_source(
+    idx_dir, data_dir, tmp_path, monkeypatch
+):
     from pipeline import write_shards
 
     monkeypatch.setattr(write_shards, "_BLOCK_SIZE", 7)

@@ -90,7 +90,10 @@ def remove_all(directory):
 
 BAD_SETS = [
     (cut_gzip, "not a whole gzip file .* fetch or copy it again"),
-    (promise_more, "the header promises 4294967295×12×8 = 412316860320 bytes, the file holds 28800"),
+    (
+        promise_more,
+        "the header promises 4294967295×12×8 = 412316860320 bytes, the file holds 28800",
+    ),
     (wrong_magic, "begins with 89504e47, expected the IDX magic number 00000803"),
     (fewer_labels, "holds 300 images, .* holds 299 labels"),
     (empty_set, "holds 0×12×8 pixels; expected at least one image"),

@@ -82,6 +82,7 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
     Raises:
       UsageError: the checkpoint belongs to another run; says what differs.
     """
+    storage.remove_unfinished(storage.join(workdir, _DIRECTORY))
     for _, name in sorted(_steps(workdir), reverse=True):
         path = storage.join(workdir, _DIRECTORY, name)
         try:

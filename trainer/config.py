@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import ml_collections
 
 from pipeline.errors import UsageError
@@ -63,6 +64,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         refuse("learning_rate", "a number above 0")
     if not config.beta >= 0:
         refuse("beta", "a number of at least 0")
+    try:
+        keras.activations.get(config.activation)
+    except ValueError:
+        refuse("activation", "a name that keras.activations knows, as leaky_relu or elu")
     for key in ("filters", "strides"):
         if not config[key] or any(not isinstance(n, int) or n < 1 for n in config[key]):
             refuse(key, "one number of at least 1 for each convolution, as in (32,64,128)")

@@ -56,15 +56,17 @@ class JsonLines:
     """
 
     def __init__(self, path: str, *, up_to_step: int):
-        """Opens the file and drops what an earlier try wrote after `up_to_step`."""
+        """Opens the file and drops what an earlier try wrote after `up_to_step`.
+
+        Lines of the split `test` go too: they are about the end of a run, which is to come.
+        """
         self._path = path
         self._lines = []
         if storage.exists(path):
-            self._lines = [
-                line
-                for line in storage.read_bytes(path).decode().splitlines()
-                if json.loads(line)["step"] <= up_to_step
-            ]
+            for line in storage.read_bytes(path).decode().splitlines():
+                value = json.loads(line)
+                if value["step"] <= up_to_step and value.get("split") != "test":
+                    self._lines.append(line)
             self._write()
 
     def append(self, value: dict[str, Any]) -> None:

@@ -62,9 +62,7 @@ def _save(
     archive = keras.export.ExportArchive()
     archive.track(vae.encoder)
     archive.track(vae.decoder)
-    for name, (function, specification) in _signatures(
-        vae, image_shape, config.latent_dim
-    ).items():
+    for name, (function, specification) in _signatures(vae, image_shape, config.latent_dim).items():
         archive.add_endpoint(name=name, fn=function, input_signature=specification)
     with command.quiet_stderr():
         archive.write_out(directory, verbose=False)
@@ -126,7 +124,5 @@ def publish(
         storage.remove(storage.join(export_dir, stage.MANIFEST))
         storage.remove(export_dir)
         storage.publish_tree(scratch, export_dir)
-    storage.write_bytes(
-        storage.join(export_dir, stage.MANIFEST), stage.readable_json(manifest)
-    )
+    storage.write_bytes(storage.join(export_dir, stage.MANIFEST), stage.readable_json(manifest))
     return manifest

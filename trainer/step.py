@@ -54,7 +54,7 @@ class Steps:
         )
 
     def _my_slice(self, images, order, batch, number, key):
-        """This replica's pixels, weights and noise of a batch, and the batch's weight."""
+        """Pixels, weights and noise of this replica's part of a batch, and the batch's weight."""
         config = self._config
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         places = batches.replica_places(
@@ -90,9 +90,7 @@ class Steps:
         return sums
 
     def _evaluate_replica(self, images, order, batch):
-        pixels, weights, noise, _ = self._my_slice(
-            images, order, batch, batch, self._evaluate_key
-        )
+        pixels, weights, noise, _ = self._my_slice(images, order, batch, batch, self._evaluate_key)
         return _sums(weights, *self._terms(pixels, noise))
 
     def _loop(self, replica_step, num_batches):

@@ -33,11 +33,15 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
       MirroredStrategy over all GPUs, else over the CPU or its parts; OneDeviceStrategy
       on the first of these for `one_device`.
     """
+    reduction = None  # TensorFlow's choice: NCCL between GPUs.
     if config.num_virtual_devices:
         devices = _virtual_cpus(config.num_virtual_devices)
+        # Parts of one CPU share its memory. The default would open a collective group, of
+        # which a process can have only one size.
+        reduction = tf.distribute.ReductionToOneDevice()
     else:
         gpus = tf.config.list_logical_devices("GPU")
         devices = [f"GPU:{number}" for number in range(len(gpus))] or ["CPU:0"]
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
-    return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)

@@ -67,7 +67,7 @@ class _Run:
         self.strategy = strategies.make(config)
         with self.strategy.scope():
             self.vae = VAE(config, self.dataset.image_shape)
-            self.optimizer = keras.optimizers.Adam(config.learning_rate)
+            self.optimizer = keras.optimizers.Adam(config.learning_rate, name="adam")
             self.optimizer.build(self.vae.variables)
         self.steps = Steps(config, self.strategy, self.vae, self.optimizer)
         self.images = {}  # split -> images on the devices, and their number
@@ -86,7 +86,15 @@ class _Run:
         """Takes over the state of a checkpoint."""
         self.step = checkpoint.step
         self.epoch_sums = np.array(checkpoint.epoch_sums)
-        for name, variable in self._variables.items():
+        variables = self._variables
+        if variables.keys() != checkpoint.arrays.keys():
+            odd = min(variables.keys() ^ checkpoint.arrays.keys())
+            raise StageError(
+                f"--workdir={self.workdir}: the checkpoint of step {self.step} and this program's "
+                f"model differ in {odd!r}; go on with the Keras version that wrote it, or pass "
+                "--overwrite"
+            )
+        for name, variable in variables.items():
             variable.assign(checkpoint.arrays[name])
 
     def save(self) -> str:
@@ -275,9 +283,7 @@ def _train_locked(config, workdir, dataset, overwrite, stop) -> dict:
     run.build()
     if checkpoint is not None:
         run.restore(checkpoint)
-    storage.write_bytes(
-        storage.join(workdir, "config.json"), stage.readable_json(config.to_dict())
-    )
+    storage.write_bytes(storage.join(workdir, "config.json"), stage.readable_json(config.to_dict()))
     where = f"step {run.step}" if run.step else "the start"
     counts = ", ".join(f"{split} {count:,}" for split, (_, count) in run.images.items())
     print(
@@ -289,9 +295,8 @@ def _train_locked(config, workdir, dataset, overwrite, stop) -> dict:
     _fit(run, lines, stop)
 
     if "test" in run.images:
-        line = {"step": run.step, "epoch": config.num_epochs, "split": "test"}
-        if (lines.last("test") or {}).get("step") != run.step:
-            lines.append(line | run.evaluate("test"))
+        end = {"step": run.step, "epoch": config.num_epochs, "split": "test"}
+        lines.append(end | run.evaluate("test"))
     last = {split: lines.last(split) for split in ("train", "validation", "test")}
     manifest = publish.publish(
         export_dir,

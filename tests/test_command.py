@@ -1,0 +1,218 @@
+"""The three commands as a user meets them: processes, flags, exit status, output."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.progress import Progress
+from tests.conftest import REPOSITORY, make_idx_set, run_command
+
+MODULES = ["pipeline.preprocess", "trainer.main", "pipeline.export"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_answers_without_the_heavy_imports(module):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"python -m {module}" in done.stdout
+    assert "--overwrite" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"tensorflow", "apache_beam", "pyarrow", "keras"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "must have a value other than None"),
+        (["--source=sample", "--output_dir=x", "--workdir=x", "extra"], "extra"),
+    ],
+)
+def test_bad_usage_exits_2(module, arguments, message, tmp_path):
+    known = {
+        "pipeline.preprocess": ["--source", "--output_dir"],
+        "trainer.main": ["--workdir"],
+        "pipeline.export": ["--output_dir"],
+    }[module]
+    arguments = [a for a in arguments if not a.startswith("--") or a.split("=")[0] in known]
+    if module == "pipeline.export" and arguments:
+        arguments += ["--data_dir=x", "--model_dir=x"]
+    done = run_command(module, *arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("preprocess", ["--num_shard=4"], "did you mean --num_shards?"),
+        ("preprocess", ["--direct_num_worker=4"], "did you mean --direct_num_workers?"),
+        ("preprocess", ["--num_shards=0"], "--num_shards=0"),
+        ("preprocess", ["--num_shards=many"], "--num_shards=many"),
+        ("preprocess", ["--direct_num_workers=x"], "invalid int value: 'x'"),
+        ("preprocess", ["--runner=Nonesuch"], "--runner=Nonesuch"),
+        ("preprocess", ["--name=../mnist"], "expected letters, digits and underscores"),
+    ],
+)
+def test_flags_nobody_knows_are_never_swallowed(tmp_path, module, arguments, message):
+    required = ["--source=sample", f"--output_dir={tmp_path}/out"]
+    done = run_command(f"pipeline.{module}", *required, *arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.latent_dims=3", "did you mean --config.latent_dim?"),
+        ("--config.batch_size=many", "--config.batch_size"),
+        ("--config.batch_size=1.5", "--config.batch_size"),
+        ("--config.strides=(3,1)", "which its stride 3 does not divide"),
+        ("--config=configs/nothing.py", "configs/nothing.py"),
+        ("--config.num_epochs=0", "--config.num_epochs=0: expected at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_exits_2(data_dir, tmp_path, argument, message):
+    arguments = ["--config=configs/smoke.py", f"--config.data_dir={data_dir}", argument]
+    if argument.startswith("--config="):
+        arguments = [argument]
+    done = run_command("trainer.main", *arguments, f"--workdir={tmp_path}/run", check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (
+            "pipeline.preprocess",
+            ["--source=sample", "--output_dir={file}/x"],
+            "Not a directory",
+        ),
+        (
+            "trainer.main",
+            ["--config.data_dir={tmp}/nothing", "--workdir={tmp}/run"],
+            "no such directory; expected the output of python -m pipeline.preprocess",
+        ),
+        (
+            "trainer.main",
+            ["--config=configs/smoke.py", "--config.data_dir={data}", "--workdir={file}/x"],
+            "Not a directory",
+        ),
+    ],
+)
+def test_what_fails_exits_1_with_one_line(tmp_path, data_dir, module, arguments, message):
+    (tmp_path / "file").write_text("")
+    places = {"file": tmp_path / "file", "tmp": tmp_path, "data": data_dir}
+    done = run_command(module, *[a.format(**places) for a in arguments], check=False)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
+    source = make_idx_set(tmp_path / "idx", suffix=".gz")
+    shards_dir, workdir, out = (tmp_path / name for name in ("shards", "run", "out"))
+    preprocess = run_command(
+        "pipeline.preprocess",
+        f"--source=idx:{source}",
+        f"--output_dir={shards_dir}",
+        "--num_shards=2",
+        "--name=blobs",
+        "--direct_num_workers=2",
+    )
+    assert preprocess.stderr == ""
+    assert preprocess.stdout.startswith(
+        "preprocess: finished: 350 read = 350 written (train 272, validation 28, test 50)"
+    )
+    train_args = [
+        "--config=configs/smoke.py",
+        f"--config.data_dir={shards_dir}",
+        f"--workdir={workdir}",
+        "--config.num_virtual_devices=2",
+        "--config.deterministic=True",
+    ]
+    train = run_command("trainer.main", *train_args)
+    lines = train.stderr.splitlines()
+    assert lines[0].startswith("train: from the start to step 18, 2 replica(s), train 272")
+    assert [line.split()[0] for line in lines[1:]] == ["epoch"] * (len(lines) - 1)
+    assert train.stdout.startswith("train: finished: train: loss")
+    assert "already finished" in run_command("trainer.main", *train_args).stdout
+
+    # Again with operations that may not depend on timing: the same to the last bit.
+    again = run_command("trainer.main", *train_args, f"--workdir={tmp_path}/again")
+    assert again.stdout.split("model_id ")[1][:16] == train.stdout.split("model_id ")[1][:16]
+
+    export_args = [
+        f"--data_dir={shards_dir}",
+        f"--model_dir={workdir}/export",
+        f"--output_dir={out}",
+        "--split=validation",
+    ]
+    export = run_command("pipeline.export", *export_args)
+    assert export.stderr == ""
+    assert export.stdout.startswith("export: finished: 28 read = 28 written")
+    assert "already finished" in run_command("pipeline.export", *export_args).stdout
+    assert json.loads((out / "manifest.json").read_text())["records"]["written"] == 28
+
+
+def test_installed_commands_are_the_modules():
+    for command, module in zip(["vae-preprocess", "vae-train", "vae-export"], MODULES, strict=True):
+        path = os.path.join(os.path.dirname(sys.executable), command)
+        if not os.path.exists(path):
+            pytest.skip("the package is not installed in this environment")
+        done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)
+        assert done.stdout == run_command(module, "--help").stdout
+
+
+def test_arrows_point_one_way():
+    heavy = "import sys; import {module}; print(*sys.modules)"
+    loaded = {}
+    for module in ("trainer.train", "pipeline.write_shards", "pipeline.embed_shards"):
+        done = subprocess.run(
+            [sys.executable, "-c", heavy.format(module=module)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        loaded[module] = set(done.stdout.split())
+    assert "apache_beam" not in loaded["trainer.train"]
+    for module in ("pipeline.write_shards", "pipeline.embed_shards"):
+        assert "trainer" not in loaded[module]
+        assert "tensorflow" not in loaded[module]
+
+
+def test_progress_updates_in_place_on_a_terminal_and_in_lines_elsewhere(tmp_path):
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        progress = Progress("work", total=10, unit="files", stream=terminal)
+        progress._shown = float("-inf")
+        progress.update(5, "half")
+        progress.close("work done")
+        seen = os.read(reader, 1000).decode()
+    os.close(reader)
+    assert seen.startswith("\rwork 5/10 files, half")
+    assert seen.rstrip().split("\r")[-1].strip() == "work done"
+
+    with open(tmp_path / "log", "w+") as log:
+        progress = Progress("work", total=10, unit="files", stream=log)
+        progress.update(5)  # Too soon for a log.
+        progress.close("work done")
+        log.seek(0)
+        assert log.read() == "work done\n"

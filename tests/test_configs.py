@@ -1,0 +1,84 @@
+import ast
+import importlib
+import inspect
+import pathlib
+import re
+
+import pytest
+
+from pipeline.errors import UsageError
+from tests.conftest import REPOSITORY, smoke_config
+from trainer import config as config_lib
+
+NAMES = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def test_all_configs_are_there():
+    assert NAMES == ["fashion_mnist", "mnist", "mnist_z2", "smoke"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_valid_locked_and_has_the_reference_keys(name):
+    config = load(name)
+    assert config.is_locked
+    assert set(config) == set(load("mnist"))
+    with pytest.raises(AttributeError, match="latent_dims"):
+        config.latent_dims = 3
+    config.data_dir = "somewhere"
+    config_lib.check(config)
+
+
+def test_every_key_is_commented_and_read():
+    source = inspect.getsource(importlib.import_module("configs.mnist"))
+    commented = set(re.findall(r"^ {4}config\.(\w+) = .*  # \w", source, re.MULTILINE))
+    # The comment on beta takes two lines above it.
+    assert commented | {"beta"} == set(load("mnist"))
+
+    read = set()
+    for path in pathlib.Path(REPOSITORY / "trainer").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+                if name in ("config", "_config"):
+                    read.add(node.attr)
+    # What only one value can be had of is read by the check.
+    read |= set(config_lib._ONE_OF) & {"kl_route"}
+    assert set(load("mnist")) - read == set()
+
+
+def test_a_free_key_exists():
+    assert config_lib._FREE_KEYS < set(load("mnist"))
+
+
+def test_betas_are_the_articles_factor_in_nats():
+    for name in ("mnist", "mnist_z2", "fashion_mnist"):
+        config = load(name)
+        assert config.beta == pytest.approx(2 * 6.5e-4 * 784 / config.latent_dim)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data_dir", "", "name the output directory"),
+        ("batch_size", 0, "at least 1"),
+        ("num_virtual_devices", -1, "at least 0"),
+        ("learning_rate", 0.0, "a number above 0"),
+        ("learning_rate", float("nan"), "a number above 0"),
+        ("beta", -1.0, "a number of at least 0"),
+        ("kl_route", "no_route", "one of gradient_tape"),
+        ("strategy", "parameter_server", "one of mirrored, one_device"),
+        ("precision", "float64", "one of float32, mixed_bfloat16"),
+        ("activation", "lru", "a name that keras.activations knows"),
+        ("filters", (), "one number of at least 1 for each convolution"),
+        ("filters", (4, 8, 16), "as many as filters, which has 3"),
+        ("strides", (2, 0), "one number of at least 1"),
+    ],
+)
+def test_values_out_of_range(key, value, expected):
+    with pytest.raises(UsageError, match=expected):
+        config_lib.check(smoke_config("somewhere", **{key: value}))

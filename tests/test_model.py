@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs import mnist
+from pipeline.errors import UsageError
+from tests.conftest import smoke_config
+from trainer import config as config_lib
+from trainer import losses
+from trainer.model import VAE
+
+
+def test_the_model_of_the_articles():
+    vae = VAE(mnist.get_config(), (28, 28, 1))
+    # Counted by hand: kernels 3×3, strides 1, 2, 2, then 2, 2, 1.
+    convolutions = [1 * 32, 32 * 64, 64 * 128, 128 * 64, 64 * 32, 32 * 1]
+    biases = [32, 64, 128, 64, 32, 1]
+    dense = 2 * (6272 * 12 + 12) + 12 * 6272 + 6272
+    assert (
+        sum(np.prod(v.shape) for v in vae.variables) == 9 * sum(convolutions) + sum(biases) + dense
+    )
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 16, 3), (4, 8, 2)])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_any_shape_that_the_strides_divide(shape, precision):
+    config = smoke_config("unused", precision=precision)
+    config_lib.check_image_shape(config, shape)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, *shape)).astype(np.uint8)
+    images, mean, log_var, logits = VAE(config, shape)(pixels, tf.zeros((5, 3)))
+    assert images.shape == logits.shape == (5, *shape)
+    assert mean.shape == log_var.shape == (5, 3)
+    assert {t.dtype for t in (images, mean, log_var, logits)} == {tf.float32}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((27, 28, 1), "image height 27 is 27 before convolution 1, which its stride 2 does not"),
+        ((28, 30, 1), "image width 30 is 15 before convolution 2"),
+    ],
+)
+def test_strides_that_do_not_divide(shape, message):
+    with pytest.raises(UsageError, match=message):
+        config_lib.check_image_shape(smoke_config("unused"), shape)
+
+
+def test_weights_are_a_function_of_the_seed_alone():
+    def weights(seed):
+        return [v.numpy() for v in VAE(smoke_config("unused", seed=seed), (8, 8, 1)).variables]
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    kernels = [v for v in first if v.any()]
+    assert len(kernels) == 7
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.any())
+    assert len({v.tobytes()[:8] for v in kernels}) == len(kernels)  # No two layers alike.
+
+
+def test_losses_against_float64():
+    generator = np.random.default_rng(0)
+    x = generator.random((4, 3, 2, 1))
+    logits = generator.normal(0, 30, (4, 3, 2, 1))
+    expected = -(x * -np.logaddexp(0, -logits) + (1 - x) * -np.logaddexp(0, logits)).sum((1, 2, 3))
+    as_float32 = [tf.constant(a, tf.float32) for a in (x, logits)]
+    np.testing.assert_allclose(losses.reconstruction_loss(*as_float32), expected, rtol=1e-6)
+
+    mean, log_var = generator.normal(0, 2, (2, 4, 5))
+    expected = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(1)
+    as_float32 = [tf.constant(a, tf.float32) for a in (mean, log_var)]
+    np.testing.assert_allclose(losses.kl(*as_float32), expected, rtol=1e-5)
+
+
+def test_kl_is_never_negative_and_0_at_the_prior():
+    tiny = tf.reshape(tf.linspace(-1e-3, 1e-3, 2001), (-1, 1))
+    assert losses.kl(tf.zeros_like(tiny), tiny).numpy().min() >= 0
+    assert losses.kl(tf.zeros((1, 7)), tf.zeros((1, 7))).numpy() == 0

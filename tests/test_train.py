@@ -1,0 +1,290 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pipeline import shards, stage
+from pipeline.errors import StageError, UsageError
+from tests.conftest import REPOSITORY, smoke_config
+from trainer import train
+
+# Trains, and dies when checkpoint number n is about to be published.
+DIE_AT_CHECKPOINT = """
+import os, signal, sys
+from pipeline import command
+command.import_tensorflow()
+from tests.conftest import smoke_config
+from trainer import checkpoints, train
+saved, save = 0, checkpoints.save
+def counting(workdir, *args, **kwargs):
+    global saved
+    saved += 1
+    if saved == int(sys.argv[3]):
+        name = os.path.join(workdir, "checkpoints", ".writing-step-0000000999.npz-1")
+        open(name, "wb").write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(workdir, *args, **kwargs)
+checkpoints.save = counting
+train.train(smoke_config(sys.argv[1]), workdir=sys.argv[2])
+"""
+
+
+def state_of(workdir) -> dict[str, np.ndarray]:
+    """All weights and optimizer slots of the newest checkpoint, with its name."""
+    path = sorted((workdir / "checkpoints").glob("step-*.npz"))[-1]
+    with np.load(path) as file:
+        return {"name": np.array(path.name), **{name: file[name] for name in file.files}}
+
+
+def assert_same_run(a, b):
+    """The runs in two directories are the same to the last bit and the last line."""
+    first, second = state_of(a), state_of(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    ids = [json.loads((d / "export" / "manifest.json").read_text())["model_id"] for d in (a, b)]
+    assert ids[0] == ids[1]
+
+
+def test_a_run_leaves_what_it_promises(trained, data_dir):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    dataset = shards.Dataset(str(data_dir))
+    steps = -(-dataset.num_examples("train") // 27)
+    assert [(line["step"], line["epoch"], line["split"]) for line in lines] == [
+        (steps, 1, "train"),
+        (steps, 1, "validation"),
+        (2 * steps, 2, "train"),
+        (2 * steps, 2, "validation"),
+        (2 * steps, 2, "test"),
+    ]
+    config = smoke_config(data_dir)
+    for line in lines:
+        assert line["kl"] >= 0
+        assert line["loss"] == pytest.approx(line["reconstruction_loss"] + config.beta * line["kl"])
+        assert line["elbo"] == pytest.approx(-line["reconstruction_loss"] - line["kl"])
+        assert line["bce"] == pytest.approx(line["reconstruction_loss"] / (12 * 8))
+    assert lines[2]["loss"] < lines[0]["loss"]
+    manifest = stage.read_manifest(str(trained / "export"), "train", "model_dir")
+    assert manifest["dataset_id"] == dataset.dataset_id
+    assert manifest["metrics"]["test"] == lines[-1]
+    assert str(data_dir) not in json.dumps(manifest)
+    saved = json.loads((trained / "config.json").read_text())
+    assert saved["latent_dim"] == 3
+    assert not list(trained.rglob(".writing-*"))
+
+
+def test_tensorboard_events_hold_losses_and_pictures(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert {"train/loss", "train/kl", "validation/bce", "time/images_per_sec"} <= set(tags)
+    pictures = events.Tensors("reconstructions")
+    assert len(pictures) == 2
+    width, height, first = pictures[0].tensor_proto.string_val[:3]
+    assert (width, height) == (b"8", b"24")
+    assert first.startswith(b"\x89PNG")
+
+
+def test_the_published_model_keeps_its_contract(trained, data_dir):
+    import tensorflow as tf
+
+    from trainer import losses
+
+    loaded = tf.saved_model.load(str(trained / "export"))
+    images = shards.Dataset(str(data_dir)).read_images("test")
+    whole = loaded.signatures["embed"](images=tf.constant(images))
+    encoded = loaded.signatures["encode"](images=tf.constant(images))
+    decoded = loaded.signatures["decode"](z=encoded["mean"])
+    reconstructed = loaded.signatures["reconstruct"](images=tf.constant(images))
+    assert encoded["mean"].shape == encoded["log_var"].shape == (50, 3)
+    assert decoded["images"].shape == images.shape
+    assert 0 <= decoded["images"].numpy().min() <= decoded["images"].numpy().max() <= 1
+    np.testing.assert_array_equal(whole["mean"], encoded["mean"])
+    np.testing.assert_allclose(decoded["images"], reconstructed["images"], atol=1e-6)
+    np.testing.assert_allclose(whole["reconstruction"], reconstructed["images"], atol=1e-6)
+    np.testing.assert_allclose(
+        whole["kl"], losses.kl(encoded["mean"], encoded["log_var"]), rtol=1e-5
+    )
+
+
+def test_replicas_walk_the_same_path(data_dir, tmp_path):
+    # A batch of 27 on 2 replicas, the last one short; 3 replicas leave one with nothing of it.
+    lines = []
+    for count in (1, 2, 3):
+        workdir = tmp_path / str(count)
+        train.train(smoke_config(data_dir, num_virtual_devices=count), workdir=str(workdir))
+        lines.append([json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()])
+    for other in lines[1:]:
+        for line, reference in zip(other, lines[0], strict=True):
+            assert line["split"] == reference["split"]
+            for key in ("loss", "reconstruction_loss", "kl"):
+                assert line[key] == pytest.approx(reference[key], rel=1e-5)
+
+
+def test_one_device_is_mirrored_with_one_replica(data_dir, trained, tmp_path):
+    train.train(smoke_config(data_dir, strategy="one_device"), workdir=str(tmp_path))
+    np.testing.assert_allclose(
+        [json.loads(x)["loss"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()],
+        [json.loads(x)["loss"] for x in (trained / "metrics.jsonl").read_text().splitlines()],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("changes", [{"steps_per_loop": 1}, {"steps_per_loop": 7}])
+def test_metrics_do_not_depend_on_where_the_host_looks(data_dir, trained, tmp_path, changes):
+    train.train(smoke_config(data_dir, **changes), workdir=str(tmp_path))
+    assert_same_run(tmp_path, trained)
+
+
+@pytest.mark.parametrize("checkpoint", [2, 3, 4, 6])
+def test_killed_while_it_saves_and_started_again_it_ends_the_same(
+    data_dir, trained, tmp_path, checkpoint
+):
+    done = subprocess.run(
+        [sys.executable, "-c", DIE_AT_CHECKPOINT, str(data_dir), str(tmp_path), str(checkpoint)],
+        cwd=REPOSITORY,
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "export").exists()
+    train.train(smoke_config(data_dir), workdir=str(tmp_path))
+    assert_same_run(tmp_path, trained)
+    assert not list((tmp_path / "checkpoints").glob(".writing*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_and_exits_75(data_dir, tmp_path, number):
+    def command(workdir):
+        config = ["--config=configs/smoke.py", f"--config.data_dir={data_dir}"]
+        longer = ["--config.num_epochs=300", "--config.steps_per_loop=2"]
+        return [sys.executable, "-m", "trainer.main", *config, *longer, f"--workdir={workdir}"]
+
+    cut = subprocess.Popen(
+        command(tmp_path), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    # Its first plain progress line that tells of an epoch: it is in the loop.
+    for line in cut.stderr:
+        if line.startswith(b"epoch 2/"):
+            break
+    cut.send_signal(number)
+    _, errors = cut.communicate()
+    assert cut.returncode == 75, errors
+    found = re.search(r"stopped by a signal at step (\d+) of", errors.decode())
+    assert int(state_of(tmp_path)["name"].item()[5:15]) == int(found[1])
+
+
+def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(
+    data_dir, trained, tmp_path, capsys
+):
+    config = smoke_config(data_dir, num_epochs=1)
+    train.train(config, workdir=str(tmp_path))
+    names = sorted((tmp_path / "checkpoints").glob("step-*.npz"))
+    names[-1].write_bytes(names[-1].read_bytes()[:-100])
+    train.train(smoke_config(data_dir), workdir=str(tmp_path))
+    assert f"{names[-1]} is damaged" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        state_of(tmp_path)["model/mean/kernel"], state_of(trained)["model/mean/kernel"]
+    )
+
+
+def test_it_resumes_on_another_number_of_replicas(data_dir, trained, tmp_path):
+    train.train(smoke_config(data_dir, num_epochs=1), workdir=str(tmp_path))
+    train.train(smoke_config(data_dir, num_virtual_devices=2), workdir=str(tmp_path))
+    for name, value in state_of(trained).items():
+        if name.startswith("model/"):
+            np.testing.assert_allclose(state_of(tmp_path)[name], value, atol=1e-5)
+
+
+def test_a_finished_run_is_left_alone(data_dir, trained, capsys):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    train.train(smoke_config(data_dir), workdir=str(trained))
+    assert "already finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+
+
+def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
+    data_dir, trained, tmp_path
+):
+    import shutil
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    other = smoke_config(data_dir, learning_rate=1e-3, latent_dim=2)
+    with pytest.raises(
+        UsageError, match="config.latent_dim is 3 there and 2 here; config.learning"
+    ):
+        train.train(other, workdir=str(workdir))
+    assert_same_run(workdir, trained)
+    with pytest.raises(StageError, match="has come to step .* at least as many epochs"):
+        train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
+    train.train(other, workdir=str(workdir), overwrite=True)
+    fresh = tmp_path / "fresh"
+    train.train(other, workdir=str(fresh))
+    assert_same_run(workdir, fresh)
+
+
+def test_a_run_is_bound_to_its_data_by_content_and_not_by_path(data_dir, trained, tmp_path):
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(data_dir, moved)
+    workdir = tmp_path / "run"
+    train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
+    train.train(smoke_config(moved), workdir=str(workdir))
+    assert_same_run(workdir, trained)
+
+
+def test_nan_stops_the_run_with_the_steps_and_keeps_the_checkpoint(data_dir, tmp_path):
+    with pytest.raises(StageError, match=r"NaN or infinite in step \d+ \(steps \d+ to \d+\)"):
+        train.train(smoke_config(data_dir, learning_rate=1e20), workdir=str(tmp_path))
+    assert not (tmp_path / "export").exists()
+
+
+def test_other_ways_to_compute_come_near(data_dir, trained, tmp_path):
+    reference = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    for number, changes in enumerate(
+        [{"precision": "mixed_bfloat16"}, {"jit_compile": True}, {"num_virtual_devices": 2}]
+    ):
+        workdir = tmp_path / str(number)
+        config = smoke_config(data_dir, **changes)
+        loss = train.train(config, workdir=str(workdir))["metrics"]["test"]["loss"]
+        assert loss == pytest.approx(reference, rel=0.02)
+
+
+def test_a_set_without_validation_and_test(tmp_path):
+    from tests.conftest import make_shards, write_idx
+
+    generator = np.random.default_rng(0)
+    (tmp_path / "idx").mkdir()
+    write_idx(
+        tmp_path / "idx" / "train-images-idx3-ubyte",
+        generator.integers(0, 256, (10, 4, 4)).astype(np.uint8),
+    )
+    write_idx(tmp_path / "idx" / "train-labels-idx1-ubyte", np.zeros(10, np.uint8))
+    make_shards(f"idx:{tmp_path}/idx", tmp_path / "data", validation_fraction=0, num_shards=1)
+    manifest = train.train(smoke_config(tmp_path / "data"), workdir=str(tmp_path / "run"))
+    assert list(manifest["metrics"]) == ["train"]
+
+
+def test_it_works_on_urls(data_dir, trained, tmp_path):
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.put(str(data_dir), f"memory://{tmp_path.name}/data", recursive=True)
+    root = f"memory://{tmp_path.name}"
+    train.train(smoke_config(f"{root}/data", num_epochs=1), workdir=f"{root}/run")
+    train.train(smoke_config(f"{root}/data"), workdir=f"{root}/run")
+    for path in fs.find(f"{root}/run"):
+        local = tmp_path / "copy" / path.split("/run/")[1]
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.write_bytes(fs.cat_file(path))
+    assert_same_run(tmp_path / "copy", trained)
+    assert list((tmp_path / "copy" / "tensorboard").iterdir())
