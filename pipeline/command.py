@@ -102,7 +102,8 @@ def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[s
     try:
         rest = flags.FLAGS(argv, known_only=beam)[1:]
         if "config" in flags.FLAGS:
-            _ = flags.FLAGS.config  # Raises what went wrong when the file was loaded.
+            # Any access raises what went wrong when the file was loaded.
+            hasattr(flags.FLAGS.config, "lock")
     except flags.Error as error:
         raise UsageError(f"{error}; see --help") from error
     except OSError as error:
@@ -111,10 +112,10 @@ def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[s
             f"no such config file: {names}; see configs/ for those there are"
         ) from error
     except AttributeError as error:  # How ml_collections reports a key that is not there.
-        key, _, near = str(error.args[0]).partition("\n")
-        near = re.search(r'Did you mean "(\w+)"', near)
+        key = re.search(r"\w+", str(error))[0]
+        near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
-        raise UsageError(f"the config has no key {key}; {hint}") from error
+        raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error
     if rest and not beam:
         raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
     return rest

@@ -105,7 +105,7 @@ def test_a_config_that_cannot_be_exits_2(data_dir, tmp_path, argument, message):
         ),
         (
             "trainer.main",
-            ["--config.data_dir={tmp}/nothing", "--workdir={tmp}/run"],
+            ["--config=configs/mnist.py", "--config.data_dir={tmp}/nothing", "--workdir={tmp}/run"],
             "no such directory; expected the output of python -m pipeline.preprocess",
         ),
         (

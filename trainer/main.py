@@ -10,17 +10,14 @@ This file holds flags and nothing else; the loop is in train.py.
 from absl import flags
 from ml_collections import config_flags
 
-import configs
 from pipeline import command
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", configs.path("mnist.py"), "A Python file with get_config()."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for checkpoints, metrics and the model; local or a URL."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another run's state in workdir.")
-flags.mark_flag_as_required("workdir")
+flags.mark_flags_as_required(["config", "workdir"])
 
 
 def run(_: list[str]) -> None:
