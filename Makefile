@@ -70,7 +70,7 @@ lint: $(INSTALLED)  ## ruff: check and format
 	$(VENV)/bin/ruff format --check .
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work
-	@$(PY) tests/benchmarks/bench_stages.py
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_stages
 
 clean:  ## removes what these targets made, $(VENV) included
 	rm -rf $(VENV) $(DEMO_DIR) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
