@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     # 2 * fact * num_pixels / latent_dim, with fact = 6.5e-4.
     config.beta = 2 * 6.5e-4 * 28 * 28 / 12
     config.kl_route = "gradient_tape"  # how the KL term enters training
-    config.learning_rate = 5e-4  # of Adam
+    config.learning_rate = 1e-3  # of Adam
 
     # Machine
     config.strategy = "mirrored"  # mirrored: all GPUs, else the CPU; one_device: the first of them

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import beam_runner, command, examples, shards, sheets, stage, storage
 from pipeline.errors import StageError
+from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
 
 # Images in one call of the model. Every call has exactly this shape, the last one
@@ -129,7 +130,7 @@ class EmbedShard(beam.DoFn):
         data_dir: str,
         model_dir: str,
         model_manifest: dict[str, Any],
-        output: stage.OutputDirectory,
+        output: OutputDirectory,
     ):
         """Takes where to read from, the model's manifest, and where to write."""
         self._data_dir, self._model_dir = data_dir, model_dir
@@ -215,7 +216,7 @@ def embed_shards(
     tasks = [entry["name"] for entry in entries]
     storage.make_dirs(output_dir)
     with storage.lock(output_dir):
-        output = stage.OutputDirectory(output_dir, stage="export", made_from=made_from)
+        output = OutputDirectory(output_dir, stage="export", made_from=made_from)
         names = [name for task in tasks for name in _output_names(task)]
         finished = output.begin(names, overwrite=overwrite)
         if finished is not None:

@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import beam_runner, examples, placement, shards, sources, stage, storage
 from pipeline.errors import StageError, UsageError
+from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
 
 # Indices hashed at a time: half a megabyte of them, a fraction of a second of work.
@@ -53,7 +54,7 @@ class AssignShards(beam.DoFn):
 class WriteShard(beam.DoFn):
     """All indices of a shard -> its file and marker."""
 
-    def __init__(self, spec: str, settings: dict[str, Any], output: stage.OutputDirectory):
+    def __init__(self, spec: str, settings: dict[str, Any], output: OutputDirectory):
         """Takes the source's spec, the job's settings and where to write."""
         self._spec, self._settings, self._output = spec, settings, output
 
@@ -161,7 +162,7 @@ def write_shards(
 
     storage.make_dirs(output_dir)
     with storage.lock(output_dir):
-        output = stage.OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
+        output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
         finished = output.begin([*tasks, *info_names], overwrite=overwrite)
         if finished is not None:
             return {**finished, "reused": True}
@@ -194,7 +195,7 @@ def write_shards(
 
 def _finish(
     source: sources.Source,
-    output: stage.OutputDirectory,
+    output: OutputDirectory,
     tasks: list[str],
     splits: list[str],
     num_read: int,

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import shards, stage
 from pipeline.errors import StageError, UsageError
+from pipeline.output_directory import TIMINGS
 from tests.conftest import REPOSITORY, make_idx_set, make_shards, outputs_of
 
 # Runs the job, and dies when it has opened its n-th file for writing.
@@ -86,7 +87,7 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
     num_markers = len(list((out / ".progress").glob("blobs-*.json"))) if out.exists() else 0
     make_shards(f"idx:{idx_dir}", out)
     assert outputs_of(out) == outputs_of(data_dir)
-    timings = json.loads((out / stage.TIMINGS).read_text())
+    timings = json.loads((out / TIMINGS).read_text())
     assert timings["num_tasks_reused"] == num_markers
     assert timings["num_tasks"] == 12
 

@@ -1,27 +1,21 @@
 """The training loop: resume, train, evaluate, checkpoint, stop, publish."""
 
-import math
 import signal
 import sys
 import time
 
-import keras
 import ml_collections
-import numpy as np
 import tensorflow as tf
 
 from pipeline import shards, stage, storage
 from pipeline.errors import Interrupted, StageError
 from pipeline.progress import Progress
-from trainer import batches, checkpoints, publish, strategies
+from trainer import batches, checkpoints, publish
 from trainer import config as config_lib
 from trainer import metrics as metrics_lib
-from trainer.model import VAE
-from trainer.step import SUMS, Steps, place_on_devices
+from trainer.run import Run
 
 EXPORT = "export"
-# Reconstructions shown on TensorBoard, from the first records of a split.
-_NUM_PICTURES = 8
 
 
 class _StopSignal:
@@ -44,181 +38,89 @@ class _StopSignal:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-class _Run:
-    """One run: its data on the devices, its model, and its files in workdir."""
-
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: shards.Dataset):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.num_examples = dataset.num_examples("train")
-        self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
-        self.total_steps = self.steps_per_epoch * config.num_epochs
-        # What every weight is a function of, and what a checkpoint must agree with.
-        self.identity = {
-            "dataset_id": dataset.dataset_id,
-            "config": config_lib.identity(config),
-        }
-        self.step = 0
-        self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
-
-    def build(self) -> None:
-        """Makes strategy, model and optimizer, and puts the data on the devices."""
-        config = self.config
-        keras.config.set_image_data_format("channels_last")
-        self.strategy = strategies.make(config)
-        with self.strategy.scope():
-            self.vae = VAE(config, self.dataset.image_shape)
-            self.optimizer = keras.optimizers.Adam(config.learning_rate, name="adam")
-            self.optimizer.build(self.vae.variables)
-        self.steps = Steps(config, self.strategy, self.vae, self.optimizer)
-        self.images = {}  # split -> images on the devices, and their number
-        for split in ("train", "validation", "test"):
-            if split in self.dataset.splits and self.dataset.num_examples(split):
-                images = self.dataset.read_images(split)
-                self.images[split] = place_on_devices(self.strategy, images), len(images)
-
-    @property
-    def _variables(self) -> dict[str, keras.Variable]:
-        """Name -> variable, of model and optimizer."""
-        named = {f"model/{v.path}": v for v in self.vae.variables}
-        return named | {f"optimizer/{v.path}": v for v in self.optimizer.variables}
-
-    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Takes over the state of a checkpoint."""
-        self.step = checkpoint.step
-        self.epoch_sums = np.array(checkpoint.epoch_sums)
-        variables = self._variables
-        if variables.keys() != checkpoint.arrays.keys():
-            odd = min(variables.keys() ^ checkpoint.arrays.keys())
-            raise StageError(
-                f"--workdir={self.workdir}: the checkpoint of step {self.step} and this program's "
-                f"model differ in {odd!r}; go on with the Keras version that wrote it, or pass "
-                "--overwrite"
-            )
-        for name, variable in variables.items():
-            variable.assign(checkpoint.arrays[name])
-
-    def save(self) -> str:
-        """Writes a checkpoint of the present state."""
-        return checkpoints.save(
-            self.workdir,
-            checkpoints.Checkpoint(
-                step=self.step,
-                epoch_sums=self.epoch_sums.tolist(),
-                run=self.identity,
-                arrays={name: v.numpy() for name, v in self._variables.items()},
-            ),
-            keep=self.config.keep_checkpoints,
-        )
-
-    def metrics(self, sums) -> dict[str, float]:
-        """Means from the sums of some examples."""
-        return metrics_lib.from_sums(
-            sums, beta=self.config.beta, num_pixels=math.prod(self.dataset.image_shape)
-        )
-
-    def train_steps(self, order: tf.Tensor, num_steps: int) -> None:
-        """Trains some steps of one epoch and adds up their sums.
-
-        Raises:
-          StageError: a term became NaN or infinite.
-        """
-        rows = self.steps.train(
-            self.images["train"][0],
-            order,
-            tf.constant(self.step % self.steps_per_epoch),
-            tf.constant(self.step),
-            tf.constant(num_steps),
-        ).numpy()
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if bad.size:
-            raise StageError(
-                f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
-                f"{self.step + 1} to {self.step + num_steps}); the newest checkpoint in "
-                f"{self.workdir} is from before it: try a smaller --config.learning_rate"
-            )
-        for row in rows.astype(np.float64):  # One by one: the same sum however steps are grouped.
-            self.epoch_sums += row
-        self.step += num_steps
-
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Metrics of the present weights on a whole split."""
-        images, count = self.images[split]
-        rows = self.steps.evaluate(
-            images,
-            tf.range(count),
-            tf.constant(batches.steps_per_epoch(count, self.config.batch_size)),
-        ).numpy()
-        return self.metrics(rows.astype(np.float64).sum(axis=0))
-
-    def show_reconstructions(self, board: metrics_lib.TensorBoard, split: str) -> None:
-        """Writes a few originals and reconstructions to TensorBoard."""
-        pixels = self.strategy.experimental_local_results(self.images[split][0])[0][:_NUM_PICTURES]
-        noise = tf.zeros((len(pixels), self.config.latent_dim))
-        images, _, _, logits = self.vae(pixels, noise)
-        board.reconstructions(self.step, images.numpy(), tf.sigmoid(logits).numpy())
+def _interrupted(run: Run, path: str) -> Interrupted:
+    return Interrupted(
+        f"stopped by a signal at step {run.step} of {run.total_steps}, state saved in {path}; "
+        "run the same command to go on"
+    )
 
 
-def _fit(run: _Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
-    """Trains from run.step to the end, or raises Interrupted with the state saved."""
+def _train_to_epoch_end(run: Run, progress: Progress, stop: _StopSignal) -> None:
+    """Trains what is left of the current epoch, with checkpoints on the way.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+    """
     config, per_epoch = run.config, run.steps_per_epoch
+    epoch, batch = divmod(run.step, per_epoch)
+    order = tf.constant(batches.permutation(config.seed, epoch, run.num_examples))
+    while batch < per_epoch:
+        to_checkpoint = config.checkpoint_every_steps - run.step % config.checkpoint_every_steps
+        num_steps = min(config.steps_per_loop, per_epoch - batch, to_checkpoint)
+        run.train_steps(order, num_steps)
+        batch += num_steps
+        progress.update(batch, metrics_lib.describe(run.metrics(run.epoch_sums)))
+        if batch == per_epoch:
+            return  # The end of an epoch is reported before it is saved.
+        if stop.received:
+            progress.close()
+            raise _interrupted(run, run.save())
+        if num_steps == to_checkpoint:
+            run.save()
+
+
+def _report_epoch(
+    run: Run, lines: metrics_lib.JsonLines, board: metrics_lib.TensorBoard, *, epoch: int
+) -> str:
+    """Writes the metrics of an epoch that has just ended; returns them as text."""
+    about = {"step": run.step, "epoch": epoch}
+    train = run.metrics(run.epoch_sums)
+    lines.append({**about, "split": "train", **train})
+    board.scalars(run.step, "train", train)
+    text = metrics_lib.describe(train)
+    if "validation" not in run.images:
+        run.show_reconstructions(board, "train")
+        return text
+    validation = run.evaluate("validation")
+    lines.append({**about, "split": "validation", **validation})
+    board.scalars(run.step, "validation", validation)
+    run.show_reconstructions(board, "validation")
+    return f"{text} | validation loss {validation['loss']:.2f}"
+
+
+def _fit(run: Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
+    """Trains from run.step to the end, or raises Interrupted with the state saved."""
+    config = run.config
     board = metrics_lib.TensorBoard(run.workdir)
     timings = metrics_lib.JsonLines(
         storage.join(run.workdir, metrics_lib.TIMINGS), up_to_step=run.step
     )
-    order_epoch, order = -1, None
-    progress = None
     while run.step < run.total_steps:
-        epoch, batch = divmod(run.step, per_epoch)
-        if epoch != order_epoch:
-            order_epoch = epoch
-            order = tf.constant(batches.permutation(config.seed, epoch, run.num_examples))
-            progress = Progress(
-                f"epoch {epoch + 1}/{config.num_epochs}", total=per_epoch, unit="steps"
-            )
-            started, first_step, train_secs = time.monotonic(), run.step, 0.0
-        to_checkpoint = config.checkpoint_every_steps - run.step % config.checkpoint_every_steps
-        began = time.monotonic()
-        run.train_steps(order, min(config.steps_per_loop, per_epoch - batch, to_checkpoint))
-        train_secs += time.monotonic() - began
-        done = run.step - order_epoch * per_epoch
-        progress.update(done, metrics_lib.describe(run.metrics(run.epoch_sums)))
-
-        epoch_ended = done == per_epoch
-        if epoch_ended:
-            train = run.metrics(run.epoch_sums)
-            lines.append({"step": run.step, "epoch": epoch + 1, "split": "train", **train})
-            rate = (run.step - first_step) * config.batch_size / train_secs
-            text = f"{progress.label} {run.step:,} steps, {rate:,.0f} images/s, "
-            text += metrics_lib.describe(train)
-            board.scalars(run.step, "train", train)
-            shown = "train"
-            if "validation" in run.images:
-                validation = run.evaluate("validation")
-                lines.append(
-                    {"step": run.step, "epoch": epoch + 1, "split": "validation", **validation}
-                )
-                board.scalars(run.step, "validation", validation)
-                text += f" | validation loss {validation['loss']:.2f}"
-                shown = "validation"
-            run.show_reconstructions(board, shown)
-            run.epoch_sums[:] = 0
-            secs = time.monotonic() - started
-            timing = {"images_per_sec": rate, "train_secs": train_secs, "epoch_secs": secs}
-            timings.append({"step": run.step, "epoch": epoch + 1, **timing})
-            board.scalars(run.step, "time", timing)
-            board.flush()
-            progress.close(text)
-        if epoch_ended or stop.received or to_checkpoint <= config.steps_per_loop:
-            path = run.save()
+        epoch = run.step // run.steps_per_epoch + 1
+        progress = Progress(
+            f"epoch {epoch}/{config.num_epochs}", total=run.steps_per_epoch, unit="steps"
+        )
+        began, first_step = time.monotonic(), run.step
+        _train_to_epoch_end(run, progress, stop)
+        train_secs = time.monotonic() - began
+        text = _report_epoch(run, lines, board, epoch=epoch)
+        rate = (run.step - first_step) * config.batch_size / train_secs
+        timing = {
+            "images_per_sec": rate,
+            "train_secs": train_secs,
+            "epoch_secs": time.monotonic() - began,
+        }
+        timings.append({"step": run.step, "epoch": epoch, **timing})
+        board.scalars(run.step, "time", timing)
+        board.flush()
+        progress.close(f"{progress.label}, step {run.step:,}, {rate:,.0f} images/s, {text}")
+        run.epoch_sums[:] = 0
+        path = run.save()
         if stop.received and run.step < run.total_steps:
-            progress.close()
-            raise Interrupted(
-                f"stopped by a signal at step {run.step} of {run.total_steps}, state saved in "
-                f"{path}; run the same command to go on"
-            )
+            raise _interrupted(run, path)
 
 
-def _finished(export_dir: str, run: _Run) -> dict | None:
+def _finished(export_dir: str, run: Run) -> dict | None:
     """The manifest of the published model, if this very run is done."""
     if not storage.exists(storage.join(export_dir, stage.MANIFEST)):
         return None
@@ -260,7 +162,7 @@ def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = 
 def _train_locked(config, workdir, dataset, overwrite, stop) -> dict:
     export_dir = storage.join(workdir, EXPORT)
     metrics_path = storage.join(workdir, metrics_lib.METRICS)
-    run = _Run(config, workdir, dataset)
+    run = Run(config, workdir, dataset)
     if overwrite:
         storage.remove(export_dir)
         checkpoints.clear(workdir)

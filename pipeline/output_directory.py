@@ -1,0 +1,226 @@
+"""How a Beam stage fills its output directory, in as many tries as it takes.
+
+Until `manifest.json` is there, `.progress/` holds `job.json` (what is being made,
+and the names of all files it will consist of) and one marker for each task that is
+done. A marker carries size and sha256 of the task's files, so a file is taken for
+whole because of what it holds and not because something of its name exists.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import StageError
+from pipeline.stage import (
+    FORMAT_VERSION,
+    MANIFEST,
+    canonical_json,
+    differences,
+    read_file,
+    read_json,
+    readable_json,
+)
+
+TIMINGS = "timings.json"
+_PROGRESS = ".progress"
+_JOB = "job.json"
+_LOCK = ".lock"
+
+
+class OutputDirectory:
+    """One stage's output directory, from its first file to its manifest.
+
+    Use under `storage.lock(directory)`. Workers call only `make_once`.
+    """
+
+    def __init__(self, directory: str, *, stage: str, made_from: Mapping[str, Any]):
+        """Names the directory and what is to be made in it.
+
+        Args:
+          directory: local path or fsspec URL.
+          stage: "preprocess" or "export".
+          made_from: inputs and settings, a JSON value free of times and places.
+        """
+        self.directory = directory
+        self.stage = stage
+        # Through JSON and back, so that it equals what is read from a file.
+        self.made_from = json.loads(canonical_json(made_from))
+
+    def _path(self, *names: str) -> str:
+        return storage.join(self.directory, *names)
+
+    def begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
+        """Makes the directory ready for this job.
+
+        Args:
+          names: every file that the job will make, without manifest and timings.
+          overwrite: whether what another job made here may go.
+
+        Returns:
+          The manifest, if this very job is finished and its files are all there.
+
+        Raises:
+          StageError: something else is in the directory.
+        """
+        manifest = read_json(self._path(MANIFEST))
+        job = read_json(self._path(_PROGRESS, _JOB))
+        if manifest is None and job is None:
+            # A job killed before its first file leaves these two and nothing else.
+            ours = (_LOCK, _PROGRESS)
+            foreign = [n for n in storage.list_names(self.directory) if n not in ours]
+            if foreign:
+                raise StageError(
+                    f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
+                    f"nor {_PROGRESS}/, so it is no output of this command; name a new directory"
+                )
+        else:
+            known = manifest if manifest is not None else job
+            differ = differences(
+                {"stage": known.get("stage"), **known.get("made_from", {})},
+                {"stage": self.stage, **self.made_from},
+            )
+            if differ and not overwrite:
+                state = "finished" if manifest is not None else "unfinished"
+                raise StageError(
+                    f"--output_dir={self.directory}: holds {state} output of other inputs "
+                    f"({'; '.join(differ)}); name another directory, or pass --overwrite"
+                )
+            if overwrite:
+                self._clear(manifest, job)
+                manifest = None
+        storage.remove_unfinished(self.directory)
+        storage.remove_unfinished(self._path(_PROGRESS))
+        if manifest is not None and self._is_complete(manifest):
+            storage.remove(self._path(_PROGRESS))
+            return manifest
+        storage.make_dirs(self._path(_PROGRESS))
+        job = {"stage": self.stage, "made_from": self.made_from, "names": list(names)}
+        storage.write_bytes(self._path(_PROGRESS, _JOB), readable_json(job))
+        storage.remove(self._path(MANIFEST))
+        return None
+
+    def _is_complete(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether every file is there at its size; contents are checked when read."""
+        for entry in manifest["files"]:
+            try:
+                if storage.num_bytes(self._path(entry["name"])) != entry["bytes"]:
+                    return False
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _clear(self, manifest: Mapping[str, Any] | None, job: Mapping[str, Any] | None) -> None:
+        """Removes what this command made here, and nothing else."""
+        storage.remove(self._path(MANIFEST))  # First: from here on it is unfinished.
+        names = [entry["name"] for entry in (manifest or {}).get("files", [])]
+        names += (job or {}).get("names", [])
+        for name in names:
+            storage.remove(self._path(name))
+        storage.remove(self._path(TIMINGS))
+        storage.remove(self._path(_PROGRESS))
+
+    def _marker_path(self, task: str) -> str:
+        return self._path(_PROGRESS, f"{task}.json")
+
+    def make_once(
+        self, task: str, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
+    ) -> None:
+        """Does one task unless an earlier try has; afterwards its marker stands.
+
+        Args:
+          task: name of the task, unique in the job.
+          make: writes the task's files and returns their entries, and the seconds
+            it spent on each kind of work.
+        """
+        marker = self._whole_task(task)
+        if marker is None:
+            try:
+                entries, secs = make()
+            except (StageError, OSError) as error:
+                # Not raised, so that the other tasks go on; `markers` raises it in the end.
+                try:
+                    self._write_marker(task, {"failed": str(error)})
+                except OSError:
+                    # A full disk takes no marker either, and no other task can go on.
+                    raise StageError(f"{self.directory}: {task}: {error}; make room") from error
+                return
+            marker = {"entries": entries, "secs": secs}
+            reused = False
+        else:
+            reused = True
+        self._write_marker(task, {**marker, "reused": reused})
+
+    def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
+        storage.write_bytes(self._marker_path(task), readable_json(marker))
+
+    def _whole_task(self, task: str) -> dict[str, Any] | None:
+        """The marker of a task whose files are all as they were when it was marked."""
+        try:
+            marker = read_json(self._marker_path(task))
+            if marker is None or "failed" in marker:
+                return None
+            for entry in marker["entries"]:
+                read_file(self.directory, entry)
+        except StageError:
+            return None  # Damaged marker or file: the task is done again.
+        return marker
+
+    def num_done(self) -> int:
+        """How many tasks are done so far; what a progress line counts."""
+        names = storage.list_names(self._path(_PROGRESS))
+        return sum(name.endswith(".json") and name != _JOB for name in names)
+
+    def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """The markers of `tasks`, in that order.
+
+        Raises:
+          StageError: a task failed, or has no marker.
+        """
+        markers, failed = [], []
+        for task in tasks:
+            marker = read_json(self._marker_path(task)) or {"failed": f"{task} was not done"}
+            if "failed" in marker:
+                failed.append(marker["failed"])
+            markers.append(marker)
+        if failed:
+            more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)" * (len(failed) > 1)
+            raise StageError(
+                f"{failed[0]}{more}; then run the same command again: it keeps the "
+                f"{len(tasks) - len(failed)} files that are whole"
+            )
+        return markers
+
+    def finish(
+        self, manifest: Mapping[str, Any], markers: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Writes timings.json and then the manifest, which makes the directory finished.
+
+        Args:
+          manifest: what the manifest says beside stage, version and made_from.
+          markers: task -> marker; their seconds go to timings.json.
+
+        Returns:
+          The manifest as written.
+        """
+        done = [marker for marker in markers.values() if not marker["reused"]]
+        kinds = sorted({kind for marker in done for kind in marker["secs"]})
+        timings = {
+            "total_secs": {kind: sum(m["secs"].get(kind, 0.0) for m in done) for kind in kinds},
+            "num_tasks": len(markers),
+            "num_tasks_reused": len(markers) - len(done),
+            "tasks": {
+                task: {"secs": marker["secs"], "reused": marker["reused"]}
+                for task, marker in markers.items()
+            },
+        }
+        whole = {
+            "stage": self.stage,
+            "format_version": FORMAT_VERSION,
+            "made_from": self.made_from,
+            **manifest,
+        }
+        storage.write_bytes(self._path(TIMINGS), readable_json(timings))
+        storage.write_bytes(self._path(MANIFEST), readable_json(whole))
+        storage.remove(self._path(_PROGRESS))
+        return whole
