@@ -51,7 +51,6 @@ export: $(INSTALLED)  ## shards and model -> embeddings and contact sheets
 
 # A shard per split and batches of 128: the embedded set is small.
 demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
-	@rm -rf $(DEMO_DIR)/shards $(DEMO_DIR)/run $(DEMO_DIR)/embeddings
 	@$(MAKE) --no-print-directory preprocess OUTPUT_DIR= DATA_DIR=$(DEMO_DIR)/shards SOURCE=sample NAME=mnist FLAGS=--num_shards=4
 	@$(MAKE) --no-print-directory train DATA_DIR=$(DEMO_DIR)/shards WORKDIR=$(DEMO_DIR)/run CONFIG=configs/mnist.py FLAGS="--config.num_epochs=12 --config.batch_size=128"
 	@$(MAKE) --no-print-directory export DATA_DIR=$(DEMO_DIR)/shards MODEL_DIR=$(DEMO_DIR)/run/export OUTPUT_DIR=$(DEMO_DIR)/embeddings SPLIT=test FLAGS=

@@ -214,11 +214,9 @@ def embed_shards(
         "split": split,
     }
     tasks = [entry["name"] for entry in entries]
-    storage.make_dirs(output_dir)
-    with storage.lock(output_dir):
-        output = OutputDirectory(output_dir, stage="export", made_from=made_from)
-        names = [name for task in tasks for name in _output_names(task)]
-        finished = output.begin(names, overwrite=overwrite)
+    output = OutputDirectory(output_dir, stage="export", made_from=made_from)
+    names = [name for task in tasks for name in _output_names(task)]
+    with output.opened(names, overwrite=overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
 

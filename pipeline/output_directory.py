@@ -6,8 +6,10 @@ done. A marker carries size and sha256 of the task's files, so a file is taken f
 whole because of what it holds and not because something of its name exists.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -25,13 +27,12 @@ from pipeline.stage import (
 TIMINGS = "timings.json"
 _PROGRESS = ".progress"
 _JOB = "job.json"
-_LOCK = ".lock"
 
 
 class OutputDirectory:
     """One stage's output directory, from its first file to its manifest.
 
-    Use under `storage.lock(directory)`. Workers call only `make_once`.
+    The command opens it with `opened`; workers call only `make_once`.
     """
 
     def __init__(self, directory: str, *, stage: str, made_from: Mapping[str, Any]):
@@ -50,55 +51,72 @@ class OutputDirectory:
     def _path(self, *names: str) -> str:
         return storage.join(self.directory, *names)
 
-    def begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
-        """Makes the directory ready for this job.
+    @contextlib.contextmanager
+    def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[dict[str, Any] | None]:
+        """Holds the directory for this process, made ready for this job.
 
         Args:
           names: every file that the job will make, without manifest and timings.
-          overwrite: whether what another job made here may go.
+          overwrite: whether what another job of this stage made here may go.
 
-        Returns:
+        Yields:
           The manifest, if this very job is finished and its files are all there.
 
         Raises:
-          StageError: something else is in the directory.
+          StageError: something else is in the directory, or another process writes to it.
         """
-        manifest = read_json(self._path(MANIFEST))
-        job = read_json(self._path(_PROGRESS, _JOB))
-        if manifest is None and job is None:
+        self._refuse_foreign()  # Before the lock, which would leave its file there.
+        storage.make_dirs(self.directory)
+        with storage.lock(self.directory):
+            yield self._begin(names, overwrite=overwrite)
+
+    def _refuse_foreign(self) -> None:
+        """Raises a StageError if what is in the directory is not of this stage."""
+        known = read_json(self._path(MANIFEST)) or read_json(self._path(_PROGRESS, _JOB))
+        if known is None:
             # A job killed before its first file leaves these two and nothing else.
-            ours = (_LOCK, _PROGRESS)
+            ours = (storage.LOCK, _PROGRESS)
             foreign = [n for n in storage.list_names(self.directory) if n not in ours]
             if foreign:
                 raise StageError(
                     f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
                     f"nor {_PROGRESS}/, so it is no output of this command; name a new directory"
                 )
-        else:
-            known = manifest if manifest is not None else job
-            differ = differences(
-                {"stage": known.get("stage"), **known.get("made_from", {})},
-                {"stage": self.stage, **self.made_from},
+        elif not isinstance(known, dict) or known.get("stage") != self.stage:
+            raise StageError(
+                f"--output_dir={self.directory}: is the output of another stage; expected a new "
+                f"directory, or one of {self.stage}"
             )
+
+    def _begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
+        """Clears or keeps what is there; returns the manifest if nothing is left to do."""
+        manifest = read_json(self._path(MANIFEST))
+        job = read_json(self._path(_PROGRESS, _JOB))
+        known = manifest or job
+        if known:
+            differ = differences(known.get("made_from", {}), self.made_from)
             if differ and not overwrite:
-                state = "finished" if manifest is not None else "unfinished"
+                state = "finished" if manifest else "unfinished"
                 raise StageError(
                     f"--output_dir={self.directory}: holds {state} output of other inputs "
                     f"({'; '.join(differ)}); name another directory, or pass --overwrite"
                 )
             if overwrite:
-                self._clear(manifest, job)
+                self._clear(known)
                 manifest = None
         storage.remove_unfinished(self.directory)
         storage.remove_unfinished(self._path(_PROGRESS))
-        if manifest is not None and self._is_complete(manifest):
+        if manifest and self._is_complete(manifest):
             storage.remove(self._path(_PROGRESS))
             return manifest
-        storage.make_dirs(self._path(_PROGRESS))
-        job = {"stage": self.stage, "made_from": self.made_from, "names": list(names)}
-        storage.write_bytes(self._path(_PROGRESS, _JOB), readable_json(job))
+        self._write_job(self.made_from, names)
         storage.remove(self._path(MANIFEST))
         return None
+
+    def _write_job(self, made_from: Mapping[str, Any], names: Sequence[str]) -> None:
+        storage.make_dirs(self._path(_PROGRESS))
+        job = {"stage": self.stage, "made_from": made_from, "names": list(names)}
+        storage.write_bytes(self._path(_PROGRESS, _JOB), readable_json(job))
 
     def _is_complete(self, manifest: Mapping[str, Any]) -> bool:
         """Whether every file is there at its size; contents are checked when read."""
@@ -110,13 +128,19 @@ class OutputDirectory:
                 return False
         return True
 
-    def _clear(self, manifest: Mapping[str, Any] | None, job: Mapping[str, Any] | None) -> None:
-        """Removes what this command made here, and nothing else."""
-        storage.remove(self._path(MANIFEST))  # First: from here on it is unfinished.
-        names = [entry["name"] for entry in (manifest or {}).get("files", [])]
-        names += (job or {}).get("names", [])
+    def _clear(self, known: Mapping[str, Any]) -> None:
+        """Removes what an earlier job made here, and nothing else.
+
+        Args:
+          known: its manifest or job.json.
+        """
+        names = known.get("names") or [entry["name"] for entry in known.get("files", [])]
+        # Killed from here on, the next try finds an unfinished job and clears the rest.
+        self._write_job(known.get("made_from", {}), names)
+        storage.remove(self._path(MANIFEST))
         for name in names:
-            storage.remove(self._path(name))
+            if os.path.basename(name) == name:  # Nothing outside, whatever the file says.
+                storage.remove(self._path(name))
         storage.remove(self._path(TIMINGS))
         storage.remove(self._path(_PROGRESS))
 

@@ -92,7 +92,8 @@ def read_json(path: str) -> Any | None:
         return None
     except ValueError as error:
         raise StageError(
-            f"{path}: not valid JSON ({error}); make the directory again with --overwrite"
+            f"{path}: not valid JSON ({error}), so the directory cannot be trusted; delete it and "
+            "make it again"
         ) from error
 
 

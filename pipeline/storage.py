@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from pipeline.errors import StageError
 
+# Name of the file by which a process holds a directory; it stays, empty.
+LOCK = ".lock"
 _TEMPORARY = ".writing-"
 
 
@@ -212,7 +214,7 @@ def lock(directory: str) -> Iterator[None]:
         return
     import fcntl
 
-    with open(os.path.join(directory, ".lock"), "a+b") as file:
+    with open(os.path.join(directory, LOCK), "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

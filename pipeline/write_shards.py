@@ -13,7 +13,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import beam_runner, examples, placement, shards, sources, stage, storage
+from pipeline import beam_runner, examples, placement, shards, sources, stage
 from pipeline.errors import StageError, UsageError
 from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
@@ -160,10 +160,8 @@ def write_shards(
     tasks = [shards.shard_name(name, split, shard, num_shards) for split, shard in keys]
     info_names = ["dataset_info.json", "features.json"]
 
-    storage.make_dirs(output_dir)
-    with storage.lock(output_dir):
-        output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
-        finished = output.begin([*tasks, *info_names], overwrite=overwrite)
+    output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
+    with output.opened([*tasks, *info_names], overwrite=overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
 

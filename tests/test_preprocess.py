@@ -142,6 +142,48 @@ def test_a_directory_of_somebody_else_is_refused_even_with_overwrite(idx_dir, tm
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
+def test_a_directory_of_another_stage_is_refused_even_with_overwrite(idx_dir, trained):
+    before = outputs_of(trained / "export")
+    with pytest.raises(StageError, match="is the output of another stage"):
+        make_shards(f"idx:{idx_dir}", trained / "export", overwrite=True)
+    assert outputs_of(trained / "export") == before
+
+
+def test_a_manifest_cannot_have_files_elsewhere_removed(idx_dir, tmp_path):
+    out = tmp_path / "out"
+    make_shards(f"idx:{idx_dir}", out)
+    (tmp_path / "precious.txt").write_text("mine")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"].append({"name": "../precious.txt", "bytes": 4, "sha256": ""})
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    make_shards(f"idx:{idx_dir}", out, seed=1, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_killed_while_it_overwrites_it_can_be_told_to_again(idx_dir, tmp_path, monkeypatch):
+    from pipeline import storage
+
+    out = tmp_path / "out"
+    make_shards(f"idx:{idx_dir}", out)
+    removed, remove = [], storage.remove
+
+    def die_at_third(path):
+        removed.append(path)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(storage, "remove", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        make_shards(f"idx:{idx_dir}", out, num_shards=3, overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(StageError, match="holds unfinished output of other inputs"):
+        make_shards(f"idx:{idx_dir}", out, num_shards=3)
+    make_shards(f"idx:{idx_dir}", out, num_shards=3, overwrite=True)
+    make_shards(f"idx:{idx_dir}", tmp_path / "fresh", num_shards=3)
+    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+
+
 def test_an_unfinished_directory_of_other_inputs_is_refused(idx_dir, tmp_path):
     subprocess.run(
         [sys.executable, "-c", DIE_AT_FILE, f"idx:{idx_dir}", str(tmp_path / "out"), "5"],

@@ -217,13 +217,13 @@ def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
 
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir)
-    other = smoke_config(data_dir, learning_rate=1e-3, latent_dim=2)
+    other = smoke_config(data_dir, learning_rate=2e-3, latent_dim=2)
     with pytest.raises(
         UsageError, match="config.latent_dim is 3 there and 2 here; config.learning"
     ):
         train.train(other, workdir=str(workdir))
     assert_same_run(workdir, trained)
-    with pytest.raises(StageError, match="has come to step .* at least as many epochs"):
+    with pytest.raises(UsageError, match="has come to step .* at least as many"):
         train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
     train.train(other, workdir=str(workdir), overwrite=True)
     fresh = tmp_path / "fresh"
@@ -240,6 +240,21 @@ def test_a_run_is_bound_to_its_data_by_content_and_not_by_path(data_dir, trained
     train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
     train.train(smoke_config(moved), workdir=str(workdir))
     assert_same_run(workdir, trained)
+
+
+def test_a_workdir_of_somebody_else_is_refused_even_with_overwrite(data_dir, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(StageError, match=r"holds 'checkpoints' and no config\.json"):
+        train.train(smoke_config(data_dir), workdir=str(tmp_path), overwrite=True)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_a_line_of_metrics_damaged_by_hand_is_named(data_dir, tmp_path):
+    train.train(smoke_config(data_dir, num_epochs=1), workdir=str(tmp_path))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write("half a li")
+    with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is no line of metrics"):
+        train.train(smoke_config(data_dir), workdir=str(tmp_path))
 
 
 def test_nan_stops_the_run_with_the_steps_and_keeps_the_checkpoint(data_dir, tmp_path):

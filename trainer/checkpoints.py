@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import stage, storage
 from pipeline.errors import UsageError
 
-_DIRECTORY = "checkpoints"
+DIRECTORY = "checkpoints"
 _NAME = re.compile(r"step-(\d{10})\.npz")
 _ABOUT = "about"  # The array that holds everything but weights, as JSON.
 
@@ -41,7 +41,7 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
         "epoch_sums": checkpoint.epoch_sums,
         "run": checkpoint.run,
     }
-    directory = storage.join(workdir, _DIRECTORY)
+    directory = storage.join(workdir, DIRECTORY)
     storage.make_dirs(directory)
     path = storage.join(directory, f"step-{checkpoint.step:010d}.npz")
     buffer = io.BytesIO()
@@ -58,7 +58,7 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
 
 def _steps(workdir: str) -> list[tuple[int, str]]:
     """(step, file name) of every checkpoint there."""
-    names = storage.list_names(storage.join(workdir, _DIRECTORY))
+    names = storage.list_names(storage.join(workdir, DIRECTORY))
     return [(int(found[1]), name) for name in names if (found := _NAME.fullmatch(name))]
 
 
@@ -82,24 +82,24 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
     Raises:
       UsageError: the checkpoint belongs to another run; says what differs.
     """
-    storage.remove_unfinished(storage.join(workdir, _DIRECTORY))
+    storage.remove_unfinished(storage.join(workdir, DIRECTORY))
     for _, name in sorted(_steps(workdir), reverse=True):
-        path = storage.join(workdir, _DIRECTORY, name)
+        path = storage.join(workdir, DIRECTORY, name)
         try:
             checkpoint = _read(path)
         except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
             print(f"train: {path} is damaged ({error}); going back one", file=sys.stderr)
             continue
-        differ = stage.differences(checkpoint.run, run)
-        if differ:
-            raise UsageError(
-                f"--workdir={workdir}: holds the state of another run ({'; '.join(differ)}); "
-                "name another directory, or pass --overwrite"
-            )
+        refuse_other_run(workdir, checkpoint.run, run)
         return checkpoint
     return None
 
 
-def clear(workdir: str) -> None:
-    """Removes all checkpoints."""
-    storage.remove(storage.join(workdir, _DIRECTORY))
+def refuse_other_run(workdir: str, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Raises a UsageError if what workdir holds is a function of other things than this run."""
+    differ = stage.differences(there, run)
+    if differ:
+        raise UsageError(
+            f"--workdir={workdir}: holds the state of another run ({'; '.join(differ)}); "
+            "name another directory, or pass --overwrite"
+        )

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import storage
+from pipeline.errors import StageError
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -63,9 +64,15 @@ class JsonLines:
         self._path = path
         self._lines = []
         if storage.exists(path):
-            for line in storage.read_bytes(path).decode().splitlines():
-                value = json.loads(line)
-                if value["step"] <= up_to_step and value.get("split") != "test":
+            for number, line in enumerate(storage.read_bytes(path).decode().splitlines(), 1):
+                try:
+                    value = json.loads(line)
+                    late = value["step"] > up_to_step
+                except (ValueError, TypeError, KeyError) as error:
+                    raise StageError(
+                        f"{path}: line {number} is no line of metrics ({error!r}); remove the line"
+                    ) from error
+                if not late and value.get("split") != "test":
                     self._lines.append(line)
             self._write()
 

@@ -8,7 +8,7 @@ import ml_collections
 import tensorflow as tf
 
 from pipeline import shards, stage, storage
-from pipeline.errors import Interrupted, StageError
+from pipeline.errors import Interrupted, StageError, UsageError
 from pipeline.progress import Progress
 from trainer import batches, checkpoints, publish
 from trainer import config as config_lib
@@ -16,6 +16,8 @@ from trainer import metrics as metrics_lib
 from trainer.run import Run
 
 EXPORT = "export"
+# Written before anything else, so it marks a workdir as one of ours.
+_CONFIG = "config.json"
 
 
 class _StopSignal:
@@ -120,15 +122,56 @@ def _fit(run: Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
             raise _interrupted(run, path)
 
 
-def _finished(export_dir: str, run: Run) -> dict | None:
-    """The manifest of the published model, if this very run is done."""
+def _clear(workdir: str, *, overwrite: bool) -> None:
+    """Removes another run's state if that is wanted, and nothing that is no run's.
+
+    Raises:
+      StageError: workdir holds files under our names that this program did not make.
+    """
+    names = (EXPORT, checkpoints.DIRECTORY, metrics_lib.METRICS, metrics_lib.TIMINGS)
+    names += (metrics_lib.TENSORBOARD,)
+    if not storage.exists(storage.join(workdir, _CONFIG)):
+        for name in names:
+            if storage.exists(storage.join(workdir, name)):
+                raise StageError(
+                    f"--workdir={workdir}: holds {name!r} and no {_CONFIG}, so it is no workdir of "
+                    "this command; name a new directory"
+                )
+    elif overwrite:
+        for name in names:
+            storage.remove(storage.join(workdir, name))
+
+
+def _finished(run: Run) -> dict | None:
+    """The manifest of the published model, if this very run is done.
+
+    Raises:
+      UsageError: the model is another run's.
+    """
+    export_dir = storage.join(run.workdir, EXPORT)
     if not storage.exists(storage.join(export_dir, stage.MANIFEST)):
         return None
-    manifest = stage.read_manifest(export_dir, "train", "workdir")
+    manifest = stage.read_manifest(export_dir, "train", "--workdir")
     there = {key: manifest["made_from"].get(key) for key in run.identity}
-    if there == run.identity and manifest["step"] == run.total_steps:
-        return manifest
-    return None
+    checkpoints.refuse_other_run(run.workdir, there, run.identity)
+    return manifest if manifest["step"] == run.total_steps else None
+
+
+def _publish(run: Run, lines: metrics_lib.JsonLines) -> dict:
+    """Evaluates on `test`, publishes the model and returns its manifest."""
+    if "test" in run.images:
+        end = {"step": run.step, "epoch": run.config.num_epochs, "split": "test"}
+        lines.append(end | run.evaluate("test"))
+    last = {split: lines.last(split) for split in ("train", "validation", "test")}
+    return publish.publish(
+        storage.join(run.workdir, EXPORT),
+        config=run.config,
+        run=run.identity,
+        image_shape=run.dataset.image_shape,
+        weights=[variable.numpy() for variable in run.vae.variables],
+        step=run.step,
+        metrics={split: line for split, line in last.items() if line},
+    )
 
 
 def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = False) -> dict:
@@ -156,61 +199,44 @@ def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = 
         )
     storage.make_dirs(workdir)
     with storage.lock(workdir), _StopSignal() as stop:
-        return _train_locked(config, workdir, dataset, overwrite, stop)
+        _clear(workdir, overwrite=overwrite)
+        run = Run(config, workdir, dataset)
+        checkpoint = checkpoints.restore_newest(workdir, run.identity)
+        manifest = _finished(run)
+        done = "already finished" if manifest else "finished"
+        if not manifest:
+            manifest = _resume(run, checkpoint, stop)
+    shown = "; ".join(
+        f"{split}: {metrics_lib.describe(line)}" for split, line in manifest["metrics"].items()
+    )
+    where = storage.join(workdir, EXPORT)
+    print(f"train: {done}: {shown}; model_id {manifest['model_id']}, {where}")
+    return manifest
 
 
-def _train_locked(config, workdir, dataset, overwrite, stop) -> dict:
-    export_dir = storage.join(workdir, EXPORT)
-    metrics_path = storage.join(workdir, metrics_lib.METRICS)
-    run = Run(config, workdir, dataset)
-    if overwrite:
-        storage.remove(export_dir)
-        checkpoints.clear(workdir)
-        for name in (metrics_lib.METRICS, metrics_lib.TIMINGS, metrics_lib.TENSORBOARD):
-            storage.remove(storage.join(workdir, name))
-    checkpoint = checkpoints.restore_newest(workdir, run.identity)
-    manifest = _finished(export_dir, run)
-    if manifest is not None:
-        print(f"train: already finished: model_id {manifest['model_id']}, {export_dir}")
-        return manifest
-    if checkpoint is not None and checkpoint.step > run.total_steps:
-        raise StageError(
-            f"--workdir={workdir}: has come to step {checkpoint.step} already, and "
-            f"--config.num_epochs={config.num_epochs} ends at step {run.total_steps}; expected "
-            "at least as many epochs as are done, or --overwrite"
+def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSignal) -> dict:
+    """Takes a run from its checkpoint, or from the start, to its published model."""
+    config, workdir = run.config, run.workdir
+    if checkpoint and checkpoint.step > run.total_steps:
+        raise UsageError(
+            f"--config.num_epochs={config.num_epochs}: ends at step {run.total_steps}, and "
+            f"{workdir} has come to step {checkpoint.step} already; expected at least as many "
+            "epochs as are done, or --overwrite"
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     storage.remove_unfinished(workdir)
+    storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
     run.build()
-    if checkpoint is not None:
+    if checkpoint:
         run.restore(checkpoint)
-    storage.write_bytes(storage.join(workdir, "config.json"), stage.readable_json(config.to_dict()))
-    where = f"step {run.step}" if run.step else "the start"
+    lines = metrics_lib.JsonLines(storage.join(workdir, metrics_lib.METRICS), up_to_step=run.step)
+    where = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {count:,}" for split, (_, count) in run.images.items())
     print(
-        f"train: from {where} to step {run.total_steps}, "
+        f"train: from {where} to step {run.total_steps:,}, "
         f"{run.strategy.num_replicas_in_sync} replica(s), {counts}",
         file=sys.stderr,
     )
-    lines = metrics_lib.JsonLines(metrics_path, up_to_step=run.step)
     _fit(run, lines, stop)
-
-    if "test" in run.images:
-        end = {"step": run.step, "epoch": config.num_epochs, "split": "test"}
-        lines.append(end | run.evaluate("test"))
-    last = {split: lines.last(split) for split in ("train", "validation", "test")}
-    manifest = publish.publish(
-        export_dir,
-        config=config,
-        run=run.identity,
-        image_shape=dataset.image_shape,
-        weights=[v.numpy() for v in run.vae.variables],
-        step=run.step,
-        metrics={split: line for split, line in last.items() if line},
-    )
-    shown = "; ".join(
-        f"{split}: {metrics_lib.describe(line)}" for split, line in manifest["metrics"].items()
-    )
-    print(f"train: finished: {shown}; model_id {manifest['model_id']}, {export_dir}")
-    return manifest
+    return _publish(run, lines)
