@@ -4,6 +4,7 @@ On a terminal the line updates in place; elsewhere a plain line is printed now
 and then. It goes to standard error, results go to standard output.
 """
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -44,9 +45,10 @@ class Progress:
           done: units done, those of earlier tries included.
           note: what else to show at the end of the line.
         """
-        if self._first is None:
-            self._first = done  # Work of an earlier try, no part of this rate.
         now = time.monotonic()
+        if self._first is None:
+            # Work of an earlier try, and what came before the first unit, are no part of the rate.
+            self._first, self._started = done, now
         every = _TERMINAL_EVERY_SECS if self._terminal else _PLAIN_EVERY_SECS
         if now - self._shown >= every:
             self._shown = now
@@ -54,8 +56,8 @@ class Progress:
 
     def line(self, done: int, note: str = "") -> str:
         """The text of the progress line."""
-        secs = max(time.monotonic() - self._started, 1e-9)
-        rate = (done - (self._first or 0)) / secs
+        secs = time.monotonic() - self._started
+        rate = (done - (self._first or 0)) / secs if secs else 0.0
         text = f"{self.label} {done:,}/{self._total:,} {self._unit}"
         if rate > 0:
             left = (self._total - done) / rate
@@ -70,6 +72,9 @@ class Progress:
 
     def _write(self, text: str, *, end: str) -> None:
         if self._terminal:
+            if not end:
+                # A line that wraps could not be taken back.
+                text = text[: (os.get_terminal_size(self._stream.fileno()).columns or 1000) - 1]
             padding = " " * max(0, self._width - len(text))
             self._stream.write(f"\r{text}{padding}{end or chr(13)}")
             self._width = len(text)

@@ -1,10 +1,13 @@
 """The three commands as a user meets them: processes, flags, exit status, output."""
 
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -200,15 +203,17 @@ def test_arrows_point_one_way():
 
 def test_progress_updates_in_place_on_a_terminal_and_in_lines_elsewhere(tmp_path):
     reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("4H", 24, 20, 0, 0))  # 20 columns
     with os.fdopen(writer, "w") as terminal:
         progress = Progress("work", total=10, unit="files", stream=terminal)
         progress._shown = float("-inf")
-        progress.update(5, "half")
-        progress.close("work done")
+        progress.update(5, "a note that is too long for this terminal")
+        progress.close("work done, and this line may be as long as it likes")
         seen = os.read(reader, 1000).decode()
     os.close(reader)
-    assert seen.startswith("\rwork 5/10 files, half")
-    assert seen.rstrip().split("\r")[-1].strip() == "work done"
+    in_place, _, last = seen.rstrip().rpartition("\r")
+    assert in_place.rstrip("\r") == "\rwork 5/10 files, a "
+    assert last.strip() == "work done, and this line may be as long as it likes"
 
     with open(tmp_path / "log", "w+") as log:
         progress = Progress("work", total=10, unit="files", stream=log)

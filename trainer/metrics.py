@@ -44,7 +44,7 @@ def from_sums(sums: Sequence[float], *, beta: float, num_pixels: int) -> dict[st
 
 def describe(metrics: dict[str, float]) -> str:
     """The metrics as a progress line shows them."""
-    return ", ".join(
+    return " ".join(
         f"{name} {metrics[name]:.4f}" if name == "bce" else f"{name} {metrics[name]:.2f}"
         for name in ("loss", "reconstruction_loss", "kl", "bce")
     )
