@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import signal
 import struct
 import subprocess
 import sys
@@ -56,6 +57,12 @@ def run_command(module: str, *args: object, check: bool = True) -> subprocess.Co
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def die_at_file(number: int, module: str, *args: object) -> None:
+    """Runs a command that is killed (-9) when it opens its n-th file for writing."""
+    done = run_command("tests.die_at_file", number, module, *args, check=False)
+    assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 
 def make_shards(source: str, output_dir: pathlib.Path, **settings) -> dict:

@@ -2,9 +2,6 @@ import hashlib
 import io
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,30 +11,13 @@ from PIL import Image
 from pipeline import embed_shards, examples, shards, sheets
 from pipeline.errors import StageError
 from tests.conftest import (
-    REPOSITORY,
+    die_at_file,
     make_embeddings,
     make_idx_set,
     make_shards,
     outputs_of,
     smoke_config,
 )
-
-# Exports, and dies when it has opened its n-th file for writing.
-DIE_AT_FILE = """
-import os, signal, sys
-from pipeline import beam_runner, embed_shards, storage
-opened, publishing = 0, storage.publishing
-def counting(path):
-    global opened
-    opened += 1
-    if opened == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return publishing(path)
-storage.publishing = counting
-embed_shards.embed_shards(
-    data_dir=sys.argv[1], model_dir=sys.argv[2], output_dir=sys.argv[3], split="test",
-    overwrite=False, options=beam_runner.parse_options([]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +97,8 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
     data_dir, trained, exported, tmp_path, file_number
 ):
     out = tmp_path / "out"
-    args = [str(data_dir), str(trained / "export"), str(out), str(file_number)]
-    done = subprocess.run(
-        [sys.executable, "-c", DIE_AT_FILE, *args], cwd=REPOSITORY, check=False, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    flags = (f"--data_dir={data_dir}", f"--model_dir={trained}/export", f"--output_dir={out}")
+    die_at_file(file_number, "pipeline.export", *flags)
     assert not (out / "manifest.json").exists()
     make_embeddings(data_dir, trained / "export", out)
     assert outputs_of(out) == outputs_of(exported)

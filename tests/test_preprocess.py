@@ -1,8 +1,6 @@
 import json
 import os
-import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,25 +8,13 @@ import pytest
 from pipeline import shards, stage
 from pipeline.errors import StageError, UsageError
 from pipeline.output_directory import TIMINGS
-from tests.conftest import REPOSITORY, make_idx_set, make_shards, outputs_of
+from tests.conftest import die_at_file, make_idx_set, make_shards, outputs_of
 
-# Runs the job, and dies when it has opened its n-th file for writing.
-DIE_AT_FILE = """
-import os, signal, sys
-from pipeline import beam_runner, storage, write_shards
-opened, publishing = 0, storage.publishing
-def counting(path):
-    global opened
-    opened += 1
-    if opened == int(sys.argv[3]):
-        open(path + ".partial", "wb").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return publishing(path)
-storage.publishing = counting
-write_shards.write_shards(
-    spec=sys.argv[1], output_dir=sys.argv[2], name="blobs", num_shards=4, seed=0,
-    validation_fraction=0.1, overwrite=False, options=beam_runner.parse_options([]))
-"""
+
+def die(idx_dir, out, file_number) -> None:
+    """Runs what `make_shards` runs, to a kill at its n-th file."""
+    flags = (f"--source=idx:{idx_dir}", f"--output_dir={out}", "--name=blobs", "--num_shards=4")
+    die_at_file(file_number, "pipeline.preprocess", *flags)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +60,9 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
     idx_dir, data_dir, tmp_path, file_number
 ):
     out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", DIE_AT_FILE, f"idx:{idx_dir}", str(out), str(file_number)],
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
+    die(idx_dir, out, file_number)
     with pytest.raises(StageError, match=r"has no manifest\.json, so it is unfinished"):
         shards.Dataset(str(out))
-    for partial in out.rglob("*.partial"):
-        partial.unlink()
     num_markers = len(list((out / ".progress").glob("blobs-*.json"))) if out.exists() else 0
     make_shards(f"idx:{idx_dir}", out)
     assert outputs_of(out) == outputs_of(data_dir)
@@ -94,13 +73,7 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
 
 def test_a_shard_damaged_before_the_rerun_is_made_again(idx_dir, data_dir, tmp_path):
     out = tmp_path / "out"
-    subprocess.run(
-        [sys.executable, "-c", DIE_AT_FILE, f"idx:{idx_dir}", str(out), "26"],
-        cwd=REPOSITORY,
-        check=False,
-    )
-    for partial in out.rglob("*.partial"):
-        partial.unlink()
+    die(idx_dir, out, 26)
     shard = sorted(out.glob("blobs-*"))[0]
     shard.write_bytes(bytes(len(shard.read_bytes())))
     make_shards(f"idx:{idx_dir}", out)
@@ -185,11 +158,7 @@ def test_killed_while_it_overwrites_it_can_be_told_to_again(idx_dir, tmp_path, m
 
 
 def test_an_unfinished_directory_of_other_inputs_is_refused(idx_dir, tmp_path):
-    subprocess.run(
-        [sys.executable, "-c", DIE_AT_FILE, f"idx:{idx_dir}", str(tmp_path / "out"), "5"],
-        cwd=REPOSITORY,
-        check=False,
-    )
+    die(idx_dir, tmp_path / "out", 5)
     with pytest.raises(StageError, match="holds unfinished output of other inputs"):
         make_shards(f"idx:{idx_dir}", tmp_path / "out", seed=3)
 

@@ -226,10 +226,10 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSign
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     storage.remove_unfinished(workdir)
-    storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
     run.build()
     if checkpoint:
         run.restore(checkpoint)
+    storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
     lines = metrics_lib.JsonLines(storage.join(workdir, metrics_lib.METRICS), up_to_step=run.step)
     where = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {count:,}" for split, (_, count) in run.images.items())

@@ -1,0 +1,36 @@
+"""Runs one of the commands, and kills it when it opens its n-th file for writing.
+
+    python -m tests.die_at_file N MODULE FLAG...
+
+A half-written file of that name is left behind, as a kill leaves it.
+"""
+
+import os
+import runpy
+import signal
+import sys
+
+from pipeline import storage
+
+
+def main() -> None:
+    number, module = int(sys.argv[1]), sys.argv[2]
+    opened, publishing = 0, storage.publishing
+
+    def counting(path: str):
+        nonlocal opened
+        opened += 1
+        if opened == number:
+            directory, name = os.path.split(path)
+            with open(os.path.join(directory, f".writing-{name}-1"), "wb") as half:
+                half.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return publishing(path)
+
+    storage.publishing = counting
+    sys.argv = [module, *sys.argv[3:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
