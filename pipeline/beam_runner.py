@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import shlex
 import sys
 import threading
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.runner import create_runner
+from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms import environments
 
 from pipeline.errors import StageError, UsageError
@@ -62,7 +63,7 @@ def _parser():
     return parser
 
 
-def _make_runner(options: PipelineOptions):
+def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     """The runner the user named, or else Beam's in-process one.
 
     Named by us, since Beam's own default first tries to download another one.
@@ -81,7 +82,7 @@ def _make_runner(options: PipelineOptions):
     direct.direct_running_mode = "in_memory"
     return FnApiRunner(
         environments.SubprocessSDKEnvironment.from_command_string(
-            f"exec {sys.executable} -m pipeline.beam_worker"  # No shell between us.
+            f"exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"  # No shell between us.
         )
     )
 
@@ -115,7 +116,7 @@ def run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline = beam.Pipeline(runner=_make_runner(options), options=options)
+            pipeline = beam.Pipeline(runner=make_runner(options), options=options)
             build(pipeline)
             result = pipeline.run()
             state = result.wait_until_finish()
@@ -128,4 +129,3 @@ def run(
             f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the "
             "same command again, it goes on from the files that are whole"
         )
-    sys.stderr.flush()

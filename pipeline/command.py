@@ -131,8 +131,8 @@ def end(name: str, work: Callable[[], None]) -> int:
     except OSError as error:
         # Disk full, no permission, a path that is a file: the message names it.
         print(
-            f"{name}: {error}; make the place writable, with room, and run the same command "
-            "again: it goes on from the files that are whole",
+            f"{name}: {error}; expected a path that can be read and written, with room: mend that "
+            "and run the same command again, it goes on from the files that are whole",
             file=sys.stderr,
         )
         return 1

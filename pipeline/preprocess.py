@@ -20,7 +20,9 @@ _NUM_SHARDS = flags.DEFINE_integer("num_shards", 16, "Shards per split.", lower_
 _VALIDATION_FRACTION = flags.DEFINE_float(
     "validation_fraction", 0.1, "Share of train that goes to the split 'validation'."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of the records.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the order of the records.", lower_bound=0, upper_bound=2**63 - 1
+)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace what another run of this command left in output_dir."
 )

@@ -21,6 +21,12 @@ _MADE_BY = {
     "train": "python -m trainer.main",
     "export": "python -m pipeline.export",
 }
+# What readers of a stage's manifest rely on.
+_KEYS = {
+    "preprocess": ("dataset_id", "image_shape", "splits", "files"),
+    "train": ("model_id", "dataset_id", "image_shape", "step", "made_from", "metrics", "files"),
+    "export": ("export_id", "dataset_id", "model_id", "files"),
+}
 
 
 def canonical_json(value: Any) -> bytes:
@@ -88,7 +94,7 @@ def read_json(path: str) -> Any | None:
     """The JSON value in a file, or None where there is no such file."""
     try:
         return json.loads(storage.read_bytes(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise StageError(
@@ -128,5 +134,11 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
             f"{flag}={directory}: {MANIFEST} has format version "
             f"{manifest.get('format_version')!r}, this program reads {FORMAT_VERSION}; "
             f"make it again with {made_by} --overwrite"
+        )
+    missing = [key for key in _KEYS[stage] if key not in manifest]
+    if missing:
+        raise StageError(
+            f"{flag}={directory}: {MANIFEST} has no {missing[0]!r}, so it was changed by hand or "
+            f"damaged; make it again with {made_by} --overwrite"
         )
     return manifest

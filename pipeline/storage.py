@@ -86,8 +86,14 @@ def make_dirs(directory: str) -> None:
     if is_url(directory):
         fs, inner = _remote(directory)
         fs.makedirs(inner, exist_ok=True)
-    else:
+        return
+    try:
         os.makedirs(directory, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StageError(
+            f"{directory}: cannot be a directory, a file is in the way ({error.strerror}); name "
+            "another one"
+        ) from error
 
 
 def remove(path: str) -> None:

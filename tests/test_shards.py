@@ -78,7 +78,7 @@ def test_tensorflow_datasets_and_beam_read_the_directory(data_dir):
         np.testing.assert_array_equal(images, dataset.read_images(split))
 
     ids = [i for entry in dataset.shards("test") for i in dataset.read_shard(entry).ids]
-    pipeline = beam.Pipeline(runner=beam_runner._make_runner(beam_runner.parse_options([])))
+    pipeline = beam.Pipeline(runner=beam_runner.make_runner(beam_runner.parse_options([])))
     read = (
         pipeline
         | beam.io.ReadFromTFRecord(str(data_dir / "blobs-test.tfrecord-*"))

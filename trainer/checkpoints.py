@@ -21,6 +21,15 @@ from pipeline.errors import UsageError
 
 DIRECTORY = "checkpoints"
 _NAME = re.compile(r"step-(\d{10})\.npz")
+# What NumPy and zipfile raise at one damaged byte or another.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # NotImplementedError too: "That compression method is not supported".
+)
 _ABOUT = "about"  # The array that holds everything but weights, as JSON.
 
 
@@ -40,6 +49,7 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
         "step": checkpoint.step,
         "epoch_sums": checkpoint.epoch_sums,
         "run": checkpoint.run,
+        "names": sorted(checkpoint.arrays),
     }
     directory = storage.join(workdir, DIRECTORY)
     storage.make_dirs(directory)
@@ -69,6 +79,8 @@ def _read(path: str) -> Checkpoint:
     about = json.loads(arrays.pop(_ABOUT).tobytes())
     if about["format_version"] != stage.FORMAT_VERSION:
         raise ValueError(f"format version {about['format_version']}")
+    if about["names"] != sorted(arrays):
+        raise ValueError("names of arrays are damaged")
     return Checkpoint(about["step"], about["epoch_sums"], about["run"], arrays)
 
 
@@ -87,7 +99,7 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
         path = storage.join(workdir, DIRECTORY, name)
         try:
             checkpoint = _read(path)
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        except _DAMAGED as error:
             print(f"train: {path} is damaged ({error}); going back one", file=sys.stderr)
             continue
         refuse_other_run(workdir, checkpoint.run, run)

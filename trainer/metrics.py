@@ -64,7 +64,9 @@ class JsonLines:
         self._path = path
         self._lines = []
         if storage.exists(path):
-            for number, line in enumerate(storage.read_bytes(path).decode().splitlines(), 1):
+            for number, line in enumerate(
+                storage.read_bytes(path).decode(errors="replace").splitlines(), 1
+            ):
                 try:
                     value = json.loads(line)
                     late = value["step"] > up_to_step

@@ -1,0 +1,43 @@
+import random
+
+import numpy as np
+
+from trainer import checkpoints
+
+
+def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_path, capsys):
+    arrays = {"model/a": np.random.default_rng(0).random((20, 3)), "model/b": np.arange(3)}
+    saved = checkpoints.Checkpoint(5, [1.0, 2.0, 3.0], {"key": 1}, arrays)
+    path = checkpoints.save(str(tmp_path), saved, keep=2)
+    with open(path, "rb") as file:
+        whole = file.read()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        kind = chance.choice(["flip", "flip", "cut", "garbage"])
+        if kind == "flip":
+            damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        elif kind == "cut":
+            damaged = damaged[: chance.randrange(len(whole))]
+        else:
+            damaged = chance.randbytes(chance.randrange(200))
+        with open(path, "wb") as file:
+            file.write(damaged)
+        read = checkpoints.restore_newest(str(tmp_path), {"key": 1})
+        if read is None:
+            refused += 1
+            continue
+        assert (read.step, read.epoch_sums) == (saved.step, saved.epoch_sums)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(read.arrays[name], value)
+    assert refused > 800  # The rest are bits of the zip format that no reader looks at.
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_only_the_newest_stay(tmp_path):
+    for step in (1, 2, 30, 4):
+        checkpoints.save(str(tmp_path), checkpoints.Checkpoint(step, [], {}, {}), keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-0000000004.npz", "step-0000000030.npz"]
+    assert checkpoints.restore_newest(str(tmp_path), {}).step == 30
