@@ -2,7 +2,9 @@
 
 import difflib
 import logging
+import os
 import shlex
+import signal
 import sys
 import threading
 import warnings
@@ -43,6 +45,11 @@ def parse_options(args: Sequence[str]) -> PipelineOptions:
     except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f"--runner={name}: {error}") from error
     direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers={direct.direct_num_workers}: expected at least 1, or 0 for one "
+            "a core"
+        )
     if direct.direct_num_workers != 1 and not any("direct_running_mode" in a for a in args):
         # Beam's default would run one worker and warn that it does.
         direct.direct_running_mode = "multi_processing"
@@ -80,11 +87,24 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     # Beam's multi_processing mode is this environment with another command; the
     # runner keeps ours as long as the mode is the default one.
     direct.direct_running_mode = "in_memory"
+    signal.signal(signal.SIGUSR1, _worker_died)
+    # A status of 128 and more is a death by signal, of which Beam would wait for the end.
+    command = f"{shlex.quote(sys.executable)} -m pipeline.beam_worker {os.getpid()}"
     return FnApiRunner(
         environments.SubprocessSDKEnvironment.from_command_string(
-            f"exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"  # No shell between us.
+            f"{command}; [ $? -lt 128 ] || kill -USR1 {os.getpid()}"
         )
     )
+
+
+def _worker_died(*_) -> None:
+    print(
+        "a Beam worker process was killed, perhaps for want of memory; expected all of them to "
+        "live: run the same command again, with fewer --direct_num_workers or more shards",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def run(

@@ -20,8 +20,9 @@ from pipeline.stage import (
     canonical_json,
     differences,
     read_file,
-    read_json,
+    read_sealed,
     readable_json,
+    sealed_json,
 )
 
 TIMINGS = "timings.json"
@@ -72,17 +73,18 @@ class OutputDirectory:
 
     def _refuse_foreign(self) -> None:
         """Raises a StageError if what is in the directory is not of this stage."""
-        known = read_json(self._path(MANIFEST)) or read_json(self._path(_PROGRESS, _JOB))
+        known = read_sealed(self._path(MANIFEST)) or read_sealed(self._path(_PROGRESS, _JOB))
         if known is None:
             # A job killed before its first file leaves these two and nothing else.
             ours = (storage.LOCK, _PROGRESS)
             foreign = [n for n in storage.list_names(self.directory) if n not in ours]
+            foreign += storage.list_finished_names(self._path(_PROGRESS))
             if foreign:
                 raise StageError(
                     f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
                     f"nor {_PROGRESS}/, so it is no output of this command; name a new directory"
                 )
-        elif not isinstance(known, dict) or known.get("stage") != self.stage:
+        elif known["stage"] != self.stage:
             raise StageError(
                 f"--output_dir={self.directory}: is the output of another stage; expected a new "
                 f"directory, or one of {self.stage}"
@@ -90,11 +92,11 @@ class OutputDirectory:
 
     def _begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
         """Clears or keeps what is there; returns the manifest if nothing is left to do."""
-        manifest = read_json(self._path(MANIFEST))
-        job = read_json(self._path(_PROGRESS, _JOB))
+        manifest = read_sealed(self._path(MANIFEST))
+        job = read_sealed(self._path(_PROGRESS, _JOB))
         known = manifest or job
         if known:
-            differ = differences(known.get("made_from", {}), self.made_from)
+            differ = differences(known["made_from"], self.made_from)
             if differ and not overwrite:
                 state = "finished" if manifest else "unfinished"
                 raise StageError(
@@ -116,7 +118,7 @@ class OutputDirectory:
     def _write_job(self, made_from: Mapping[str, Any], names: Sequence[str]) -> None:
         storage.make_dirs(self._path(_PROGRESS))
         job = {"stage": self.stage, "made_from": made_from, "names": list(names)}
-        storage.write_bytes(self._path(_PROGRESS, _JOB), readable_json(job))
+        storage.write_bytes(self._path(_PROGRESS, _JOB), sealed_json(job))
 
     def _is_complete(self, manifest: Mapping[str, Any]) -> bool:
         """Whether every file is there at its size; contents are checked when read."""
@@ -134,9 +136,9 @@ class OutputDirectory:
         Args:
           known: its manifest or job.json.
         """
-        names = known.get("names") or [entry["name"] for entry in known.get("files", [])]
+        names = known.get("names") or [entry["name"] for entry in known["files"]]
         # Killed from here on, the next try finds an unfinished job and clears the rest.
-        self._write_job(known.get("made_from", {}), names)
+        self._write_job(known["made_from"], names)
         storage.remove(self._path(MANIFEST))
         for name in names:
             if os.path.basename(name) == name:  # Nothing outside, whatever the file says.
@@ -176,12 +178,12 @@ class OutputDirectory:
         self._write_marker(task, {**marker, "reused": reused})
 
     def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
-        storage.write_bytes(self._marker_path(task), readable_json(marker))
+        storage.write_bytes(self._marker_path(task), sealed_json(marker))
 
     def _whole_task(self, task: str) -> dict[str, Any] | None:
         """The marker of a task whose files are all as they were when it was marked."""
         try:
-            marker = read_json(self._marker_path(task))
+            marker = read_sealed(self._marker_path(task))
             if marker is None or "failed" in marker:
                 return None
             for entry in marker["entries"]:
@@ -203,7 +205,7 @@ class OutputDirectory:
         """
         markers, failed = [], []
         for task in tasks:
-            marker = read_json(self._marker_path(task)) or {"failed": f"{task} was not done"}
+            marker = read_sealed(self._marker_path(task)) or {"failed": f"{task} was not done"}
             if "failed" in marker:
                 failed.append(marker["failed"])
             markers.append(marker)
@@ -245,6 +247,6 @@ class OutputDirectory:
             **manifest,
         }
         storage.write_bytes(self._path(TIMINGS), readable_json(timings))
-        storage.write_bytes(self._path(MANIFEST), readable_json(whole))
+        storage.write_bytes(self._path(MANIFEST), sealed_json(whole))
         storage.remove(self._path(_PROGRESS))
         return whole

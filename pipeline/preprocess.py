@@ -29,8 +29,8 @@ _OVERWRITE = flags.DEFINE_bool(
 flags.mark_flags_as_required(["source", "output_dir"])
 flags.register_validator(
     "name",
-    lambda name: name.isidentifier(),
-    message="expected letters, digits and underscores, not beginning with a digit",
+    lambda name: name.isidentifier() and len(name) <= 100,  # File systems allow 255 bytes.
+    message="expected at most 100 letters, digits and underscores, not beginning with a digit",
 )
 
 

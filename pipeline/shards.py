@@ -150,7 +150,10 @@ class Dataset:
         """
         path = storage.join(self.directory, entry["name"])
         records = list(split_records(stage.read_file(self.directory, entry), path))
-        parsed = [examples.parse(record) for record in records]
+        try:
+            parsed = [examples.parse(record) for record in records]
+        except ValueError as error:
+            raise StageError(f"{path}: holds {error}; make the data set again") from error
         pixels = np.frombuffer(b"".join(record.image for record in parsed), np.uint8)
         if len(parsed) != entry["num_examples"] or pixels.size != len(parsed) * np.prod(
             self.image_shape

@@ -21,12 +21,7 @@ _MADE_BY = {
     "train": "python -m trainer.main",
     "export": "python -m pipeline.export",
 }
-# What readers of a stage's manifest rely on.
-_KEYS = {
-    "preprocess": ("dataset_id", "image_shape", "splits", "files"),
-    "train": ("model_id", "dataset_id", "image_shape", "step", "made_from", "metrics", "files"),
-    "export": ("export_id", "dataset_id", "model_id", "files"),
-}
+_SEAL = "sha256_of_the_rest"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -90,17 +85,29 @@ def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:
     return data
 
 
-def read_json(path: str) -> Any | None:
-    """The JSON value in a file, or None where there is no such file."""
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """JSON for files that this program reads again, with a checksum of itself."""
+    return readable_json({**value, _SEAL: hashlib.sha256(canonical_json(value)).hexdigest()})
+
+
+def read_sealed(path: str) -> dict[str, Any] | None:
+    """What `sealed_json` wrote to a file, or None where there is no such file.
+
+    Raises:
+      StageError: the file is not as this program wrote it.
+    """
     try:
-        return json.loads(storage.read_bytes(path))
+        value = json.loads(storage.read_bytes(path))
+        if value.pop(_SEAL) == hashlib.sha256(canonical_json(value)).hexdigest():
+            return value
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise StageError(
-            f"{path}: not valid JSON ({error}), so the directory cannot be trusted; delete it and "
-            "make it again"
-        ) from error
+    except (ValueError, AttributeError, TypeError, KeyError):
+        pass  # No JSON, no object, or no seal: all the same to its reader.
+    raise StageError(
+        f"{path}: not as this program wrote it; damaged, changed by hand, or another program's: "
+        "delete the directory and make it again, or name another"
+    )
 
 
 def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
@@ -117,28 +124,21 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
     made_by = _MADE_BY[stage]
     if not storage.is_dir(directory):
         raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
-    manifest = read_json(storage.join(directory, MANIFEST))
+    manifest = read_sealed(storage.join(directory, MANIFEST))
     if manifest is None:
         raise StageError(
             f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or something else; "
             f"make it with {made_by}"
         )
-    if not isinstance(manifest, dict) or manifest.get("stage") != stage:
-        found = manifest.get("stage") if isinstance(manifest, dict) else manifest
+    if manifest["stage"] != stage:
         raise StageError(
-            f"{flag}={directory}: {MANIFEST} is of stage {found!r}, expected {stage!r}; "
-            f"name a directory made by {made_by}"
+            f"{flag}={directory}: {MANIFEST} is of stage {manifest['stage']!r}, "
+            f"expected {stage!r}; name a directory made by {made_by}"
         )
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest["format_version"] != FORMAT_VERSION:
         raise StageError(
             f"{flag}={directory}: {MANIFEST} has format version "
-            f"{manifest.get('format_version')!r}, this program reads {FORMAT_VERSION}; "
+            f"{manifest['format_version']!r}, this program reads {FORMAT_VERSION}; "
             f"make it again with {made_by} --overwrite"
-        )
-    missing = [key for key in _KEYS[stage] if key not in manifest]
-    if missing:
-        raise StageError(
-            f"{flag}={directory}: {MANIFEST} has no {missing[0]!r}, so it was changed by hand or "
-            f"damaged; make it again with {made_by} --overwrite"
         )
     return manifest

@@ -156,6 +156,11 @@ def write_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
+def list_finished_names(directory: str) -> list[str]:
+    """As `list_names`, without what a killed process left half-written."""
+    return [name for name in list_names(directory) if not name.startswith(_TEMPORARY)]
+
+
 def remove_unfinished(directory: str) -> None:
     """Removes what a killed process left half-written in `directory`."""
     for name in list_names(directory):

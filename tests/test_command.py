@@ -61,7 +61,7 @@ def test_bad_usage_exits_2(module, what):
         ("preprocess", ["--num_shards=many"], "--num_shards=many"),
         ("preprocess", ["--direct_num_workers=x"], "invalid int value: 'x'"),
         ("preprocess", ["--runner=Nonesuch"], "--runner=Nonesuch"),
-        ("preprocess", ["--name=../mnist"], "expected letters, digits and underscores"),
+        ("preprocess", ["--name=../mnist"], "expected at most 100 letters, digits and underscores"),
     ],
 )
 def test_flags_nobody_knows_are_never_swallowed(tmp_path, module, arguments, message):

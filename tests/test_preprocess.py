@@ -1,6 +1,8 @@
 import json
 import os
+import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from pipeline import shards, stage
 from pipeline.errors import StageError, UsageError
 from pipeline.output_directory import TIMINGS
-from tests.conftest import die_at_file, make_idx_set, make_shards, outputs_of
+from tests.conftest import REPOSITORY, die_at_file, make_idx_set, make_shards, outputs_of
 
 
 def die(idx_dir, out, file_number) -> None:
@@ -109,10 +111,14 @@ def test_other_inputs_need_overwrite_which_leaves_nothing_stale(idx_dir, tmp_pat
 
 
 def test_a_directory_of_somebody_else_is_refused_even_with_overwrite(idx_dir, tmp_path):
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(StageError, match="holds 'precious.txt' and neither"):
-        make_shards(f"idx:{idx_dir}", tmp_path, overwrite=True)
-    assert (tmp_path / "precious.txt").read_text() == "mine"
+    (tmp_path / ".progress").mkdir()
+    for name in ("precious.txt", ".progress/precious.txt"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(StageError, match="holds 'precious.txt' and neither"):
+            make_shards(f"idx:{idx_dir}", tmp_path, overwrite=True)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [".progress"]
 
 
 def test_a_directory_of_another_stage_is_refused_even_with_overwrite(idx_dir, trained):
@@ -122,15 +128,54 @@ def test_a_directory_of_another_stage_is_refused_even_with_overwrite(idx_dir, tr
     assert outputs_of(trained / "export") == before
 
 
-def test_a_manifest_cannot_have_files_elsewhere_removed(idx_dir, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["files"].append({"name": "../precious.txt", "bytes": 4}),
+        lambda manifest: manifest.pop("files"),
+        lambda manifest: manifest.update(image_shape=[4, 24, 1]),
+        lambda manifest: manifest.update(made_from=None),
+        lambda manifest: manifest.clear(),
+        lambda manifest: manifest.update(name="another program's"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_trusted_by_nobody(idx_dir, tmp_path, change):
     out = tmp_path / "out"
     make_shards(f"idx:{idx_dir}", out)
     (tmp_path / "precious.txt").write_text("mine")
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["files"].append({"name": "../precious.txt", "bytes": 4, "sha256": ""})
+    change(manifest)
     (out / "manifest.json").write_text(json.dumps(manifest))
-    make_shards(f"idx:{idx_dir}", out, seed=1, overwrite=True)
-    assert (tmp_path / "precious.txt").read_text() == "mine"
+    before = outputs_of(tmp_path)
+    with pytest.raises(StageError, match=r"manifest\.json: not as this program wrote it"):
+        shards.Dataset(str(out))
+    for overwrite in (False, True):
+        with pytest.raises(StageError, match="not as this program wrote it"):
+            make_shards(f"idx:{idx_dir}", out, seed=1, overwrite=overwrite)
+    assert outputs_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "3", '"x"'])
+def test_a_manifest_that_is_no_object(idx_dir, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(StageError, match="not as this program wrote it"):
+        make_shards(f"idx:{idx_dir}", tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_worker_that_is_killed_ends_the_job_and_the_rerun_completes(tmp_path):
+    flags = ["--source=sample", "--num_shards=400", "--direct_num_workers=2"]
+    command = [sys.executable, "-m", "pipeline.preprocess", *flags, f"--output_dir={tmp_path}/out"]
+    job = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    workers = f"pipeline.beam_worker {job.pid}"
+    while not list(tmp_path.glob("out/mnist-*")):  # Until the workers write.
+        assert job.poll() is None
+    found = subprocess.run(["pgrep", "-f", f"{workers}$"], capture_output=True, text=True)
+    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+    _, errors = job.communicate()
+    assert job.returncode == 1
+    assert "a Beam worker process was killed" in errors
+    assert "Traceback" not in errors.splitlines()[-1]
 
 
 def test_killed_while_it_overwrites_it_can_be_told_to_again(idx_dir, tmp_path, monkeypatch):

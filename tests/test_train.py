@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import shards, stage
 from pipeline.errors import StageError, UsageError
-from tests.conftest import REPOSITORY, die_at_file, smoke_config
+from tests.conftest import REPOSITORY, die_at_file, outputs_of, smoke_config
 from trainer import train
 
 
@@ -224,6 +224,62 @@ def test_a_workdir_of_somebody_else_is_refused_even_with_overwrite(data_dir, tmp
     with pytest.raises(StageError, match=r"holds 'checkpoints' and no config\.json"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path), overwrite=True)
     assert (tmp_path / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("text", ["mine", "{}", "[]", "null"])
+def test_a_config_of_somebody_else_is_refused_even_with_overwrite(data_dir, tmp_path, text):
+    (tmp_path / "export").mkdir()
+    for name in ("config.json", "export/thesis"):
+        (tmp_path / name).write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+            train.train(smoke_config(data_dir), workdir=str(tmp_path), overwrite=overwrite)
+    assert (tmp_path / "config.json").read_text() == text
+    assert (tmp_path / "export" / "thesis").read_text() == text
+
+
+def test_a_data_set_is_no_workdir(data_dir):
+    before = outputs_of(data_dir)
+    with pytest.raises(StageError, match=r"holds 'manifest\.json' and no config\.json"):
+        train.train(smoke_config(data_dir), workdir=str(data_dir))
+    assert outputs_of(data_dir) == before
+
+
+def test_an_overwrite_that_cannot_begin_leaves_the_old_run(data_dir, trained, tmp_path):
+    import shutil
+
+    workdir, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(trained, workdir)
+    shutil.copytree(data_dir, data)
+    (data / "blobs-train.tfrecord-00000-of-00004").unlink()
+    with pytest.raises(StageError, match="missing, though"):
+        train.train(smoke_config(data), workdir=str(workdir), overwrite=True)
+    assert_same_run(workdir, trained)
+
+
+def test_damaged_checkpoints_do_not_open_a_run_to_another(data_dir, trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "export")
+    for path in (workdir / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match="latent_dim is 3 there and 4 here"):
+        train.train(smoke_config(data_dir, latent_dim=4), workdir=str(workdir))
+    train.train(smoke_config(data_dir), workdir=str(workdir))  # From the start again.
+    assert_same_run(workdir, trained)
+
+
+def test_a_published_model_that_is_damaged_is_published_again(data_dir, trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "export" / "saved_model.pb").unlink()
+    train.train(smoke_config(data_dir), workdir=str(workdir))
+    assert (workdir / "export" / "saved_model.pb").stat().st_size > 0
+    assert_same_run(workdir, trained)
 
 
 def test_a_line_of_metrics_damaged_by_hand_is_named(data_dir, tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import ml_collections
+import numpy as np
 
 from pipeline.errors import UsageError
 
@@ -36,6 +37,13 @@ _AT_LEAST = {
     "checkpoint_every_steps": 1,
     "keep_checkpoints": 1,
 }
+# Far beyond what is of use: TensorFlow would run out of memory or time, and not say why.
+_AT_MOST = {
+    "batch_size": 2**20,
+    "latent_dim": 2**16,
+    "kernel_size": 2**8,
+    "num_virtual_devices": 2**6,
+}
 _ONE_OF = {"kl_route": KL_ROUTES, "strategy": STRATEGIES, "precision": PRECISIONS}
 
 
@@ -57,6 +65,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if config[key] < least:
             refuse(key, f"at least {least}")
+    for key, most in _AT_MOST.items():
+        if config[key] > most:
+            refuse(key, f"at most {most}")
     for key, choices in _ONE_OF.items():
         if config[key] not in choices:
             refuse(key, f"one of {', '.join(choices)}")
@@ -65,9 +76,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.beta >= 0:
         refuse("beta", "a number of at least 0")
     try:
-        keras.activations.get(config.activation)
-    except ValueError:
-        refuse("activation", "a name that keras.activations knows, as leaky_relu or elu")
+        shape = keras.activations.get(config.activation)(np.zeros((1, 4), np.float32)).shape
+        if shape != (1, 4):  # As of glu, which halves its input.
+            raise ValueError(shape)
+    except (ValueError, TypeError):
+        refuse(
+            "activation",
+            "a name that keras.activations knows and that keeps the shape, as leaky_relu or elu",
+        )
     for key in ("filters", "strides"):
         if not config[key] or any(not isinstance(n, int) or n < 1 for n in config[key]):
             refuse(key, "one number of at least 1 for each convolution, as in (32,64,128)")

@@ -124,5 +124,5 @@ def publish(
         storage.remove(storage.join(export_dir, stage.MANIFEST))
         storage.remove(export_dir)
         storage.publish_tree(scratch, export_dir)
-    storage.write_bytes(storage.join(export_dir, stage.MANIFEST), stage.readable_json(manifest))
+    storage.write_bytes(storage.join(export_dir, stage.MANIFEST), stage.sealed_json(manifest))
     return manifest

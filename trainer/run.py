@@ -108,8 +108,8 @@ class Run:
         if bad.size:
             raise StageError(
                 f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
-                f"{self.step + 1} to {self.step + num_steps}); the newest checkpoint in "
-                f"{self.workdir} is from before it: try a smaller --config.learning_rate"
+                f"{self.step + 1} to {self.step + num_steps}); checkpoints in "
+                f"{self.workdir} are from before it: try a smaller --config.learning_rate"
             )
         for row in rows.astype(np.float64):  # One by one: the same sum however steps are grouped.
             self.epoch_sums += row

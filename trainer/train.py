@@ -1,5 +1,6 @@
 """The training loop: resume, train, evaluate, checkpoint, stop, publish."""
 
+import json
 import signal
 import sys
 import time
@@ -122,28 +123,46 @@ def _fit(run: Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
             raise _interrupted(run, path)
 
 
-def _clear(workdir: str, *, overwrite: bool) -> None:
-    """Removes another run's state if that is wanted, and nothing that is no run's.
+# All that a run writes beside config.json.
+_NAMES = (
+    EXPORT,
+    checkpoints.DIRECTORY,
+    metrics_lib.METRICS,
+    metrics_lib.TIMINGS,
+    metrics_lib.TENSORBOARD,
+)
+
+
+def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> None:
+    """Refuses a workdir that is none, or that another config's run has begun in.
 
     Raises:
-      StageError: workdir holds files under our names that this program did not make.
+      StageError: the directory holds files under our names that no run has made.
+      UsageError: another config's state is there, and it may not be overwritten.
     """
-    names = (EXPORT, checkpoints.DIRECTORY, metrics_lib.METRICS, metrics_lib.TIMINGS)
-    names += (metrics_lib.TENSORBOARD,)
-    if not storage.exists(storage.join(workdir, _CONFIG)):
-        for name in names:
-            if storage.exists(storage.join(workdir, name)):
-                raise StageError(
-                    f"--workdir={workdir}: holds {name!r} and no {_CONFIG}, so it is no workdir of "
-                    "this command; name a new directory"
-                )
-    elif overwrite:
-        for name in names:
-            storage.remove(storage.join(workdir, name))
+    path = storage.join(workdir, _CONFIG)
+    if not storage.exists(path):
+        names = (*_NAMES, stage.MANIFEST)  # The last one: an output of another stage.
+        found = [name for name in names if storage.exists(storage.join(workdir, name))]
+        if found:
+            raise StageError(
+                f"--workdir={workdir}: holds {found[0]!r} and no {_CONFIG}, so it is no workdir of "
+                "this command; name a new directory"
+            )
+        return
+    try:
+        there = json.loads(storage.read_bytes(path))
+        there = {key: there[key] for key in run.identity["config"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise StageError(
+            f"{path}: no config of this command ({error!r}); name a new directory"
+        ) from error
+    if not overwrite:
+        checkpoints.refuse_other_run(workdir, {"config": there}, {"config": run.identity["config"]})
 
 
 def _finished(run: Run) -> dict | None:
-    """The manifest of the published model, if this very run is done.
+    """The manifest of the published model, if this very run is done and it is whole.
 
     Raises:
       UsageError: the model is another run's.
@@ -152,9 +171,17 @@ def _finished(run: Run) -> dict | None:
     if not storage.exists(storage.join(export_dir, stage.MANIFEST)):
         return None
     manifest = stage.read_manifest(export_dir, "train", "--workdir")
-    there = {key: manifest["made_from"].get(key) for key in run.identity}
+    there = {key: manifest["made_from"][key] for key in run.identity}
     checkpoints.refuse_other_run(run.workdir, there, run.identity)
-    return manifest if manifest["step"] == run.total_steps else None
+    if manifest["step"] != run.total_steps:
+        return None
+    try:
+        for entry in manifest["files"]:
+            stage.read_file(export_dir, entry)
+    except StageError as error:
+        print(f"train: {error}; publishing it again", file=sys.stderr)
+        return None
+    return manifest
 
 
 def _publish(run: Run, lines: metrics_lib.JsonLines) -> dict:
@@ -197,15 +224,17 @@ def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = 
         raise StageError(
             f"data_dir={config.data_dir}: no records in split 'train'; found {dataset.splits}"
         )
+    run = Run(config, workdir, dataset)
+    _refuse_foreign(workdir, run, overwrite=overwrite)
     storage.make_dirs(workdir)
     with storage.lock(workdir), _StopSignal() as stop:
-        _clear(workdir, overwrite=overwrite)
-        run = Run(config, workdir, dataset)
-        checkpoint = checkpoints.restore_newest(workdir, run.identity)
-        manifest = _finished(run)
+        checkpoint = manifest = None
+        if not overwrite:
+            checkpoint = checkpoints.restore_newest(workdir, run.identity)
+            manifest = _finished(run)
         done = "already finished" if manifest else "finished"
         if not manifest:
-            manifest = _resume(run, checkpoint, stop)
+            manifest = _resume(run, checkpoint, stop, overwrite=overwrite)
     shown = "; ".join(
         f"{split}: {metrics_lib.describe(line)}" for split, line in manifest["metrics"].items()
     )
@@ -214,7 +243,9 @@ def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = 
     return manifest
 
 
-def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSignal) -> dict:
+def _resume(
+    run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSignal, *, overwrite: bool
+) -> dict:
     """Takes a run from its checkpoint, or from the start, to its published model."""
     config, workdir = run.config, run.workdir
     if checkpoint and checkpoint.step > run.total_steps:
@@ -226,7 +257,10 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSign
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     storage.remove_unfinished(workdir)
-    run.build()
+    run.build()  # Reads the data: what fails there leaves an old run as it was.
+    if overwrite:
+        for name in _NAMES:
+            storage.remove(storage.join(workdir, name))
     if checkpoint:
         run.restore(checkpoint)
     storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
