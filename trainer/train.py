@@ -19,6 +19,14 @@ from trainer.run import Run
 EXPORT = "export"
 # Written before anything else, so it marks a workdir as one of ours.
 _CONFIG = "config.json"
+# All that a run writes beside config.json.
+_NAMES = (
+    EXPORT,
+    checkpoints.DIRECTORY,
+    metrics_lib.METRICS,
+    metrics_lib.TIMINGS,
+    metrics_lib.TENSORBOARD,
+)
 
 
 class _StopSignal:
@@ -121,16 +129,6 @@ def _fit(run: Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
         path = run.save()
         if stop.received and run.step < run.total_steps:
             raise _interrupted(run, path)
-
-
-# All that a run writes beside config.json.
-_NAMES = (
-    EXPORT,
-    checkpoints.DIRECTORY,
-    metrics_lib.METRICS,
-    metrics_lib.TIMINGS,
-    metrics_lib.TENSORBOARD,
-)
 
 
 def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> None:
