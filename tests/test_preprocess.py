@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -163,15 +164,20 @@ def test_a_manifest_that_is_no_object(idx_dir, tmp_path, text):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the worker by /proc")
 def test_a_worker_that_is_killed_ends_the_job_and_the_rerun_completes(tmp_path):
     flags = ["--source=sample", "--num_shards=400", "--direct_num_workers=2"]
     command = [sys.executable, "-m", "pipeline.preprocess", *flags, f"--output_dir={tmp_path}/out"]
     job = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    workers = f"pipeline.beam_worker {job.pid}"
     while not list(tmp_path.glob("out/mnist-*")):  # Until the workers write.
         assert job.poll() is None
-    found = subprocess.run(["pgrep", "-f", f"{workers}$"], capture_output=True, text=True)
-    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+    ours = f"-m pipeline.beam_worker {job.pid}"
+    workers = [
+        int(path.parent.name)
+        for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().replace(b"\0", b" ").decode().strip().endswith(ours)
+    ]
+    os.kill(workers[0], signal.SIGKILL)
     _, errors = job.communicate()
     assert job.returncode == 1
     assert "a Beam worker process was killed" in errors
