@@ -206,7 +206,9 @@ def test_progress_updates_in_place_on_a_terminal_and_in_lines_elsewhere(tmp_path
         progress._shown = float("-inf")
         progress.update(5, "a note that is too long for this terminal")
         progress.close("work done, and this line may be as long as it likes")
-        seen = os.read(reader, 1000).decode()
+        seen = ""
+        while not seen.rstrip().endswith("likes"):  # A terminal hands over piece by piece.
+            seen += os.read(reader, 1000).decode()
     os.close(reader)
     in_place, _, last = seen.rstrip().rpartition("\r")
     assert in_place.rstrip("\r") == "\rwork 5/10 files, a "
