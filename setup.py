@@ -11,7 +11,7 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["pipeline", "trainer", "configs"],
+    packages=["pipeline", "pipeline.sources", "trainer", "configs"],
     package_data={"pipeline": ["sample/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
@@ -44,6 +44,7 @@ setuptools.setup(
             "vae-preprocess = pipeline.preprocess:main",
             "vae-train = trainer.main:main",
             "vae-export = pipeline.export:main",
+            "vae-verify = pipeline.verify:main",
         ]
     },
 )

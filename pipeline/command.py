@@ -81,7 +81,9 @@ def _help(doc: str, module: str) -> str:
     return "\n".join(lines)
 
 
-def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[str]:
+def parse_flags(
+    argv: list[str], *, doc: str, module: str, beam: bool = False, arguments: bool = False
+) -> list[str]:
     """Parses absl flags, or ends the process after --help.
 
     Args:
@@ -89,9 +91,10 @@ def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[s
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
       beam: whether flags that are not the command's may be Beam's.
+      arguments: whether there may be arguments that are no flags.
 
     Returns:
-      The arguments left over, for Beam; empty unless `beam`.
+      What is left over: Beam's flags or those arguments, if there may be any.
 
     Raises:
       UsageError: a flag is unknown, malformed or missing.
@@ -116,7 +119,7 @@ def parse_flags(argv: list[str], *, doc: str, module: str, beam: bool) -> list[s
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
         raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error
-    if rest and not beam:
+    if rest and not beam and not arguments:
         raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
     return rest
 
@@ -139,7 +142,15 @@ def end(name: str, work: Callable[[], None]) -> int:
     return 0
 
 
-def run(main: Callable[[list[str]], None], *, name: str, doc: str, module: str, beam: bool) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    name: str,
+    doc: str,
+    module: str,
+    beam: bool = False,
+    arguments: bool = False,
+) -> None:
     """Runs a command from its flags to its exit status, and ends the process.
 
     Args:
@@ -148,13 +159,14 @@ def run(main: Callable[[list[str]], None], *, name: str, doc: str, module: str, 
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
       beam: whether flags that are not the command's may be Beam's.
+      arguments: whether there may be arguments that are no flags.
     """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def work() -> None:
-        main(parse_flags(sys.argv, doc=doc, module=module, beam=beam))
+        main(parse_flags(sys.argv, doc=doc, module=module, beam=beam, arguments=arguments))
 
     def interrupt(number: int, _) -> None:
         # At once and without unwinding: what is on disk is whole at any moment, while a

@@ -16,7 +16,16 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import beam_runner, command, examples, shards, sheets, stage, storage
+from pipeline import (
+    beam_runner,
+    command,
+    examples,
+    quarantine,
+    shards,
+    sheets,
+    stage,
+    storage,
+)
 from pipeline.errors import StageError
 from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
@@ -131,9 +140,10 @@ class EmbedShard(beam.DoFn):
         model_dir: str,
         model_manifest: dict[str, Any],
         output: OutputDirectory,
+        on_corrupt: str,
     ):
         """Takes where to read from, the model's manifest, and where to write."""
-        self._data_dir, self._model_dir = data_dir, model_dir
+        self._data_dir, self._model_dir, self._on_corrupt = data_dir, model_dir, on_corrupt
         self._model_manifest, self._output = model_manifest, output
 
     def process(self, entry: dict[str, Any]) -> Iterable[None]:
@@ -143,7 +153,7 @@ class EmbedShard(beam.DoFn):
 
     def _make(self, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
         started = time.perf_counter()
-        dataset = shards.Dataset(self._data_dir)
+        dataset = shards.Dataset(self._data_dir, on_corrupt=self._on_corrupt)
         shard = dataset.read_shard(entry)
         read = time.perf_counter()
         model = _load_model(self._model_dir, stage.canonical_json(self._model_manifest))
@@ -165,6 +175,13 @@ class EmbedShard(beam.DoFn):
                 examples.to_pixels(outputs["reconstruction"][:_SHEET_PAIRS]),
             )
             entries.append(stage.write_file(directory, sheet_name, sheet))
+        loss = shards.Loss(entry["name"], entry["num_examples"] - len(shard.ids), shard.faults)
+        entries += quarantine.write(
+            directory,
+            entry["name"],
+            loss.lines(self._data_dir),
+            num_quarantined=loss.num_records,
+        )
         secs = {
             "read": read - started,
             "load_model": loaded - read,
@@ -172,6 +189,17 @@ class EmbedShard(beam.DoFn):
             "write": time.perf_counter() - computed,
         }
         return entries, secs
+
+
+def _check_reusable(output_dir: str, finished: dict[str, Any], on_corrupt: str) -> None:
+    """Raises a StageError if a finished export lacks records, and all are asked for."""
+    missing = finished["records"]["quarantined"]
+    if missing and on_corrupt == "fail":
+        raise StageError(
+            f"--output_dir={output_dir}: finished without {missing} records, which were "
+            "quarantined, and --on_corrupt=fail asks for all; mend the data set and pass "
+            "--overwrite, or pass --on_corrupt=quarantine"
+        )
 
 
 def embed_shards(
@@ -182,6 +210,8 @@ def embed_shards(
     split: str,
     overwrite: bool,
     options: PipelineOptions,
+    on_corrupt: str = "fail",
+    max_quarantined: quarantine.Limit = quarantine.DEFAULT_LIMIT,
 ) -> dict[str, Any]:
     """Exports the embeddings and contact sheets of a split.
 
@@ -192,6 +222,8 @@ def embed_shards(
       split: which split.
       overwrite: whether output of other inputs may be replaced.
       options: Beam's.
+      on_corrupt: what to do where a shard is damaged, see shards.Dataset.
+      max_quarantined: how many records may be missing for that reason.
 
     Returns:
       The manifest, with the key "reused" where nothing had to be done.
@@ -199,7 +231,7 @@ def embed_shards(
     Raises:
       StageError: an input can't be used, or does not fit the other.
     """
-    dataset = shards.Dataset(data_dir)
+    dataset = shards.Dataset(data_dir, on_corrupt=on_corrupt)
     entries = dataset.shards(split)
     model_manifest = stage.read_manifest(model_dir, "train", "model_dir")
     if model_manifest["image_shape"] != list(dataset.image_shape):
@@ -216,8 +248,10 @@ def embed_shards(
     tasks = [entry["name"] for entry in entries]
     output = OutputDirectory(output_dir, stage="export", made_from=made_from)
     names = [name for task in tasks for name in _output_names(task)]
+    names += map(quarantine.file_name, tasks)
     with output.opened(names, overwrite=overwrite) as finished:
         if finished is not None:
+            _check_reusable(output_dir, finished, on_corrupt)
             return {**finished, "reused": True}
 
         def build(pipeline: beam.Pipeline) -> None:
@@ -225,7 +259,7 @@ def embed_shards(
                 pipeline
                 | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
                 | "EmbedShard"
-                >> beam.ParDo(EmbedShard(data_dir, model_dir, model_manifest, output))
+                >> beam.ParDo(EmbedShard(data_dir, model_dir, model_manifest, output, on_corrupt))
             )
 
         progress = Progress("export", total=len(tasks), unit="shards")
@@ -235,18 +269,30 @@ def embed_shards(
         files = [entry for marker in markers.values() for entry in marker["entries"]]
         num_read = dataset.num_examples(split)
         num_written = sum(entry.get("num_examples", 0) for entry in files)
-        if num_read != num_written:
+        num_quarantined = sum(entry.get("num_quarantined", 0) for entry in files)
+        quarantine.check(
+            max_quarantined,
+            quarantine.read_all(output_dir, files),
+            num_quarantined=num_quarantined,
+            num_records=num_read,
+        )
+        if num_read != num_written + num_quarantined:
             raise StageError(
-                f"{output_dir}: {num_read} records read, {num_written} rows written; expected a "
-                "row for each record: run the same command again"
+                f"{output_dir}: {num_read} records read, {num_written} rows written and "
+                f"{num_quarantined} quarantined; expected all of them: run the same command again"
             )
-        identity = {"format_version": stage.FORMAT_VERSION, "made_from": output.made_from}
+        records = {"read": num_read, "written": num_written, "quarantined": num_quarantined}
+        identity = {
+            "format_version": stage.FORMAT_VERSION,
+            "made_from": output.made_from,
+            "quarantined": [e["sha256"] for e in files if "num_quarantined" in e],
+        }
         return output.finish(
             {
                 "export_id": stage.content_id(identity),
                 "dataset_id": dataset.dataset_id,
                 "model_id": model_manifest["model_id"],
-                "records": {"read": num_read, "written": num_written},
+                "records": records,
                 "files": files,
             },
             markers,

@@ -22,13 +22,22 @@ _SPLIT = flags.DEFINE_string("split", "test", "Split of the data set to export."
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace what another run of this command left in output_dir."
 )
+_ON_CORRUPT = flags.DEFINE_enum(
+    "on_corrupt",
+    "fail",
+    ["fail", "quarantine"],
+    "Where a shard is damaged: stop, or export without the records that cannot be had.",
+)
+_MAX_QUARANTINED = flags.DEFINE_string(
+    "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
+)
 flags.mark_flags_as_required(["data_dir", "model_dir", "output_dir"])
 
 
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
     command.import_beam()
-    from pipeline import beam_runner, embed_shards
+    from pipeline import beam_runner, embed_shards, quarantine
 
     manifest = embed_shards.embed_shards(
         data_dir=_DATA_DIR.value,
@@ -36,12 +45,15 @@ def run(beam_args: list[str]) -> None:
         output_dir=_OUTPUT_DIR.value,
         split=_SPLIT.value,
         overwrite=_OVERWRITE.value,
+        on_corrupt=_ON_CORRUPT.value,
+        max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         options=beam_runner.parse_options(beam_args),
     )
     reused = "already finished" if manifest.get("reused") else "finished"
     records = manifest["records"]
+    bad = f" + {records['quarantined']:,} quarantined" if records["quarantined"] else ""
     print(
-        f"export: {reused}: {records['read']:,} read = {records['written']:,} written "
+        f"export: {reused}: {records['read']:,} read = {records['written']:,} written{bad} "
         f"({len(manifest['files'])} files), export_id {manifest['export_id']}, {_OUTPUT_DIR.value}"
     )
 

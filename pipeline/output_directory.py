@@ -7,22 +7,21 @@ whole because of what it holds and not because something of its name exists.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import storage
+from pipeline import quarantine, storage
 from pipeline.errors import StageError
 from pipeline.stage import (
     FORMAT_VERSION,
     MANIFEST,
-    canonical_json,
     differences,
     read_file,
     read_sealed,
     readable_json,
     sealed_json,
+    through_json,
 )
 
 TIMINGS = "timings.json"
@@ -47,10 +46,22 @@ class OutputDirectory:
         self.directory = directory
         self.stage = stage
         # Through JSON and back, so that it equals what is read from a file.
-        self.made_from = json.loads(canonical_json(made_from))
+        self.made_from = through_json(made_from)
 
     def _path(self, *names: str) -> str:
         return storage.join(self.directory, *names)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the directory for this process, and makes it if it is not there.
+
+        Raises:
+          StageError: something else is in the directory, or another process writes to it.
+        """
+        self._refuse_foreign()  # Before the lock, which would leave its file there.
+        storage.make_dirs(self.directory)
+        with storage.lock(self.directory):
+            yield
 
     @contextlib.contextmanager
     def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[dict[str, Any] | None]:
@@ -66,9 +77,7 @@ class OutputDirectory:
         Raises:
           StageError: something else is in the directory, or another process writes to it.
         """
-        self._refuse_foreign()  # Before the lock, which would leave its file there.
-        storage.make_dirs(self.directory)
-        with storage.lock(self.directory):
+        with self.held():
             yield self._begin(names, overwrite=overwrite)
 
     def _refuse_foreign(self) -> None:
@@ -104,23 +113,61 @@ class OutputDirectory:
                     f"({'; '.join(differ)}); name another directory, or pass --overwrite"
                 )
             if overwrite:
-                self._clear(known)
-                manifest = None
-        storage.remove_unfinished(self.directory)
-        storage.remove_unfinished(self._path(_PROGRESS))
-        if manifest and self._is_complete(manifest):
-            storage.remove(self._path(_PROGRESS))
+                self._clear(known, job)
+                manifest = job = None
+        if manifest and self.is_complete(manifest):
+            self.forget_finished(manifest)
             return manifest
+        if job and job["made_from"] != self.made_from:
+            raise self._other_append(job)
+        self._remove_unfinished()
         self._write_job(self.made_from, names)
         storage.remove(self._path(MANIFEST))
         return None
+
+    def begin_append(
+        self, names: Sequence[str], base: Mapping[str, Any], *, overwrite: bool
+    ) -> None:
+        """Makes a held, finished directory ready for further files; it stays finished.
+
+        Args:
+          names: every file that the job will make or make anew.
+          base: the directory's manifest.
+          overwrite: whether what an unfinished job of other inputs has appended may go.
+        """
+        job = read_sealed(self._path(_PROGRESS, _JOB))
+        if job and job["made_from"] != self.made_from:
+            if not overwrite:
+                raise self._other_append(job)
+            kept = {entry["name"] for entry in base["files"]}
+            self._remove_files([name for name in job["names"] if name not in kept])
+        self._remove_unfinished()
+        self._write_job(self.made_from, names)
+
+    def forget_finished(self, manifest: Mapping[str, Any]) -> None:
+        """Removes what is left of the job that made `manifest`, and of none other."""
+        job = read_sealed(self._path(_PROGRESS, _JOB))
+        if job is None or job["made_from"] == manifest["made_from"]:
+            self._remove_unfinished()
+            storage.remove(self._path(_PROGRESS))
+
+    def _other_append(self, job: Mapping[str, Any]) -> StageError:
+        differ = "; ".join(differences(job["made_from"], self.made_from))
+        return StageError(
+            f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
+            f"({differ}); run that one to its end first, or pass --overwrite to undo it"
+        )
+
+    def _remove_unfinished(self) -> None:
+        for directory in (self.directory, self._path(_PROGRESS), self._path(quarantine.DIRECTORY)):
+            storage.remove_unfinished(directory)
 
     def _write_job(self, made_from: Mapping[str, Any], names: Sequence[str]) -> None:
         storage.make_dirs(self._path(_PROGRESS))
         job = {"stage": self.stage, "made_from": made_from, "names": list(names)}
         storage.write_bytes(self._path(_PROGRESS, _JOB), sealed_json(job))
 
-    def _is_complete(self, manifest: Mapping[str, Any]) -> bool:
+    def is_complete(self, manifest: Mapping[str, Any]) -> bool:
         """Whether every file is there at its size; contents are checked when read."""
         for entry in manifest["files"]:
             try:
@@ -130,34 +177,50 @@ class OutputDirectory:
                 return False
         return True
 
-    def _clear(self, known: Mapping[str, Any]) -> None:
-        """Removes what an earlier job made here, and nothing else.
+    def _clear(self, known: Mapping[str, Any], job: Mapping[str, Any] | None) -> None:
+        """Removes what earlier jobs made here, and nothing else.
 
         Args:
-          known: its manifest or job.json.
+          known: the manifest, or job.json if there is none.
+          job: job.json, if there is one.
         """
-        names = known.get("names") or [entry["name"] for entry in known["files"]]
+        names = [entry["name"] for entry in known.get("files", ())]
+        names += job["names"] if job else []
         # Killed from here on, the next try finds an unfinished job and clears the rest.
         self._write_job(known["made_from"], names)
         storage.remove(self._path(MANIFEST))
-        for name in names:
-            if os.path.basename(name) == name:  # Nothing outside, whatever the file says.
-                storage.remove(self._path(name))
+        self._remove_files(names)
         storage.remove(self._path(TIMINGS))
         storage.remove(self._path(_PROGRESS))
+
+    def _remove_files(self, names: Sequence[str]) -> None:
+        for name in names:
+            # Nothing outside, whatever the file says.
+            if os.path.basename(name) in (name, name.removeprefix(f"{quarantine.DIRECTORY}/")):
+                storage.remove(self._path(name))
+        if not storage.list_names(self._path(quarantine.DIRECTORY)):
+            storage.remove(self._path(quarantine.DIRECTORY))
+
+    def progress_path(self, name: str) -> str:
+        """Path of a file that the job needs on its way; it goes when the job is finished."""
+        return self._path(_PROGRESS, name)
 
     def _marker_path(self, task: str) -> str:
         return self._path(_PROGRESS, f"{task}.json")
 
     def make_once(
         self, task: str, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
-    ) -> None:
+    ) -> dict[str, Any] | None:
         """Does one task unless an earlier try has; afterwards its marker stands.
 
         Args:
           task: name of the task, unique in the job.
           make: writes the task's files and returns their entries, and the seconds
             it spent on each kind of work.
+
+        Returns:
+          The marker, whose "reused" says whether an earlier try did it; None if the task
+          failed.
         """
         marker = self._whole_task(task)
         if marker is None:
@@ -170,12 +233,12 @@ class OutputDirectory:
                 except OSError:
                     # A full disk takes no marker either, and no other task can go on.
                     raise StageError(f"{self.directory}: {task}: {error}; make room") from error
-                return
-            marker = {"entries": entries, "secs": secs}
-            reused = False
+                return None
+            marker = {"entries": entries, "secs": secs, "reused": False}
         else:
-            reused = True
-        self._write_marker(task, {**marker, "reused": reused})
+            marker = {**marker, "reused": True}
+        self._write_marker(task, marker)
+        return marker
 
     def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
         storage.write_bytes(self._marker_path(task), sealed_json(marker))

@@ -1,126 +1,97 @@
-"""Shard files: their names, TFRecord framing with checksums, and a data set read back.
+"""A finished data set's shards: their names, and what they hold read back."""
 
-A TFRecord is: length (uint64), masked crc32c of the length, data, masked crc32c
-of the data; all numbers little-endian. Source of the format:
-tensorflow/core/lib/io/record_writer.h.
-"""
-
-import functools
 import hashlib
-import json
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 
-from pipeline import examples, stage, storage
-from pipeline.errors import StageError
+from pipeline import examples, stage, storage, tfrecord
+from pipeline.errors import StageError, UsageError
+from pipeline.tfrecord import Fault
 
-_FRAME = struct.Struct("<QI")
-_CRC = struct.Struct("<I")
-
-
-def shard_name(name: str, split: str, shard: int, num_shards: int) -> str:
-    """File name of a shard, as TensorFlow Datasets spells it."""
-    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
+# What a reader does where a shard is damaged.
+ON_CORRUPT = ("fail", "quarantine")
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+def shard_name(name: str, split: str, shard: int, num_shards: int, compression: str) -> str:
+    """File name of a shard, as TensorFlow Datasets spells it.
 
-
-@functools.lru_cache(maxsize=4096)
-def _frame_header(length: int) -> bytes:
-    packed = struct.pack("<Q", length)
-    return packed + _CRC.pack(_masked_crc(packed))
-
-
-def write_shard(directory: str, name: str, records: Iterable[bytes]) -> dict[str, Any]:
-    """Writes a shard file atomically.
-
-    Args:
-      directory: local path or fsspec URL.
-      name: the file's name.
-      records: serialized tf.Examples, in order.
-
-    Returns:
-      The file's entry: name, bytes, sha256, num_examples.
+    Shards of number `num_shards` and beyond are those appended to the first ones.
     """
-    digest, num_bytes, num_examples = hashlib.sha256(), 0, 0
-    with storage.publishing(storage.join(directory, name)) as file:
-        for record in records:
-            framed = b"".join((_frame_header(len(record)), record, _CRC.pack(_masked_crc(record))))
-            file.write(framed)
-            digest.update(framed)
-            num_bytes += len(framed)
-            num_examples += 1
-    return {
-        "name": name,
-        "bytes": num_bytes,
-        "sha256": digest.hexdigest(),
-        "num_examples": num_examples,
-    }
+    packed = tfrecord.suffix(compression)
+    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}{packed}"
 
 
-def split_records(data: bytes, path: str) -> Iterator[bytes]:
-    """The records in the bytes of a TFRecord file; every checksum is checked.
+class Loss(NamedTuple):
+    """What cannot be had of a damaged shard."""
 
-    Args:
-      data: the whole file.
-      path: its name, for error messages.
+    name: str  # The shard's file.
+    num_records: int
+    faults: list[Fault]
 
-    Raises:
-      StageError: the file ends inside a record, or a checksum is wrong.
-    """
-    offset = 0
-    while offset < len(data):
-        start = offset + _FRAME.size
-        length, length_crc = (
-            _FRAME.unpack_from(data, offset) if start <= len(data) else (len(data), -1)
-        )
-        end = start + length
-        if length_crc == -1 or end + _CRC.size > len(data):
-            raise StageError(
-                f"{path}: the record at byte {offset} runs past the end of the file "
-                f"({len(data)} bytes); make the data set again"
-            )
-        record = data[start:end]
-        if _masked_crc(data[offset : offset + 8]) != length_crc or (
-            _masked_crc(record) != _CRC.unpack_from(data, end)[0]
-        ):
-            raise StageError(
-                f"{path}: the checksum of the record at byte {offset} is wrong; "
-                "make the data set again"
-            )
-        yield record
-        offset = end + _CRC.size
+    def lines(self, directory: str) -> list[dict[str, Any]]:
+        """The faults as quarantine names them."""
+        path = storage.join(directory, self.name)
+        return [
+            {"where": f"{path} byte {offset}", "offset": offset, "reason": reason}
+            for offset, reason in self.faults
+        ]
 
 
 class Shard(NamedTuple):
-    """One shard in memory: n records in file order."""
+    """One shard in memory: n records in file order, and what is wrong with the file."""
 
     ids: list[str]
     images: np.ndarray  # (n, H, W, C) uint8
     labels: np.ndarray  # (n,) int64
     records: list[bytes]  # the serialized tf.Examples
+    faults: list[Fault]  # empty unless faults are to be quarantined
+
+
+def parse_records(
+    data: bytes, path: str, image_shape: tuple[int, ...]
+) -> Iterator[tuple[int, bytes, examples.Record] | Fault]:
+    """Every record in a shard's bytes, and every fault.
+
+    Yields:
+      (offset, serialized, parsed), or a Fault; in the order of their offsets.
+    """
+    num_pixels = int(np.prod(image_shape))
+    for found in tfrecord.scan(data, path):
+        if isinstance(found, Fault):
+            yield found
+            continue
+        offset, serialized = found
+        try:
+            record = examples.parse(serialized)
+            record.id.decode()
+        except ValueError as error:
+            yield Fault(offset, str(error))
+            continue
+        if len(record.image) != num_pixels:
+            yield Fault(offset, f"an image of {len(record.image)} bytes, expected {num_pixels}")
+            continue
+        yield offset, serialized, record
 
 
 class Dataset:
     """A finished data set directory, opened for reading."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, *, on_corrupt: str = "fail"):
         """Reads the manifest.
 
         Args:
           directory: the output directory of preprocess; local path or fsspec URL.
+          on_corrupt: "fail" to refuse a damaged shard, "quarantine" to go on without the
+            records that cannot be had and name them in `Shard.faults`.
 
         Raises:
           StageError: no such directory, unfinished, or not a data set.
         """
-        self.directory = directory
+        if on_corrupt not in ON_CORRUPT:
+            raise UsageError(f"--on_corrupt={on_corrupt}: expected {' or '.join(ON_CORRUPT)}")
+        self.directory, self.on_corrupt = directory, on_corrupt
         self.manifest = stage.read_manifest(directory, "preprocess", "data_dir")
         self.dataset_id: str = self.manifest["dataset_id"]
         self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
@@ -146,92 +117,66 @@ class Dataset:
         """Reads a shard whole; file checksum, record checksums and counts are checked.
 
         Raises:
-          StageError: the shard is missing or damaged.
+          StageError: the shard is missing or damaged, or is another than the manifest's.
         """
         path = storage.join(self.directory, entry["name"])
-        records = list(split_records(stage.read_file(self.directory, entry), path))
-        try:
-            parsed = [examples.parse(record) for record in records]
-        except ValueError as error:
-            raise StageError(f"{path}: holds {error}; make the data set again") from error
-        pixels = np.frombuffer(b"".join(record.image for record in parsed), np.uint8)
-        if len(parsed) != entry["num_examples"] or pixels.size != len(parsed) * np.prod(
-            self.image_shape
-        ):
+        if self.on_corrupt == "fail":
+            data, whole = stage.read_file(self.directory, entry), True
+        else:
+            try:
+                data = storage.read_bytes(path)
+            except FileNotFoundError:
+                return self._shard([], [Fault(0, "the file is missing")])
+            whole = hashlib.sha256(data).hexdigest() == entry["sha256"]
+        good, faults = [], []
+        for found in parse_records(data, path, self.image_shape):
+            (faults if isinstance(found, Fault) else good).append(found)
+        if self.on_corrupt == "quarantine" and not faults and len(good) < entry["num_examples"]:
+            reason = f"the file ends after {len(good)} of {entry['num_examples']} records"
+            faults.append(Fault(len(data), reason))
+        as_promised = len(good) == entry["num_examples"] and whole and not faults
+        if not as_promised and (self.on_corrupt == "fail" or not faults):
+            where = f" at byte {faults[0].offset}: {faults[0].reason}" if faults else ""
             raise StageError(
-                f"{path}: holds {len(parsed)} records with {pixels.size} pixels; the manifest "
-                f"says {entry['num_examples']} of {self.image_shape}; make the data set again"
+                f"{path}: is not the file that the manifest names: {len(good)} records, expected "
+                f"{entry['num_examples']} with another checksum{where}; make the data set again"
             )
+        if len(good) > entry["num_examples"]:
+            raise StageError(
+                f"{path}: holds {len(good)} records, expected {entry['num_examples']}; make the "
+                "data set again"
+            )
+        return self._shard(good, faults)
+
+    def read_split(self, split: str) -> tuple[np.ndarray, list[Loss]]:
+        """All images of a split in the order of its shards, and what cannot be had.
+
+        Returns:
+          uint8 (n, H, W, C).
+          A loss for each damaged shard; none unless faults are to be quarantined.
+        """
+        out = np.empty((self.num_examples(split), *self.image_shape), np.uint8)
+        filled, losses = 0, []
+        for entry in self.shards(split):
+            shard = self.read_shard(entry)
+            out[filled : filled + len(shard.ids)] = shard.images
+            filled += len(shard.ids)
+            if shard.faults:
+                missing = entry["num_examples"] - len(shard.ids)
+                losses.append(Loss(entry["name"], missing, shard.faults))
+        return out[:filled], losses
+
+    def read_images(self, split: str) -> np.ndarray:
+        """All images of a split that can be had, uint8 (n, H, W, C)."""
+        return self.read_split(split)[0]
+
+    def _shard(self, good: list[tuple[int, bytes, examples.Record]], faults: list[Fault]) -> Shard:
+        parsed = [record for _, _, record in good]
+        pixels = np.frombuffer(b"".join(record.image for record in parsed), np.uint8)
         return Shard(
             ids=[record.id.decode() for record in parsed],
             images=pixels.reshape(-1, *self.image_shape),
             labels=np.array([record.label for record in parsed], np.int64),
-            records=records,
+            records=[serialized for _, serialized, _ in good],
+            faults=faults,
         )
-
-    def read_images(self, split: str) -> np.ndarray:
-        """All images of a split in the order of its shards, uint8 (n, H, W, C)."""
-        out = np.empty((self.num_examples(split), *self.image_shape), np.uint8)
-        filled = 0
-        for entry in self.shards(split):
-            images = self.read_shard(entry).images
-            out[filled : filled + len(images)] = images
-            filled += len(images)
-        return out
-
-
-def tfds_files(
-    *,
-    name: str,
-    image_shape: Sequence[int],
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> dict[str, bytes]:
-    """The two files by which `tfds.builder_from_directory` reads the directory.
-
-    Args:
-      name: the data set's name.
-      image_shape: (H, W, C).
-      splits: for each split the entries of its shards, in order.
-
-    Returns:
-      File name -> contents.
-    """
-
-    def tensor(shape: Sequence[int], dtype: str, kind: str, encoding: str = "none") -> dict:
-        return {
-            "pythonClassName": f"tensorflow_datasets.core.features.{kind}",
-            "tensor": {
-                "shape": {"dimensions": [str(size) for size in shape]},
-                "dtype": dtype,
-                "encoding": encoding,
-            },
-        }
-
-    features = {
-        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-        "featuresDict": {
-            "features": {
-                "id": tensor((), "string", "tensor_feature.Tensor"),
-                "image": tensor(image_shape, "uint8", "tensor_feature.Tensor", "bytes"),
-                "label": tensor((), "int64", "scalar.Scalar"),
-            }
-        },
-    }
-    dataset_info = {
-        "name": name,
-        "version": "1.0.0",
-        "fileFormat": "tfrecord",
-        "splits": [
-            {
-                "name": split,
-                "numBytes": str(sum(entry["bytes"] for entry in entries)),
-                "shardLengths": [str(entry["num_examples"]) for entry in entries],
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-            for split, entries in splits.items()
-        ],
-    }
-    return {
-        "dataset_info.json": (json.dumps(dataset_info, indent=2) + "\n").encode(),
-        "features.json": (json.dumps(features, indent=2) + "\n").encode(),
-    }

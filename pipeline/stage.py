@@ -6,7 +6,7 @@ last. How the Beam stages get there is in output_directory.py.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import storage
@@ -32,6 +32,11 @@ def canonical_json(value: Any) -> bytes:
 def readable_json(value: Any) -> bytes:
     """JSON for files that people open; keys stand in the order they were made in."""
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def through_json(value: Any) -> Any:
+    """`value` as it is when it has been written to a file and read again."""
+    return json.loads(canonical_json(value))
 
 
 def content_id(made_from: Any) -> str:
@@ -60,6 +65,17 @@ def write_file(directory: str, name: str, data: bytes) -> dict[str, Any]:
     """Writes a file of the stage atomically and returns its entry."""
     storage.write_bytes(storage.join(directory, name), data)
     return file_entry(name, data)
+
+
+def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> dict[str, Any]:
+    """As `write_file`, a line at a time."""
+    digest, num_bytes = hashlib.sha256(), 0
+    with storage.publishing(storage.join(directory, name)) as file:
+        for line in lines:
+            file.write(line)
+            digest.update(line)
+            num_bytes += len(line)
+    return {"name": name, "bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
 def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:

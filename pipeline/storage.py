@@ -73,6 +73,32 @@ def list_names(directory: str) -> list[str]:
     return sorted(os.listdir(directory))
 
 
+def list_tree(directory: str) -> list[str]:
+    """Sorted paths of all files below `directory`, relative to it, with slashes.
+
+    What begins with a dot is left out. Links to directories are followed, except to one
+    that the link lies in.
+    """
+    if is_url(directory):
+        fs, inner = _remote(directory)
+        below = len(inner.rstrip("/")) + 1
+        found = [path[below:] for path in fs.find(inner)]
+        return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
+    paths = []
+    for root, directories, names in os.walk(directory, followlinks=True):
+        real = os.path.join(os.path.realpath(root), "")
+        directories[:] = [
+            name
+            for name in directories
+            if not name.startswith(".")
+            and not real.startswith(os.path.join(os.path.realpath(os.path.join(root, name)), ""))
+        ]
+        below = os.path.relpath(root, directory)
+        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
+        paths += [prefix + name for name in names if not name.startswith(".")]
+    return sorted(paths)
+
+
 def num_bytes(path: str) -> int:
     """Size of a file in bytes; raises FileNotFoundError."""
     if is_url(path):

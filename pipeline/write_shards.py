@@ -1,236 +1,258 @@
 """Job 1: an image set to TFRecord shards, as a Beam pipeline.
 
-What the pipeline shuffles are indices, 8 bytes a record. Each shard's writer
-fetches its own records from the source, so memory is bounded by one shard, and
+What the pipeline shuffles are indices and sort keys, 16 bytes a record. Each shard's
+writer fetches its own records from the source, so memory is bounded by one shard, and
 since the order is a function of the seed and the ids, so are the bytes.
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import beam_runner, examples, placement, shards, sources, stage
-from pipeline.errors import StageError, UsageError
+from pipeline import (
+    beam_runner,
+    convert,
+    describe_shards,
+    examples,
+    find_new,
+    placement,
+    quarantine,
+    shards,
+    storage,
+    tfrecord,
+)
+from pipeline.describe_shards import IMAGES, STATISTICS
+from pipeline.errors import StageError
 from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
 
-# Indices hashed at a time: half a megabyte of them, a fraction of a second of work.
-_BLOCK_SIZE = 65_536
-# Pixels read and encoded at a time, so that a writer holds little beside its indices.
-_RECORDS_AT_A_TIME = 4_096
+# Indices hashed at a time: a megabyte of them, a fraction of a second of work.
+BLOCK_SIZE = 65_536
+# An index and its sort key, as they travel from the one step to the other.
+_PLACED = np.dtype([("index", "<i8"), ("key", "<u8")])
+# (first, last + 1), or the name of a file of indices.
+Block = tuple[int, int] | str
+
+
+class Layout(NamedTuple):
+    """Which shards a job writes, and what they are called."""
+
+    name: str
+    seed: int
+    validation_fraction: float
+    compression: str
+    num_shards: dict[str, int]  # split -> shards that this job writes
+    first: dict[str, int]  # split -> number of the first of them; above 0 in an append
+    named: dict[str, int]  # split -> shards of the set as it was first made
+
+    def shard_name(self, split: str, shard: int) -> str:
+        """File name of this job's shard of that number, from 0."""
+        number = self.first[split] + shard
+        return shards.shard_name(self.name, split, number, self.named[split], self.compression)
+
+    def keys(self) -> list[tuple[str, int]]:
+        """(split, shard) of every shard that this job writes."""
+        return [(split, shard) for split, n in self.num_shards.items() for shard in range(n)]
+
+    def tasks(self) -> list[str]:
+        """Their file names."""
+        return [self.shard_name(*key) for key in self.keys()]
 
 
 class AssignShards(beam.DoFn):
     """Block of indices -> the part of it that each shard gets."""
 
-    def __init__(self, spec: str, settings: dict[str, Any]):
-        """Takes the source's spec and the job's settings."""
-        self._spec, self._settings = spec, settings
+    def __init__(self, reading: convert.Reading, layout: Layout, output: OutputDirectory):
+        """Takes the source, the shards, and where files of indices are."""
+        self._reading, self._layout, self._output = reading, layout, output
 
-    def process(self, block: tuple[int, int]) -> Iterator[tuple[tuple[str, int], bytes]]:
-        """(first, last + 1) -> ((split, shard), int64 indices as little-endian bytes)."""
-        source = sources.open_source(self._spec)
-        indices = np.arange(*block)
-        source_splits = list(source.split_sizes)
-        ends = np.cumsum(list(source.split_sizes.values()))
-        split_numbers = np.searchsorted(ends, indices, side="right").tolist()
-        seed, num_shards = self._settings["seed"], self._settings["num_shards"]
-        fraction = self._settings["validation_fraction"]
-        parts: dict[tuple[str, int], list[int]] = {}
-        for index, record_id, split_number in zip(
-            indices.tolist(), source.ids(indices), split_numbers, strict=True
-        ):
-            split = placement.split_of(source_splits[split_number], record_id, fraction)
-            number, _ = placement.shard_and_order(seed, record_id)
-            parts.setdefault((split, number % num_shards), []).append(index)
-        for key, part in parts.items():
-            yield key, np.array(part, "<i8").tobytes()
+    def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
+        """Block -> ((split, shard), _PLACED records as bytes)."""
+        layout, source = self._layout, convert.open_reading(self._reading)
+        is_file = isinstance(block, str)
+        indices = find_new.load_indices(self._output, block) if is_file else np.arange(*block)
+        for source_split, here in source.by_source_split(indices):
+            ids = source.ids(here)
+            splits = placement.splits_of(source_split, ids, layout.validation_fraction)
+            numbers, keys = placement.shards_and_order(layout.seed, ids)
+            placed = np.empty(len(here), _PLACED)
+            placed["index"], placed["key"] = here, keys
+            for split in np.unique(splits).tolist():
+                of_split = splits == split
+                shard_numbers = numbers[of_split] % np.uint64(layout.num_shards[split])
+                order = np.argsort(shard_numbers, kind="stable")
+                found, starts = np.unique(shard_numbers[order], return_index=True)
+                parts = np.split(placed[of_split][order], starts[1:])
+                for shard, part in zip(found.tolist(), parts, strict=True):
+                    yield (split, shard), part.tobytes()
 
 
 class WriteShard(beam.DoFn):
-    """All indices of a shard -> its file and marker."""
+    """All indices of a shard -> its file and marker, and what is learnt of its records."""
 
-    def __init__(self, spec: str, settings: dict[str, Any], output: OutputDirectory):
-        """Takes the source's spec, the job's settings and where to write."""
-        self._spec, self._settings, self._output = spec, settings, output
+    def __init__(
+        self,
+        reading: convert.Reading,
+        layout: Layout,
+        output: OutputDirectory,
+        num_buckets: int,
+    ):
+        """Takes the source, the shards, where to write, and the buckets of image hashes."""
+        self._reading, self._layout, self._output = reading, layout, output
+        self._num_buckets = num_buckets
 
-    def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> None:
-        """((split, shard), [int64 indices as little-endian bytes]) -> nothing."""
+    def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> Iterator[Any]:
+        """((split, shard), [_PLACED records as bytes]) -> STATISTICS and IMAGES."""
         (split, shard), parts = element
-        name = shards.shard_name(self._settings["name"], split, shard, self._settings["num_shards"])
+        name = self._layout.shard_name(split, shard)
+        writing = _Writing(self._reading, name, np.frombuffer(b"".join(parts), _PLACED))
 
         def make() -> tuple[list[dict[str, Any]], dict[str, float]]:
             started = time.perf_counter()
-            secs = {"read": 0.0, "compute": 0.0}
-            records = self._records(name, np.frombuffer(b"".join(parts), "<i8"), secs)
-            entry = shards.write_shard(self._output.directory, name, records)
+            entry = tfrecord.write_file(self._output.directory, name, writing.records())
+            faults = quarantine.write(
+                self._output.directory,
+                name,
+                writing.faults,
+                num_quarantined=len(writing.faults),
+            )
+            secs = writing.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
-            return [{**entry, "split": split}], secs
+            of_split = [{**fault, "of_split": split} for fault in faults]
+            return [{**entry, "split": split}, *of_split], secs
 
-        self._output.make_once(name, make)
+        marker = self._output.make_once(name, make)
+        if marker is None:
+            return
+        description = writing.description
+        if marker["reused"]:
+            path = storage.join(self._output.directory, name)
+            data = storage.read_bytes(path)
+            description = describe_shards.read_back(data, path, self._reading.image_shape)
+        yield from description.outputs(split, self._num_buckets)
 
-    def _records(self, name: str, indices: np.ndarray, secs: dict[str, float]) -> Iterator[bytes]:
-        """The shard's serialized records in order; adds the seconds spent to `secs`."""
+
+class _Writing:
+    """The records of one shard on their way from the source to its file."""
+
+    def __init__(self, reading: convert.Reading, name: str, placed: np.ndarray):
+        self._reading, self._name, self._placed = reading, name, placed
+        self.description = describe_shards.Description(reading.image_shape)
+        self.faults: list[dict[str, Any]] = []
+        self.secs = {"read": 0.0, "compute": 0.0}
+
+    def records(self) -> Iterator[bytes]:
+        """The shard's serialized records in order; what cannot be had goes to `faults`."""
         started = time.perf_counter()
-        source = sources.open_source(self._spec)
+        source = convert.open_reading(self._reading)
+        indices = self._placed["index"]
         ids = source.ids(indices)
-        order = placement.sort_order(self._settings["seed"], ids)
-        ids = [ids[place] for place in order]
-        for previous, this, place in zip(ids, ids[1:], order[1:], strict=False):
+        order = placement.sorted_by(self._placed["key"], ids)
+        indices, ids = indices[order], [ids[place] for place in order.tolist()]
+        for place, (previous, this) in enumerate(zip(ids, ids[1:], strict=False)):
             if previous == this:  # Equal ids hash alike, so they stand side by side.
+                places = " and ".join(source.where(int(i)) for i in indices[place : place + 2])
                 raise StageError(
-                    f"{self._spec}: the id {this.decode()!r} stands twice, the second time at "
-                    f"index {indices[place]}; ids must be unique"
+                    f"{self._name}: the id {this.decode()!r} stands twice, at {places}; ids must "
+                    "be unique"
                 )
-        secs["compute"] += time.perf_counter() - started
-        for first in range(0, len(ids), _RECORDS_AT_A_TIME):
-            started = time.perf_counter()
-            chunk = slice(first, first + _RECORDS_AT_A_TIME)
-            images, labels = source.read(indices[order[chunk]])
-            read = time.perf_counter()
-            encoded = [
-                examples.encode(record_id, image.tobytes(), label)
-                for record_id, image, label in zip(ids[chunk], images, labels.tolist(), strict=True)
-            ]
-            secs["read"] += read - started
-            secs["compute"] += time.perf_counter() - read
-            yield from encoded
+        self.secs["compute"] += time.perf_counter() - started
+        step = self._reading.records_at_a_time
+        for first in range(0, len(ids), step):
+            chunk = slice(first, first + step)
+            yield from self._encoded(source, indices[chunk], ids[chunk])
+
+    def _encoded(
+        self, source: convert.ConvertedSource, indices: np.ndarray, ids: Sequence[bytes]
+    ) -> list[bytes]:
+        started = time.perf_counter()
+        found = source.read(indices)
+        read = time.perf_counter()
+        for place, reason in found.faults:
+            where = source.where(int(indices[place]))
+            self.faults.append({"id": ids[place].decode(), "where": where, "reason": reason})
+        good = [ids[place] for place in found.places.tolist()]
+        pixels, size = found.images.tobytes(), int(np.prod(found.images.shape[1:]))
+        images = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        encoded = [
+            examples.encode(record_id, image, label)
+            for record_id, image, label in zip(good, images, found.labels.tolist(), strict=True)
+        ]
+        self.description.add(good, images, found.labels)
+        self.secs["read"] += read - started
+        self.secs["compute"] += time.perf_counter() - read
+        return encoded
 
 
-def _check_settings(source: sources.Source, settings: dict[str, Any]) -> None:
-    """Raises a UsageError for settings that this source cannot have."""
-    num_shards, num_records = settings["num_shards"], sum(source.split_sizes.values())
-    if num_shards > num_records:
-        raise UsageError(
-            f"--num_shards={num_shards}: more shards than the {num_records} records; "
-            f"expected 1 to {num_records}"
-        )
-    limit = 1 - placement.TEST_FRACTION if placement.UNSPLIT in source.split_sizes else 1
-    if not 0 <= settings["validation_fraction"] < limit:
-        raise UsageError(
-            f"--validation_fraction={settings['validation_fraction']}: expected 0 ≤ fraction < "
-            f"{limit}, so that records are left for train"
-        )
+def blocks_of(num_records: int) -> list[Block]:
+    """All indices of a source, in blocks."""
+    return [
+        (first, min(first + BLOCK_SIZE, num_records)) for first in range(0, num_records, BLOCK_SIZE)
+    ]
 
 
 def write_shards(
     *,
-    spec: str,
-    output_dir: str,
-    name: str,
-    num_shards: int,
-    validation_fraction: float,
-    seed: int,
-    overwrite: bool,
+    reading: convert.Reading,
+    layout: Layout,
+    blocks: Sequence[Block],
+    there: Sequence[dict[str, Any]],
+    num_buckets: int,
+    output: OutputDirectory,
     options: PipelineOptions,
-) -> dict[str, Any]:
-    """Turns an image set into a finished data set directory.
+) -> None:
+    """Runs the pipeline: afterwards each task has its marker, or says why it failed.
 
     Args:
-      spec: the source, `sample` or `idx:DIR`.
-      output_dir: local path or fsspec URL.
-      name: the data set's name; shard files begin with it.
-      num_shards: shards per split.
-      validation_fraction: share of train that goes to validation.
-      seed: of the order of the records.
-      overwrite: whether output of other inputs may be replaced.
+      reading: the source.
+      layout: the shards to write.
+      blocks: the indices of the records to write.
+      there: manifest entries of shards that stay, and are described with the new ones.
+      num_buckets: see describe_shards.num_buckets.
+      output: where to write; held by this process.
       options: Beam's.
-
-    Returns:
-      The manifest, with the key "reused" where nothing had to be done.
-
-    Raises:
-      StageError: the source or the output directory cannot be used.
     """
-    source = sources.open_source(spec)
-    settings = {
-        "name": name,
-        "num_shards": num_shards,
-        "validation_fraction": validation_fraction,
-        "seed": seed,
-    }
-    _check_settings(source, settings)
-    made_from = {"source_fingerprint": source.fingerprint(), **settings}
-    splits = placement.splits_made(list(source.split_sizes), validation_fraction)
-    keys = [(split, shard) for split in splits for shard in range(num_shards)]
-    tasks = [shards.shard_name(name, split, shard, num_shards) for split, shard in keys]
-    info_names = ["dataset_info.json", "features.json"]
 
-    output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
-    with output.opened([*tasks, *info_names], overwrite=overwrite) as finished:
-        if finished is not None:
-            return {**finished, "reused": True}
-
-        num_records = sum(source.split_sizes.values())
-        blocks = [
-            (first, min(first + _BLOCK_SIZE, num_records))
-            for first in range(0, num_records, _BLOCK_SIZE)
-        ]
-
-        def build(pipeline: beam.Pipeline) -> None:
-            assigned = (
-                pipeline
-                | "Blocks" >> beam.Create(blocks, reshuffle=True)  # (first, last + 1)
-                | "AssignShards" >> beam.ParDo(AssignShards(spec, settings))
-            )
-            # A shard that no record falls into is a file too, with nothing in it.
-            every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in keys])
-            _ = (
-                (assigned, every)
-                | beam.Flatten()
-                | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
-                | "WriteShard" >> beam.ParDo(WriteShard(spec, settings, output))
-            )
-
-        progress = Progress("preprocess", total=len(tasks), unit="shards")
-        beam_runner.run(build, options, progress=progress, count_done=output.num_done)
-        return _finish(source, output, tasks, splits, num_records)
-
-
-def _finish(
-    source: sources.Source,
-    output: OutputDirectory,
-    tasks: list[str],
-    splits: list[str],
-    num_read: int,
-) -> dict[str, Any]:
-    """Reconciles the counts, and writes the description files and the manifest."""
-    markers = dict(zip(tasks, output.markers(tasks), strict=True))
-    entries = [entry for marker in markers.values() for entry in marker["entries"]]
-    by_split = {split: [e for e in entries if e["split"] == split] for split in splits}
-    num_written = sum(entry["num_examples"] for entry in entries)
-    if num_read != num_written:
-        raise StageError(
-            f"{output.directory}: {num_read} records read, {num_written} written; expected all "
-            "of them: run the same command again"
+    def build(pipeline: beam.Pipeline) -> None:
+        assigned = (
+            pipeline
+            | "Blocks" >> beam.Create(blocks, reshuffle=True)
+            | "AssignShards" >> beam.ParDo(AssignShards(reading, layout, output))
         )
-    described = shards.tfds_files(
-        name=output.made_from["name"], image_shape=source.image_shape, splits=by_split
-    )
-    files = entries + [
-        stage.write_file(output.directory, name, data) for name, data in described.items()
-    ]
-    identity = {
-        "format_version": stage.FORMAT_VERSION,
-        "made_from": output.made_from,
-        "files": files,
-    }
-    return output.finish(
-        {
-            "dataset_id": stage.content_id(identity),
-            "name": output.made_from["name"],
-            "image_shape": list(source.image_shape),
-            "class_names": list(source.class_names),
-            "splits": {
-                split: sum(entry["num_examples"] for entry in part)
-                for split, part in by_split.items()
-            },
-            "records": {"read": num_read, "written": num_written},
-            "files": files,
-        },
-        markers,
-    )
+        # A shard that no record falls into is a file too, with nothing in it.
+        every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
+        written = (
+            (assigned, every)
+            | "AllParts" >> beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [placed])
+            | "WriteShard"
+            >> beam.ParDo(WriteShard(reading, layout, output, num_buckets)).with_outputs(
+                STATISTICS, IMAGES
+            )
+        )
+        described = (
+            pipeline
+            | "Shards" >> beam.Create(there, reshuffle=True)  # manifest entries
+            | "DescribeShard"
+            >> beam.ParDo(
+                describe_shards.DescribeShard(output.directory, reading.image_shape, num_buckets)
+            ).with_outputs(STATISTICS, IMAGES)
+        )
+        _ = (
+            (written[STATISTICS], described[STATISTICS])
+            | "AllStatistics" >> beam.Flatten()
+            | "WriteStatistics" >> describe_shards.WriteStatistics(output)
+        )
+        _ = (
+            (written[IMAGES], described[IMAGES])
+            | "AllImages" >> beam.Flatten()
+            | "GroupByHash" >> beam.GroupByKey()  # (bucket, [(split, hashes, ids)])
+            | "FindDuplicates" >> beam.ParDo(describe_shards.FindDuplicates(output))
+        )
+
+    progress = Progress("preprocess", total=len(layout.keys()), unit="shards")
+    beam_runner.run(build, options, progress=progress, count_done=output.num_done)

@@ -65,20 +65,31 @@ def die_at_file(number: int, module: str, *args: object) -> None:
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 
-def make_shards(source: str, output_dir: pathlib.Path, **settings) -> dict:
-    """Runs the preprocess job in this process; returns its manifest."""
-    from pipeline import beam_runner, write_shards
+def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict:
+    """Runs the preprocess job in this process; returns its manifest.
+
+    Args:
+      source: as in --source.
+      output_dir: where to write.
+      **settings: flags of the command by name, and beam_args.
+    """
+    from pipeline import beam_runner, convert, make_set, quarantine
 
     options = beam_runner.parse_options(settings.pop("beam_args", []))
-    arguments = {
-        "name": "blobs",
-        "num_shards": 4,
-        "validation_fraction": 0.1,
-        "seed": 0,
-        "overwrite": False,
-    }
-    return write_shards.write_shards(
-        spec=source, output_dir=str(output_dir), options=options, **{**arguments, **settings}
+    convert.open_reading.cache_clear()  # A test may have changed the files.
+    make = make_set.append if settings.pop("append", False) else make_set.make_set
+    limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
+    overwrite = settings.pop("overwrite", False)
+    of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
+    of_set["compression"] = "none"
+    of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
+    return make(
+        reading=convert.Reading(source, **settings),
+        settings=make_set.Settings(**of_set),
+        output_dir=str(output_dir),
+        max_quarantined=limit,
+        overwrite=overwrite,
+        options=options,
     )
 
 

@@ -31,7 +31,7 @@ def test_each_record_has_its_row(data_dir, trained, exported):
     import tensorflow as tf
 
     manifest = json.loads((exported / "manifest.json").read_text())
-    assert manifest["records"] == {"read": 50, "written": 50}
+    assert manifest["records"] == {"read": 50, "written": 50, "quarantined": 0}
     model = tf.saved_model.load(str(trained / "export"))
     dataset = shards.Dataset(str(data_dir))
     for entry in dataset.shards("test"):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import shards, stage
+from pipeline import finish_set, shards, stage
 from pipeline.errors import StageError, UsageError
 from pipeline.output_directory import TIMINGS
 from tests.conftest import REPOSITORY, die_at_file, make_idx_set, make_shards, outputs_of
@@ -36,10 +36,11 @@ def test_the_bytes_do_not_depend_on_the_workers(idx_dir, data_dir, tmp_path, bea
 def test_nor_on_the_block_size_nor_the_place_of_the_source(
     idx_dir, data_dir, tmp_path, monkeypatch
 ):
-    from pipeline import write_shards
+    from pipeline import convert, describe_shards, write_shards
 
-    monkeypatch.setattr(write_shards, "_BLOCK_SIZE", 7)
-    monkeypatch.setattr(write_shards, "_RECORDS_AT_A_TIME", 3)
+    monkeypatch.setattr(write_shards, "BLOCK_SIZE", 7)
+    monkeypatch.setattr(convert, "_RECORDS_AT_A_TIME", 3)
+    monkeypatch.setattr(describe_shards, "_RECORDS_A_BUCKET", 50)
     elsewhere = make_idx_set(tmp_path / "elsewhere", suffix=".gz")
     make_shards(f"idx:{elsewhere}", tmp_path / "out")
     assert outputs_of(tmp_path / "out") == outputs_of(data_dir)
@@ -103,7 +104,7 @@ def test_other_inputs_need_overwrite_which_leaves_nothing_stale(idx_dir, tmp_pat
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     make_shards(f"idx:{idx_dir}", out)
     before = outputs_of(out)
-    with pytest.raises(StageError, match="num_shards is 4 there and 3 here.*--overwrite"):
+    with pytest.raises(StageError, match="num_shards.test is 4 there and 3 here.*--overwrite"):
         make_shards(f"idx:{idx_dir}", out, num_shards=3)
     assert outputs_of(out) == before
     make_shards(f"idx:{idx_dir}", out, num_shards=3, overwrite=True)
@@ -233,7 +234,7 @@ def test_shards_that_no_record_falls_into(tmp_path):
     source = make_idx_set(tmp_path / "set", num_train=5, num_test=3)
     out = tmp_path / "out"
     manifest = make_shards(f"idx:{source}", out, num_shards=8)
-    assert len(manifest["files"]) == 3 * 8 + 2
+    assert len(manifest["files"]) == 3 * 8 + len(finish_set.NAMES)
     assert sum(entry.get("num_examples", 0) for entry in manifest["files"]) == 8
     import tensorflow_datasets as tfds
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline import examples, shards
+from pipeline import examples, shards, tfrecord
 from pipeline.errors import StageError
 
 
@@ -13,7 +13,7 @@ def test_tensorflow_reads_what_is_written_and_writes_what_is_read(tmp_path):
     import tensorflow as tf
 
     records = some_records()
-    entry = shards.write_shard(str(tmp_path), "ours", records)
+    entry = tfrecord.write_file(str(tmp_path), "ours", records)
     assert entry["num_examples"] == len(records)
     assert [x.numpy() for x in tf.data.TFRecordDataset(str(tmp_path / "ours"))] == records
 
@@ -22,21 +22,21 @@ def test_tensorflow_reads_what_is_written_and_writes_what_is_read(tmp_path):
             writer.write(record)
     data = (tmp_path / "theirs").read_bytes()
     assert data == (tmp_path / "ours").read_bytes()
-    assert list(shards.split_records(data, "theirs")) == records
+    assert list(tfrecord.records(data, "theirs")) == records
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
-    shards.write_shard(str(tmp_path), "shard", some_records(2))
+    tfrecord.write_file(str(tmp_path), "shard", some_records(2))
     data = (tmp_path / "shard").read_bytes()
     whole = len(data) // 2  # Both records are of one length, so a cut here is no damage.
     for place in range(len(data)):
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         with pytest.raises(StageError, match=r"byte (0|\d+)"):
-            list(shards.split_records(bytes(damaged), "shard"))
+            list(tfrecord.records(bytes(damaged), "shard"))
         if place not in (0, whole):
             with pytest.raises(StageError, match="runs past the end"):
-                list(shards.split_records(data[:place], "shard"))
+                list(tfrecord.records(data[:place], "shard"))
 
 
 def test_dataset_reads_back_what_the_source_holds(data_dir, idx_dir):

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import sources
 from pipeline.errors import StageError, UsageError
+from pipeline.sources.idx import open_idx
 from tests.conftest import make_idx_set, write_idx
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -17,7 +18,7 @@ def test_packed_plain_and_dotted_names_are_the_same_source(tmp_path):
     dotted = make_idx_set(tmp_path / "dotted")
     for path in list(dotted.iterdir()):
         path.rename(dotted / path.name.replace("-idx", ".idx"))
-    opened = [sources.open_idx(str(d)) for d in (plain, packed, dotted)]
+    opened = [open_idx(str(d)) for d in (plain, packed, dotted)]
     assert len({source.fingerprint() for source in opened}) == 1
     indices = np.array([349, 0, 299, 300])
     for source in opened:
@@ -34,12 +35,12 @@ def test_packed_plain_and_dotted_names_are_the_same_source(tmp_path):
 
 def test_the_fingerprint_knows_every_pixel_and_label(tmp_path):
     directory = make_idx_set(tmp_path / "set")
-    before = sources.open_idx(str(directory)).fingerprint()
+    before = open_idx(str(directory)).fingerprint()
     for name in (TRAIN_IMAGES, TRAIN_LABELS):
         data = bytearray((directory / name).read_bytes())
         data[-1] ^= 1
         (directory / name).write_bytes(bytes(data))
-        after = sources.open_idx(str(directory)).fingerprint()
+        after = open_idx(str(directory)).fingerprint()
         assert after != before
         before = after
 
@@ -85,7 +86,7 @@ def other_shape(directory):
 
 def remove_all(directory):
     for path in directory.iterdir():
-        path.rename(path.with_name("x" + path.name))
+        path.rename(path.with_name(path.name + ".bak"))
 
 
 BAD_SETS = [
@@ -98,9 +99,9 @@ BAD_SETS = [
     (fewer_labels, "holds 300 images, .* holds 299 labels"),
     (empty_set, "holds 0×12×8 pixels; expected at least one image"),
     (other_shape, "image shapes differ between splits"),
-    (remove_all, "no train-images-idx3-ubyte.* found xt10k-images-idx3-ubyte"),
-    (lambda d: (d / TRAIN_IMAGES).unlink(), "no train-images-idx3-ubyte.* beside the train labels"),
-    (lambda d: (d / TRAIN_LABELS).unlink(), "no train-labels-idx1-ubyte.* beside the train images"),
+    (remove_all, "no train-images-idx3-ubyte.* found t10k-images-idx3-ubyte.bak"),
+    (lambda d: (d / TRAIN_IMAGES).unlink(), "no train-images-idx3-ubyte.* beside train-labels"),
+    (lambda d: (d / TRAIN_LABELS).unlink(), "no train-labels-idx1-ubyte.* beside train-images"),
     (lambda d: (d / TRAIN_LABELS).write_bytes(b""), "begins with nothing, expected the IDX magic"),
 ]
 
@@ -121,7 +122,7 @@ def test_a_bad_set_is_an_error_and_nothing_is_written(tmp_path, damage, message)
     [
         ("idx:/no/such/place", StageError, "no such directory; expected IDX files"),
         ("idx:", UsageError, "names no directory"),
-        ("mnist", UsageError, "no source 'mnist'; expected sample or idx:DIR"),
+        ("mnist", UsageError, "no source 'mnist'; expected sample, idx:DIR"),
         ("sample:x", UsageError, "the sample takes nothing after its name"),
     ],
 )

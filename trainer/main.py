@@ -17,15 +17,31 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for checkpoints, metrics and the model; local or a URL."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another run's state in workdir.")
+_ON_CORRUPT = flags.DEFINE_enum(
+    "on_corrupt",
+    "fail",
+    ["fail", "quarantine"],
+    "Where a shard is damaged: stop, or train without the records that cannot be had.",
+)
+_MAX_QUARANTINED = flags.DEFINE_string(
+    "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def run(_: list[str]) -> None:
     """Trains as the flags say and prints what came of it."""
     command.import_tensorflow()
+    from pipeline import quarantine
     from trainer import train
 
-    train.train(_CONFIG.value, workdir=_WORKDIR.value, overwrite=_OVERWRITE.value)
+    train.train(
+        _CONFIG.value,
+        workdir=_WORKDIR.value,
+        overwrite=_OVERWRITE.value,
+        on_corrupt=_ON_CORRUPT.value,
+        max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
+    )
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def publish(
     weights: list[np.ndarray],
     step: int,
     metrics: Mapping[str, Any],
+    records: Mapping[str, int],
 ) -> dict[str, Any]:
     """Writes the model directory; its manifest comes last and makes it one.
 
@@ -92,6 +93,7 @@ def publish(
       weights: values of `VAE.variables`.
       step: steps trained.
       metrics: the last ones of each split.
+      records: how many of the data set were read, used and quarantined.
 
     Returns:
       The manifest.
@@ -118,6 +120,7 @@ def publish(
             "image_shape": list(image_shape),
             "step": step,
             "metrics": dict(metrics),
+            "records": dict(records),
             "files": files,
         }
         # Without its manifest the old model is none any more, so no reader sees half a new one.

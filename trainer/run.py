@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline import shards
+from pipeline import shards, stage
 from pipeline.errors import StageError
 from trainer import batches, checkpoints, strategies
 from trainer import config as config_lib
@@ -24,16 +24,37 @@ class Run:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: shards.Dataset):
         self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.losses: list[shards.Loss] = []  # What of the data cannot be had.
+        self._read: dict[str, np.ndarray] = {}  # split -> images, until they are on the devices
         self.num_examples = dataset.num_examples("train")
+        if dataset.on_corrupt == "quarantine":  # The order depends on how many there are.
+            self._read_data()
+            self.num_examples = len(self._read.get("train", ()))
+        sizes = [dataset.num_examples(split) for split in self._splits()]
+        quarantined = sum(loss.num_records for loss in self.losses)
+        self.records = {"read": sum(sizes), "used": sum(sizes) - quarantined}
+        self.records["quarantined"] = quarantined
         self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
         self.total_steps = self.steps_per_epoch * config.num_epochs
         # What every weight is a function of, and what a checkpoint must agree with.
         self.identity = {
             "dataset_id": dataset.dataset_id,
             "config": config_lib.identity(config),
+            "quarantined": {loss.name: stage.content_id(loss.faults) for loss in self.losses},
         }
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
+
+    def _splits(self) -> list[str]:
+        """The splits that a run uses."""
+        return [s for s in ("train", "validation", "test") if s in self.dataset.splits]
+
+    def _read_data(self) -> None:
+        for split in self._splits():
+            images, losses = self.dataset.read_split(split)
+            self.losses += losses
+            if len(images):
+                self._read[split] = images
 
     def build(self) -> None:
         """Makes strategy, model and optimizer, and puts the data on the devices."""
@@ -46,10 +67,11 @@ class Run:
             self.optimizer.build(self.vae.variables)
         self.steps = Steps(config, self.strategy, self.vae, self.optimizer)
         self.images = {}  # split -> images on the devices, and their number
-        for split in ("train", "validation", "test"):
-            if split in self.dataset.splits and self.dataset.num_examples(split):
-                images = self.dataset.read_images(split)
-                self.images[split] = place_on_devices(self.strategy, images), len(images)
+        if not self._read:
+            self._read_data()
+        for split, images in self._read.items():
+            self.images[split] = place_on_devices(self.strategy, images), len(images)
+        self._read = {}
 
     @property
     def _variables(self) -> dict[str, keras.Variable]:

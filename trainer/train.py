@@ -8,7 +8,7 @@ import time
 import ml_collections
 import tensorflow as tf
 
-from pipeline import shards, stage, storage
+from pipeline import quarantine, shards, stage, storage
 from pipeline.errors import Interrupted, StageError, UsageError
 from pipeline.progress import Progress
 from trainer import batches, checkpoints, publish
@@ -169,7 +169,7 @@ def _finished(run: Run) -> dict | None:
     if not storage.exists(storage.join(export_dir, stage.MANIFEST)):
         return None
     manifest = stage.read_manifest(export_dir, "train", "--workdir")
-    there = {key: manifest["made_from"][key] for key in run.identity}
+    there = {key: manifest["made_from"].get(key) for key in run.identity}
     checkpoints.refuse_other_run(run.workdir, there, run.identity)
     if manifest["step"] != run.total_steps:
         return None
@@ -196,16 +196,49 @@ def _publish(run: Run, lines: metrics_lib.JsonLines) -> dict:
         weights=[variable.numpy() for variable in run.vae.variables],
         step=run.step,
         metrics={split: line for split, line in last.items() if line},
+        records=run.records,
     )
 
 
-def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = False) -> dict:
+def _check_losses(run: Run, limit: quarantine.Limit) -> None:
+    """Raises a StageError if too much of the data cannot be had, or nothing is left of it."""
+    quarantine.check(
+        limit,
+        (line for loss in run.losses for line in loss.lines(run.dataset.directory)),
+        num_quarantined=run.records["quarantined"],
+        num_records=run.records["read"],
+    )
+    if not run.num_examples:
+        raise StageError(
+            f"data_dir={run.config.data_dir}: no record of split 'train' can be had; make the data "
+            "set again"
+        )
+
+
+def _write_quarantine(run: Run) -> None:
+    """Names what of the data cannot be had, in a file for each damaged shard."""
+    storage.remove(storage.join(run.workdir, quarantine.DIRECTORY))
+    for loss in run.losses:
+        lines = loss.lines(run.dataset.directory)
+        quarantine.write(run.workdir, loss.name, lines, num_quarantined=loss.num_records)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    *,
+    workdir: str,
+    overwrite: bool = False,
+    on_corrupt: str = "fail",
+    max_quarantined: quarantine.Limit = quarantine.DEFAULT_LIMIT,
+) -> dict:
     """Trains a model, or goes on where an earlier try stopped, and publishes it.
 
     Args:
       config: as configs/mnist.py explains.
       workdir: where checkpoints, metrics and the model go; local path or fsspec URL.
       overwrite: whether another run's state there may go.
+      on_corrupt: what to do where a shard is damaged, see shards.Dataset.
+      max_quarantined: how many records may be missing for that reason.
 
     Returns:
       The manifest of the published model.
@@ -216,13 +249,14 @@ def train(config: ml_collections.ConfigDict, *, workdir: str, overwrite: bool = 
       Interrupted: a signal came; the state is saved.
     """
     config_lib.check(config)
-    dataset = shards.Dataset(config.data_dir)
+    dataset = shards.Dataset(config.data_dir, on_corrupt=on_corrupt)
     config_lib.check_image_shape(config, dataset.image_shape)
     if "train" not in dataset.splits or not dataset.num_examples("train"):
         raise StageError(
             f"data_dir={config.data_dir}: no records in split 'train'; found {dataset.splits}"
         )
     run = Run(config, workdir, dataset)
+    _check_losses(run, max_quarantined)
     _refuse_foreign(workdir, run, overwrite=overwrite)
     storage.make_dirs(workdir)
     with storage.lock(workdir), _StopSignal() as stop:
@@ -262,6 +296,7 @@ def _resume(
     if checkpoint:
         run.restore(checkpoint)
     storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
+    _write_quarantine(run)
     lines = metrics_lib.JsonLines(storage.join(workdir, metrics_lib.METRICS), up_to_step=run.step)
     where = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {count:,}" for split, (_, count) in run.images.items())

@@ -140,6 +140,7 @@ def bench_export(data_dir: str, scratch: str) -> None:
         weights=[v.numpy() for v in VAE(config, dataset.image_shape).variables],
         step=0,
         metrics={},
+        records={},
     )
     model = tf.saved_model.load(f"{scratch}/model").signatures["embed"]
     count = iter(range(1000))

@@ -1,0 +1,180 @@
+"""What the Beam job learns of the records beside writing them: statistics, and equal images.
+
+Each shard gives the statistics of its records, which are added up by split, and the
+hashes of its images, which are sorted into buckets: equal images meet in one bucket
+wherever they stood, and no worker holds more than a bucket.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline import shards, stage, storage
+from pipeline.errors import StageError
+from pipeline.output_directory import OutputDirectory
+from pipeline.set_statistics import IMAGE_HASH_BYTES, Statistics, image_hash
+
+# Records whose hashes and ids one worker sorts at once: some 20 MB of them.
+_RECORDS_A_BUCKET = 131_072
+
+STATISTICS, IMAGES = "statistics", "images"
+
+
+def num_buckets(num_records: int) -> int:
+    """Into how many buckets so many records are sorted."""
+    return max(1, -(-num_records // _RECORDS_A_BUCKET))
+
+
+class Description:
+    """What is learnt of one shard, in parts as they come by."""
+
+    def __init__(self, image_shape: tuple[int, ...]):
+        self._statistics = Statistics(image_shape)
+        self._hashes: list[bytes] = []
+        self._ids: list[bytes] = []
+
+    def add(self, ids: list[bytes], images: list[bytes], labels: np.ndarray) -> None:
+        """Takes in some records.
+
+        Args:
+          ids: their ids.
+          images: their pixels, H·W·C bytes each.
+          labels: int64 (n,).
+        """
+        if not ids:
+            return
+        pixels = np.frombuffer(b"".join(images), np.uint8)
+        self._statistics.add(pixels.reshape(-1, *self._statistics.image_shape), labels)
+        self._hashes += map(image_hash, images)
+        self._ids += ids
+
+    def outputs(self, split: str, num_buckets: int) -> Iterator[Any]:
+        """STATISTICS: (split, Statistics). IMAGES: (bucket, (split, hashes in a row, ids))."""
+        yield beam.pvalue.TaggedOutput(STATISTICS, (split, self._statistics))
+        joined = b"".join(self._hashes)
+        # By the leading bytes, so that the buckets one after the other are in order.
+        leading = np.frombuffer(joined, ">u4").reshape(-1, IMAGE_HASH_BYTES // 4)[:, 0]
+        buckets = (leading.astype(np.uint64) * np.uint64(num_buckets)) >> np.uint64(32)
+        for bucket in np.unique(buckets).tolist():
+            here = np.flatnonzero(buckets == bucket).tolist()
+            hashes = b"".join([self._hashes[i] for i in here])
+            yield beam.pvalue.TaggedOutput(
+                IMAGES, (bucket, (split, hashes, [self._ids[i] for i in here]))
+            )
+
+
+def read_back(data: bytes, path: str, image_shape: tuple[int, ...]) -> Description:
+    """The description of a shard from its bytes.
+
+    Raises:
+      StageError: something is wrong with the shard.
+    """
+    parsed = []
+    for found in shards.parse_records(data, path, image_shape):
+        if isinstance(found, shards.Fault):
+            raise StageError(f"{path}: at byte {found.offset} {found.reason}; make it again")
+        parsed.append(found[2])
+    description = Description(image_shape)
+    description.add(
+        [record.id for record in parsed],
+        [record.image for record in parsed],
+        np.array([record.label for record in parsed], np.int64),
+    )
+    return description
+
+
+class DescribeShard(beam.DoFn):
+    """Entry of a shard that is there already -> what is learnt of it."""
+
+    def __init__(self, directory: str, image_shape: tuple[int, ...], num_buckets: int):
+        """Takes where the shards lie, and what they hold."""
+        self._directory, self._image_shape = directory, image_shape
+        self._num_buckets = num_buckets
+
+    def process(self, entry: dict[str, Any]) -> Iterator[Any]:
+        """Manifest entry -> STATISTICS and IMAGES, as `Description.outputs`."""
+        data = stage.read_file(self._directory, entry)
+        path = storage.join(self._directory, entry["name"])
+        description = read_back(data, path, self._image_shape)
+        yield from description.outputs(entry["split"], self._num_buckets)
+
+
+def _sum(parts: Iterable[Statistics]) -> Statistics:
+    total: Statistics | None = None
+    for part in parts:
+        if total is None:
+            total = Statistics(part.image_shape)  # Elements are never changed in place.
+        total += part
+    return total
+
+
+def _statistics_file(split: str) -> str:
+    return f"statistics-{split}.npz"
+
+
+def _duplicates_file(bucket: int) -> str:
+    return f"duplicates-{bucket:05d}.jsonl"
+
+
+@beam.ptransform_fn
+def WriteStatistics(parts: beam.PCollection, output: OutputDirectory) -> beam.PCollection:  # noqa: N802
+    """(split, Statistics) of parts -> one file for each split."""
+
+    def write(element: tuple[str, Statistics]) -> None:
+        split, total = element
+        storage.write_bytes(output.progress_path(_statistics_file(split)), total.to_bytes())
+
+    return parts | "AddUp" >> beam.CombinePerKey(_sum) | "Write" >> beam.Map(write)
+
+
+class FindDuplicates(beam.DoFn):
+    """All images of a bucket -> a file with a line for each group of equal ones."""
+
+    def __init__(self, output: OutputDirectory):
+        """Takes where to write."""
+        self._output = output
+
+    def process(self, element: tuple[int, Iterable[tuple[str, bytes, list[bytes]]]]) -> None:
+        """(bucket, [(split, hashes in a row, ids)]) -> nothing."""
+        bucket, parts = element
+        splits, hashes, ids = [], [], []
+        for split, joined, part_ids in parts:
+            splits += [split] * len(part_ids)
+            hashes.append(np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_HASH_BYTES))
+            ids += part_ids
+        words = np.concatenate(hashes).view(">u8")
+        order = np.lexsort((words[:, 1], words[:, 0]))
+        words = words[order]
+        begins = np.flatnonzero(np.append(True, (words[1:] != words[:-1]).any(axis=1)))
+        ends = np.append(begins[1:], len(order))
+        lines = []
+        for begin, end in zip(begins, ends, strict=True):
+            if end - begin < 2:
+                continue
+            group: dict[str, list[str]] = {}
+            for place in order[begin:end]:
+                group.setdefault(splits[place], []).append(ids[place].decode())
+            line = {
+                "image_hash": words[begin].tobytes().hex(),
+                "ids": {split: sorted(found) for split, found in sorted(group.items())},
+            }
+            lines.append(json.dumps(line) + "\n")
+        path = self._output.progress_path(_duplicates_file(bucket))
+        storage.write_bytes(path, "".join(lines).encode())
+
+
+def read_statistics(output: OutputDirectory, split: str) -> Statistics:
+    """What WriteStatistics wrote of a split."""
+    return Statistics.from_bytes(storage.read_bytes(output.progress_path(_statistics_file(split))))
+
+
+def read_duplicates(output: OutputDirectory, num_buckets: int) -> Iterator[bytes]:
+    """The lines that FindDuplicates wrote, in the order of the hashes."""
+    for bucket in range(num_buckets):
+        path = output.progress_path(_duplicates_file(bucket))
+        if storage.exists(path):  # No image fell into it otherwise.
+            with storage.open_read(path) as file:
+                yield from file

@@ -1,0 +1,111 @@
+"""Records that could not be had: how they are named, and how many of them are too many."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pipeline import stage, storage
+from pipeline.errors import StageError, UsageError
+
+DIRECTORY = "quarantine"
+
+
+class Limit(NamedTuple):
+    """How many quarantined records a stage bears."""
+
+    text: str  # As the user wrote it.
+    count: int | None  # So many,
+    share: float | None  # or this share of all.
+
+    def allows(self, num_quarantined: int, num_records: int) -> bool:
+        """Whether so many of so many records may be quarantined."""
+        if self.count is not None:
+            return num_quarantined <= self.count
+        return num_quarantined <= self.share * num_records
+
+
+def parse_limit(text: str) -> Limit:
+    """The limit that a flag says: a count (25) or a share (0.1% or 0.001).
+
+    Raises:
+      UsageError: it says neither.
+    """
+    try:
+        if text.isdecimal():
+            return Limit(text, int(text), None)
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        if 0 <= share <= 1:
+            return Limit(text, None, share)
+    except ValueError:
+        pass
+    raise UsageError(
+        f"--max_quarantined={text}: expected a count of records such as 25, or a share of them "
+        "such as 0.1% or 0.001"
+    )
+
+
+DEFAULT_LIMIT = parse_limit("0.1%")
+
+
+def file_name(task: str) -> str:
+    """Where a task names its quarantined records, below the stage's directory."""
+    return f"{DIRECTORY}/{task}.jsonl"
+
+
+def write(
+    directory: str, task: str, faults: Iterable[Mapping[str, Any]], *, num_quarantined: int
+) -> list[dict[str, Any]]:
+    """Writes a task's file of quarantined records, if there are any.
+
+    Args:
+      directory: the stage's output directory.
+      task: name of the task.
+      faults: one JSON object for each fault, its place and its reason among the rest.
+      num_quarantined: how many records these faults cost.
+
+    Returns:
+      The file's entry with num_quarantined, in a list; an empty list if there is no fault.
+    """
+    lines = [json.dumps(fault) + "\n" for fault in faults]
+    if not lines:
+        return []
+    storage.make_dirs(storage.join(directory, DIRECTORY))
+    entry = stage.write_file(directory, file_name(task), "".join(lines).encode())
+    return [{**entry, "num_quarantined": num_quarantined}]
+
+
+def read_all(directory: str, entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every fault that a stage has named.
+
+    Args:
+      directory: the stage's output directory.
+      entries: of the stage's files, those of quarantine among them.
+    """
+    for entry in entries:
+        if "num_quarantined" in entry:
+            yield from map(json.loads, stage.read_file(directory, entry).splitlines())
+
+
+def check(
+    limit: Limit, faults: Iterable[Mapping[str, Any]], *, num_quarantined: int, num_records: int
+) -> None:
+    """Refuses too many quarantined records.
+
+    Args:
+      limit: how many are borne.
+      faults: as `write` takes them; the first are shown.
+      num_quarantined: records that are quarantined.
+      num_records: all records that the stage read.
+
+    Raises:
+      StageError: more than the limit.
+    """
+    if limit.allows(num_quarantined, num_records):
+        return
+    shown = [f"{fault['where']}: {fault['reason']}" for fault in itertools.islice(faults, 3)]
+    raise StageError(
+        f"{num_quarantined} of {num_records} records cannot be had, --max_quarantined={limit.text} "
+        f"allows less ({'; '.join(shown)}); mend the input, or run the same command with a higher "
+        "--max_quarantined, which keeps what is done"
+    )

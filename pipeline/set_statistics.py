@@ -1,0 +1,177 @@
+"""What is known of a split's records: counts and sums, all of them exact whole numbers.
+
+So the statistics of a whole are the sum of those of its parts, in whatever order the
+parts come, and the same to the last digit on any runner.
+"""
+
+import collections
+import hashlib
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+IMAGE_HASH_BYTES = 16
+# Mean images of larger images are of every n-th pixel, at most this many a side.
+_MEAN_SIDE = 64
+# Mean images are kept for the first labels only, which bounds what they take.
+MAX_MEAN_IMAGES = 100
+# Sums of so many pixels of 8 bits are still exact in float32.
+_EXACT_IN_FLOAT32 = 2**24 // 255
+
+
+def image_hash(image: bytes) -> bytes:
+    """The hash by which equal images are found: the first 16 bytes of sha256."""
+    return hashlib.sha256(image).digest()[:IMAGE_HASH_BYTES]
+
+
+class Statistics:
+    """Statistics of some records of one shape; add records, or add two of these up."""
+
+    def __init__(self, image_shape: tuple[int, ...]):
+        """Of no records yet.
+
+        Args:
+          image_shape: (H, W, C).
+        """
+        height, width, channels = image_shape
+        self._step = -(-max(height, width) // _MEAN_SIDE)
+        small = np.empty(image_shape, np.bool_)[:: self._step, :: self._step].shape
+        self.image_shape = tuple(image_shape)
+        self.label_counts: collections.Counter[int] = collections.Counter()
+        self.num_blank = 0  # Images of one value everywhere.
+        self.sums = np.zeros(channels, np.int64)
+        self.squares = np.zeros(channels, np.int64)
+        self.minimum, self.maximum = 255, 0
+        self.image_sum = np.zeros(small, np.int64)
+        self.label_sums: dict[int, np.ndarray] = {}
+
+    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Counts some records in.
+
+        Args:
+          images: uint8 (n, H, W, C).
+          labels: int64 (n,).
+        """
+        for first in range(0, len(images), _EXACT_IN_FLOAT32):
+            part = slice(first, first + _EXACT_IN_FLOAT32)
+            self._add_some(images[part], labels[part])
+
+    def _add_some(self, images: np.ndarray, labels: np.ndarray) -> None:
+        flat = images.reshape(len(images), -1)
+        self.num_blank += int((flat == flat[:, :1]).all(axis=1).sum())
+        self.minimum = min(self.minimum, int(images.min()))
+        self.maximum = max(self.maximum, int(images.max()))
+        for channel in range(images.shape[3]):
+            values = images[..., channel].astype(np.uint16)
+            self.sums[channel] += values.sum(dtype=np.int64)
+            self.squares[channel] += (values * values).sum(dtype=np.int64)  # 255² fits 16 bits.
+        small = images[:, :: self._step, :: self._step].reshape(len(images), -1).astype(np.float32)
+        found, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        # The sum of each label's images, as a matrix product.
+        of_label = (numbers == np.arange(len(found))[:, None]).astype(np.float32)
+        sums = (of_label @ small).astype(np.int64).reshape(-1, *self.image_sum.shape)
+        for label, count, image in zip(found.tolist(), counts.tolist(), sums, strict=True):
+            self.label_counts[label] += count
+            if 0 <= label < MAX_MEAN_IMAGES:
+                self.label_sums[label] = self.label_sums.get(label, 0) + image
+        self.image_sum += sums.sum(axis=0)
+
+    def __iadd__(self, other: "Statistics") -> "Statistics":
+        self.label_counts.update(other.label_counts)
+        self.num_blank += other.num_blank
+        self.sums += other.sums
+        self.squares += other.squares
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+        self.image_sum += other.image_sum
+        for label, image in other.label_sums.items():
+            self.label_sums[label] = self.label_sums.get(label, 0) + image
+        return self
+
+    @property
+    def num_examples(self) -> int:
+        """How many records were added."""
+        return sum(self.label_counts.values())
+
+    def mean_image(self, label: int | None = None) -> np.ndarray | None:
+        """The mean of all images, or of those of a label, uint8 (h, w, C); None if of none."""
+        count = self.num_examples if label is None else self.label_counts[label]
+        total = self.image_sum if label is None else self.label_sums.get(label)
+        if not count or total is None:
+            return None
+        return ((total + count // 2) // count).astype(np.uint8)
+
+    def summary(self, class_names: list[str]) -> dict[str, Any]:
+        """What statistics.json says of the split.
+
+        Args:
+          class_names: name of label i at place i; other labels go by their number.
+        """
+        num_values = self.num_examples * self.image_shape[0] * self.image_shape[1]
+        sums, squares = self.sums.tolist(), self.squares.tolist()
+        # In whole numbers up to the last step: the same digits everywhere.
+        variances = [
+            max(0, num_values * square - total * total)
+            for total, square in zip(sums, squares, strict=True)
+        ]
+        names = dict(enumerate(class_names))
+        return {
+            "num_examples": self.num_examples,
+            "num_per_class": {name: self.label_counts[label] for label, name in names.items()}
+            | {
+                str(label): count
+                for label, count in sorted(self.label_counts.items())
+                if label not in names
+            },
+            "mean_per_channel": [round(total / num_values, 6) for total in sums]
+            if num_values
+            else None,
+            "std_per_channel": [
+                round(math.sqrt(variance) / num_values, 6) for variance in variances
+            ]
+            if num_values
+            else None,
+            "min": self.minimum if num_values else None,
+            "max": self.maximum if num_values else None,
+            "num_blank": self.num_blank,
+        }
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`."""
+        numbers = {
+            "image_shape": self.image_shape,
+            "label_counts": sorted(self.label_counts.items()),
+            "num_blank": self.num_blank,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+        }
+        labels = sorted(self.label_sums)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            numbers=np.frombuffer(json.dumps(numbers).encode(), np.uint8),
+            sums=self.sums,
+            squares=self.squares,
+            image_sum=self.image_sum,
+            labels=np.array(labels, np.int64),
+            label_sums=np.array([self.label_sums[label] for label in labels], np.int64),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Statistics":
+        """The statistics that `to_bytes` wrote."""
+        with np.load(io.BytesIO(data)) as arrays:
+            numbers = json.loads(arrays["numbers"].tobytes())
+            made = cls(numbers["image_shape"])
+            made.label_counts.update(dict(numbers["label_counts"]))
+            made.num_blank = numbers["num_blank"]
+            made.minimum, made.maximum = numbers["minimum"], numbers["maximum"]
+            made.sums, made.squares = arrays["sums"], arrays["squares"]
+            made.image_sum = arrays["image_sum"]
+            labels = arrays["labels"].tolist()
+            made.label_sums = dict(zip(labels, arrays["label_sums"], strict=True))
+        return made

@@ -1,0 +1,62 @@
+"""Image sets as random-access sources of records, one module a kind.
+
+`--source=KIND:REST` calls the function that `_OPENERS` names for KIND with REST. A
+KIND with a dot in it is the import path of such a function, so a set that none of
+these reads needs no more than a function of yours that returns a `Source`; one that
+can be had as arrays needs no more than an `ArraySource`.
+
+Converting images to one shape is not done here but in convert.py.
+"""
+
+import importlib
+
+from pipeline.errors import UsageError
+from pipeline.sources.arrays import ArraySource
+from pipeline.sources.source import Source, Unreadable
+
+__all__ = ["FORMS", "ArraySource", "Source", "Unreadable", "open_source"]
+
+_OPENERS = {
+    "sample": "pipeline.sources.idx.open_sample",
+    "idx": "pipeline.sources.idx.open_idx",
+    "npz": "pipeline.sources.npz.open_npz",
+    "csv": "pipeline.sources.csv.open_csv",
+    "folder": "pipeline.sources.folder.open_folder",
+    "tfds": "pipeline.sources.tfds.open_tfds",
+}
+FORMS = (
+    "sample, idx:DIR, npz:FILE, csv:FILE, folder:DIR, tfds:NAME[:VERSION] or "
+    "your_module.your_function:REST"
+)
+
+
+def open_source(
+    spec: str, *, tfds_data_dir: str | None = None, tfds_manual_dir: str | None = None
+) -> Source:
+    """Opens the source that a spec names.
+
+    Args:
+      spec: `KIND` or `KIND:REST`; see FORMS.
+      tfds_data_dir: where tensorflow-datasets keeps prepared sets.
+      tfds_manual_dir: where it finds files that it would download otherwise.
+
+    Raises:
+      UsageError: no source of that kind.
+      StageError: the source cannot be read.
+    """
+    kind, _, rest = spec.partition(":")
+    path = kind if "." in kind else _OPENERS.get(kind, "")
+    module, _, function = path.rpartition(".")
+    try:
+        opener = getattr(importlib.import_module(module), function)
+    except (ValueError, ImportError, AttributeError) as error:
+        why = f" ({error})" if "." in kind else ""
+        raise UsageError(f"--source={spec}: no source {kind!r}{why}; expected {FORMS}") from error
+    if kind == "tfds":
+        return opener(rest, data_dir=tfds_data_dir, manual_dir=tfds_manual_dir)
+    if (tfds_data_dir or tfds_manual_dir) and "." not in kind:
+        raise UsageError(
+            f"--source={spec}: takes no --tfds_data_dir nor --tfds_manual_dir; leave them out, or "
+            "name a source tfds:NAME"
+        )
+    return opener(rest)

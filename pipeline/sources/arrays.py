@@ -1,0 +1,179 @@
+"""Sources over arrays, which lie in memory or are mapped from files.
+
+Pages of a mapped file count as memory of the process once they are touched, so they
+are given back after each read: a job over a large set stays as small as over a small one.
+"""
+
+import gzip
+import hashlib
+import mmap
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import StageError
+
+# Labels above this are no class numbers but a column of something else.
+_MAX_LABEL = 65_535
+# Bytes hashed before their pages are given back.
+_HASH_BYTES = 1 << 24
+
+
+def open_local(path: str) -> BinaryIO:
+    """A file as one that can be mapped: unpacked if it ends in .gz, fetched if it is a URL.
+
+    What has to be unpacked or fetched goes to an unnamed file on the local disk.
+
+    Raises:
+      StageError: no such file, or no whole gzip file.
+    """
+    try:
+        if not path.endswith(".gz") and not storage.is_url(path):
+            return open(path, "rb")
+        with storage.open_read(path) as packed:
+            plain = tempfile.TemporaryFile()
+            with gzip.open(packed) if path.endswith(".gz") else packed as source:
+                shutil.copyfileobj(source, plain, 1 << 20)
+            plain.flush()
+            return plain
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise StageError(
+            f"{path}: not a whole gzip file ({error}); fetch or copy it again"
+        ) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise StageError(f"{path}: no such file; expected one to read images from") from error
+
+
+def map_bytes(file: BinaryIO) -> np.ndarray:
+    """The contents of an open local file as a read-only uint8 array."""
+    if file.seek(0, 2) == 0:
+        return np.empty(0, np.uint8)
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def give_back(array: np.ndarray) -> None:
+    """Takes the pages of a mapped array out of this process's memory; they stay readable."""
+    base = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def hash_rows(digest: "hashlib._Hash", array: np.ndarray) -> None:
+    """Adds an array to a digest, row after row, a bounded part at a time."""
+    step = max(1, _HASH_BYTES // max(1, array[:1].nbytes))
+    for first in range(0, len(array), step):
+        digest.update(np.ascontiguousarray(array[first : first + step]))
+        give_back(array)
+
+
+def class_names_up_to(highest: int, where: str) -> list[str]:
+    """The names of numbered classes, "0" to the highest label.
+
+    Raises:
+      StageError: the label is too high to be a class number.
+    """
+    if highest > _MAX_LABEL:
+        raise StageError(
+            f"{where}: labels up to {highest}; expected class numbers 0 to {_MAX_LABEL}: are "
+            "these labels?"
+        )
+    return [str(label) for label in range(highest + 1)]
+
+
+class ArraySource:
+    """A source over arrays in memory or mapped from files."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        *,
+        name: str = "arrays",
+        id_prefix: str = "",
+    ):
+        """Takes the arrays as they are.
+
+        Args:
+          splits: split -> (images uint8 (n, H, W, C), labels of integers (n,)).
+          name: what messages call the set.
+          id_prefix: what ids begin with in place of the split's name.
+
+        Raises:
+          StageError: the arrays are not such.
+        """
+        for split, (images, labels) in splits.items():
+            if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
+                raise StageError(
+                    f"{name}: {split} images are {images.dtype} {images.shape}; expected uint8 "
+                    "(n, H, W, C), at least one"
+                )
+            if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+                raise StageError(
+                    f"{name}: {split} has {len(images)} images and labels {labels.dtype} "
+                    f"{labels.shape}; expected one whole number for each image"
+                )
+        shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise StageError(
+                f"{name}: image shapes differ between splits: {shapes}; expected one shape per set"
+            )
+        self._splits, self._name = splits, name
+        self.split_sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+        self.image_shape = next(iter(shapes.values()))
+        highest = max(int(labels.max()) for _, labels in splits.values())
+        self.class_names = class_names_up_to(highest, name)
+        self._prefixes = [(id_prefix or split).encode() for split in splits]
+        self._starts = np.cumsum([0, *self.split_sizes.values()])
+
+    def fingerprint(self) -> str:
+        """sha256 over shapes, pixels and labels of every split."""
+        digest = hashlib.sha256()
+        for split, (images, labels) in self._splits.items():
+            digest.update(f"{split} {images.shape};".encode())
+            hash_rows(digest, images)
+            digest.update(labels.astype("<i8"))
+        return digest.hexdigest()
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """`<split>-<index in the split, 7 digits>`."""
+        return number_ids(self._prefixes, self._starts, indices)
+
+    def where(self, index: int) -> str:
+        """The set's name, the split, and the place in it."""
+        number = np.searchsorted(self._starts, index, side="right") - 1
+        return f"{self._name} {list(self._splits)[number]}[{index - self._starts[number]}]"
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies the records at `indices` out of the arrays."""
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int64)
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        for number, (split_images, split_labels) in enumerate(self._splits.values()):
+            here = np.flatnonzero(numbers == number)
+            places = indices[here] - self._starts[number]
+            images[here] = split_images[places]
+            labels[here] = split_labels[places]
+            give_back(split_images)
+        return images, labels
+
+
+def number_ids(prefixes: list[bytes], starts: np.ndarray, indices: np.ndarray) -> list[bytes]:
+    """`<prefix>-<place in the split, 7 digits>` for each index.
+
+    Args:
+      prefixes: one for each split.
+      starts: int64 (splits + 1,), the index at which each split begins, and the end.
+      indices: int64 (n,).
+    """
+    numbers = np.searchsorted(starts, indices, side="right") - 1
+    places = indices - starts[numbers]
+    return [
+        b"%s-%07d" % (prefixes[number], place)
+        for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+    ]

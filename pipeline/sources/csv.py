@@ -1,0 +1,222 @@
+"""CSV files with a label and pixels in each row, the common export of these sets."""
+
+import hashlib
+import math
+import re
+
+import numpy as np
+
+from pipeline import placement, storage
+from pipeline.errors import StageError, UsageError
+from pipeline.sources import arrays, source
+
+_LABEL_NAMES = ("label", "class", "target", "y")
+# Bytes searched for line ends at a time.
+_BLOCK_BYTES = 1 << 24
+
+
+class _Table:
+    """One file: where its rows lie, and how to read one."""
+
+    def __init__(self, path: str):
+        self.path = path
+        with arrays.open_local(path) as file:
+            self._bytes = arrays.map_bytes(file)
+        ends = [
+            np.flatnonzero(self._bytes[first : first + _BLOCK_BYTES] == ord("\n")) + first
+            for first in range(0, len(self._bytes), _BLOCK_BYTES)
+        ]
+        arrays.give_back(self._bytes)
+        ends = np.concatenate([*ends, [len(self._bytes)]]).astype(np.int64)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        # A line of nothing, or of a lone carriage return, is none.
+        self._lines = np.flatnonzero(ends - starts > 1)
+        self._starts, self._ends = starts, ends
+        first = self._fields(0) if len(self._lines) else []
+        if len(first) < 2:
+            raise StageError(
+                f"{path}: {len(first)} columns in the first line; expected a label and pixels, "
+                "separated by commas"
+            )
+        self.num_columns, self._label = len(first), 0
+        if not all(re.fullmatch(rb"\s*-?\d+\s*", field) for field in first):
+            names = [field.decode(errors="replace").strip(' "\r').lower() for field in first]
+            self._label = next((names.index(n) for n in _LABEL_NAMES if n in names), 0)
+            self._lines = self._lines[1:]
+        if not len(self._lines):
+            raise StageError(f"{path}: holds no row beside its header; expected at least one")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def _fields(self, row: int) -> list[bytes]:
+        line = self._lines[row]
+        return self._bytes[self._starts[line] : self._ends[line]].tobytes().split(b",")
+
+    def where(self, row: int) -> str:
+        return f"{self.path} line {self._lines[row] + 1}"
+
+    def highest_label(self) -> int:
+        """The highest label of all rows that have one."""
+        highest = -1
+        for row in range(len(self)):
+            line = self._lines[row]
+            start, end = self._starts[line], self._ends[line]
+            if self._label == 0:  # A label has few digits: no need to look at the pixels.
+                field = self._bytes[start : min(end, start + 24)].tobytes().split(b",", 1)[0]
+            else:
+                fields = self._fields(row)
+                field = fields[self._label] if len(fields) == self.num_columns else b""
+            try:
+                highest = max(highest, int(field))
+            except ValueError:
+                continue  # Its record is quarantined when it is read.
+            if row % 65_536 == 0:
+                arrays.give_back(self._bytes)
+        arrays.give_back(self._bytes)
+        return highest
+
+    def read(self, row: int, shape: tuple[int, ...]) -> tuple[np.ndarray | source.Unreadable, int]:
+        """Image and label of a row."""
+        fields = self._fields(row)
+        if len(fields) != self.num_columns:
+            return source.Unreadable(f"{len(fields)} columns, expected {self.num_columns}"), -1
+        field = fields.pop(self._label)
+        try:
+            label = int(field)
+            if not -(2**63) <= label < 2**63:
+                raise ValueError
+        except ValueError:
+            return source.Unreadable(f"label {_shown(field)}, expected a whole number"), -1
+        try:
+            pixels = bytes(map(int, fields))
+        except ValueError:
+            place, bad = next((i, f) for i, f in enumerate(fields) if not _is_pixel(f))
+            reason = f"pixel {place} is {_shown(bad)}, expected a whole number 0 to 255"
+            return source.Unreadable(reason), label
+        return np.frombuffer(pixels, np.uint8).reshape(shape), label
+
+    def hash_into(self, digest: "hashlib._Hash") -> None:
+        """Adds all the file's bytes to a digest."""
+        arrays.hash_rows(digest, self._bytes)
+
+    def give_back(self) -> None:
+        arrays.give_back(self._bytes)
+
+
+def _is_pixel(field: bytes) -> bool:
+    try:
+        return 0 <= int(field) <= 255
+    except ValueError:
+        return False
+
+
+def _shown(field: bytes) -> str:
+    return repr(field[:24].decode(errors="replace").strip())
+
+
+def _shape_of(num_pixels: int, path: str) -> tuple[int, int, int]:
+    """A square image, grey or RGB, of so many numbers."""
+    for channels in (1, 3):
+        side = math.isqrt(num_pixels // channels)
+        if side * side * channels == num_pixels:
+            return side, side, channels
+    raise StageError(
+        f"{path}: {num_pixels} pixels a row are no square image, grey or RGB; save images of "
+        "another shape as npz, which says their shape"
+    )
+
+
+class CsvSource:
+    """A source over the rows of CSV files, one file a split."""
+
+    def __init__(self, paths: dict[str, str]):
+        """Finds the rows.
+
+        Args:
+          paths: split -> path or URL, packed with gzip if it ends in .gz.
+
+        Raises:
+          StageError: a file is missing, or no such table.
+        """
+        self._tables = [_Table(path) for path in paths.values()]
+        shapes = {t.path: _shape_of(t.num_columns - 1, t.path) for t in self._tables}
+        if len(set(shapes.values())) > 1:
+            raise StageError(f"image shapes differ between files: {shapes}; expected one shape")
+        self.image_shape = next(iter(shapes.values()))
+        self.split_sizes = dict(zip(paths, map(len, self._tables), strict=True))
+        self._starts = np.cumsum([0, *self.split_sizes.values()])
+        self._names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes 0 to the highest label."""
+        if self._names is None:
+            tables = [(table.highest_label(), table.path) for table in self._tables]
+            self._names = arrays.class_names_up_to(*max(tables))
+        return self._names
+
+    def fingerprint(self) -> str:
+        """sha256 over the files' bytes."""
+        digest = hashlib.sha256()
+        for split, table in zip(self.split_sizes, self._tables, strict=True):
+            digest.update(f"{split} {len(table)};".encode())
+            table.hash_into(digest)
+        return digest.hexdigest()
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """`<split>-<row, 7 digits>`."""
+        prefixes = [split.encode() for split in self.split_sizes]
+        return arrays.number_ids(prefixes, self._starts, indices)
+
+    def _row(self, index: int) -> tuple[_Table, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._tables[number], index - self._starts[number]
+
+    def where(self, index: int) -> str:
+        """File and line."""
+        table, row = self._row(index)
+        return table.where(row)
+
+    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
+        """Parses the rows at `indices`."""
+        images, labels = [], np.empty(len(indices), np.int64)
+        for place, index in enumerate(indices):
+            table, row = self._row(index)
+            image, labels[place] = table.read(row, self.image_shape)
+            images.append(image)
+        for table in self._tables:
+            table.give_back()
+        return images, labels
+
+
+def open_csv(path: str) -> CsvSource:
+    """The image set in a CSV file, or in a directory of one file a split.
+
+    The label is in the column of that name (label, class, target or y), or else in the
+    first; all the others are the pixels of a square image, row by row.
+
+    Args:
+      path: FILE, local or a URL, without splits of its own; or DIR, where the names of the
+        files (*train*.csv, *test*.csv) say the split.
+
+    Raises:
+      StageError: no such file, or no such table.
+    """
+    if not path:
+        raise UsageError("--source=csv: names no file; write --source=csv:FILE")
+    if not storage.is_dir(path):
+        return CsvSource({placement.UNSPLIT: path})
+    paths: dict[str, str] = {}
+    for name in storage.list_names(path):
+        if re.search(r"\.csv(\.gz)?$", name):
+            split = source.split_named(name)
+            if split in paths:
+                raise StageError(
+                    f"--source=csv:{path}: {paths[split]} and {name} are of one split; expected "
+                    "one file for each: name one file"
+                )
+            paths[split] = storage.join(path, name)
+    if not paths:
+        raise StageError(f"--source=csv:{path}: no .csv files in this directory; name a file")
+    return CsvSource({split: paths[split] for split in placement.in_order(paths)})

@@ -1,0 +1,51 @@
+"""Reads a data set back and names every fault, with file and offset.
+
+    python -m pipeline.verify DIR
+
+Checks the sha256 of every file, the checksums of every record, their schema and counts,
+that ids are unique and splits disjoint, and that no record is unaccounted for. Exit
+status 1 if anything is wrong.
+This file holds flags and nothing else; the work is in verify_set.py.
+"""
+
+from absl import flags
+
+from pipeline import command
+from pipeline.errors import StageError, UsageError
+
+_MAX_SHOWN = flags.DEFINE_integer(
+    "max_shown", 100, "Faults to print; all are counted.", lower_bound=1
+)
+
+
+def run(arguments: list[str]) -> None:
+    """Verifies the directory and prints what is wrong with it."""
+    if len(arguments) != 1:
+        raise UsageError(
+            f"{len(arguments)} arguments; expected one directory: python -m pipeline.verify DIR"
+        )
+    from pipeline import verify_set
+
+    manifest, faults = verify_set.verify(arguments[0])
+    count = 0
+    for fault in faults:
+        count += 1
+        if count <= _MAX_SHOWN.value:
+            print(fault)
+    records = manifest["records"]
+    text = f"{records['written']:,} records, {len(manifest['files'])} files"
+    if count:
+        raise StageError(
+            f"{arguments[0]}: {count} faults in {text}; expected none: delete the shards that are "
+            "named and run the preprocess command again, which makes them anew"
+        )
+    print(f"verify: whole: {text}, dataset_id {manifest['dataset_id']}, {arguments[0]}")
+
+
+def main() -> None:
+    """Entry point of `vae-verify`."""
+    command.run(run, name="verify", doc=__doc__, module=__name__, arguments=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A data set read back in full: every byte against the manifest, every record against the rest."""
+
+import hashlib
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import shards, stage, storage
+from pipeline.progress import Progress
+
+_HASH_BYTES = 16
+
+
+class Found(NamedTuple):
+    """Something wrong: where, and what."""
+
+    path: str
+    offset: int | None  # Bytes from the beginning of the file, if it is about a place in one.
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.offset is None else f' byte {self.offset}'}: {self.reason}"
+
+
+class _Ids:
+    """All ids seen, as hashes, to find those that stand twice."""
+
+    def __init__(self):
+        self._hashes: list[bytes] = []
+        self._offsets: list[int] = []
+        self._ends: list[int] = []  # Number of ids seen after each shard.
+        self._entries: list[dict[str, Any]] = []
+
+    def add_shard(self, entry: dict[str, Any], ids: list[bytes], offsets: list[int]) -> None:
+        self._hashes.append(b"".join(hashlib.sha256(i).digest()[:_HASH_BYTES] for i in ids))
+        self._offsets += offsets
+        self._ends.append(len(self._offsets))
+        self._entries.append(entry)
+
+    def repeated(self) -> Iterator[tuple[dict[str, Any], int, dict[str, Any], int]]:
+        """(entry, offset) of a record, then of an earlier one with the same id."""
+        words = np.frombuffer(b"".join(self._hashes), np.uint64).reshape(-1, 2)
+        order = np.lexsort((np.arange(len(words)), words[:, 1], words[:, 0]))
+        same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+        for place in np.flatnonzero(same).tolist():
+            earlier, later = (
+                (self._entries[np.searchsorted(self._ends, i, side="right")], self._offsets[i])
+                for i in order[place : place + 2].tolist()
+            )
+            yield *later, *earlier
+
+
+def verify(directory: str) -> tuple[dict[str, Any], Iterator[Found]]:
+    """Reads a data set back.
+
+    Args:
+      directory: output directory of preprocess; local path or fsspec URL.
+
+    Returns:
+      The manifest, and everything that is wrong, found as the iterator goes on.
+
+    Raises:
+      StageError: no finished data set.
+    """
+    dataset = shards.Dataset(directory)
+    return dataset.manifest, _find(dataset)
+
+
+def _find(dataset: shards.Dataset) -> Iterator[Found]:
+    directory, manifest = dataset.directory, dataset.manifest
+    entries = {entry["name"]: entry for entry in manifest["files"]}
+    ids = _Ids()
+    num_whole = dict.fromkeys(dataset.splits, 0)
+    progress = Progress("verify", total=len(entries), unit="files")
+    for number, entry in enumerate(manifest["files"]):
+        path = storage.join(directory, entry["name"])
+        try:
+            data = storage.read_bytes(path)
+        except (FileNotFoundError, IsADirectoryError):
+            yield Found(path, None, "missing")
+            continue
+        if len(data) != entry["bytes"]:
+            yield Found(path, None, f"{len(data)} bytes, expected {entry['bytes']}")
+        elif hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            yield Found(path, None, "its sha256 is not the manifest's")
+        if "split" in entry:
+            num_whole[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
+        elif "num_quarantined" in entry and data.count(b"\n") != entry["num_quarantined"]:
+            num_lines = data.count(b"\n")
+            yield Found(path, None, f"{num_lines} lines, expected {entry['num_quarantined']}")
+        progress.update(number + 1)
+    progress.close()
+    for later, offset, earlier, earlier_offset in ids.repeated():
+        where = f"{storage.join(directory, earlier['name'])} byte {earlier_offset}"
+        what = "in another split" if later["split"] != earlier["split"] else "in the same split"
+        path = storage.join(directory, later["name"])
+        yield Found(path, offset, f"its id stands twice, also {what} at {where}")
+    yield from _find_in_manifest(dataset, num_whole)
+    listed = {*entries, stage.MANIFEST}
+    for name in storage.list_names(directory):
+        if ".tfrecord-" in name and name not in listed:
+            path = storage.join(directory, name)
+            yield Found(path, None, "is no file of the manifest, but readers by pattern see it")
+
+
+def _find_in_shard(
+    dataset: shards.Dataset, entry: dict[str, Any], data: bytes, ids: _Ids
+) -> Generator[Found, None, int]:
+    """What is wrong in a shard; returns the number of whole records."""
+    path = storage.join(dataset.directory, entry["name"])
+    found_ids, offsets = [], []
+    for found in shards.parse_records(data, path, dataset.image_shape):
+        if isinstance(found, shards.Fault):
+            yield Found(path, found.offset, found.reason)
+        else:
+            offset, _, record = found
+            found_ids.append(record.id)
+            offsets.append(offset)
+    if len(offsets) != entry["num_examples"]:
+        yield Found(path, None, f"{len(offsets)} whole records, expected {entry['num_examples']}")
+    ids.add_shard(entry, found_ids, offsets)
+    return len(offsets)
+
+
+def _find_in_manifest(dataset: shards.Dataset, num_whole: dict[str, int]) -> Iterator[Found]:
+    """Whether the manifest's sums are those of the files."""
+    path = storage.join(dataset.directory, stage.MANIFEST)
+    records, files = dataset.manifest["records"], dataset.manifest["files"]
+    for split, count in dataset.manifest["splits"].items():
+        if num_whole[split] != count:
+            yield Found(path, None, f"{split}: {count} records, {num_whole[split]} are whole")
+    quarantined = sum(entry.get("num_quarantined", 0) for entry in files)
+    if records["read"] != sum(num_whole.values()) + quarantined:
+        yield Found(
+            path,
+            None,
+            f"{records['read']} records were read, {sum(num_whole.values())} are whole and "
+            f"{quarantined} quarantined",
+        )
