@@ -82,9 +82,10 @@ def find(
         )
     for a, b in itertools.combinations(statistics, 2):
         if _inverted(statistics[a], statistics[b]):
+            means = [statistics[split].mean_image().mean() for split in (a, b)]
             warnings.append(
                 f"{a} and {b} look like negatives of each other: their mean values are "
-                f"{statistics[a].mean_image().mean():.0f} and {statistics[b].mean_image().mean():.0f}"
+                f"{means[0]:.0f} and {means[1]:.0f}"
             )
     return warnings
 

@@ -182,11 +182,10 @@ def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> st
             figures.append(_figure(image, name, f"mean of {split}, class {name}"))
     left = len(class_names) - MAX_MEAN_IMAGES
     more = f'<p class="soft">and {left:,} more classes</p>' if left > 0 else ""
-    return (
-        f'<p class="soft">{html.escape(split)}</p><div class="images">{"".join(figures)}</div>{more}'
-        if figures
-        else ""
-    )
+    if not figures:
+        return ""
+    images = f'<div class="images">{"".join(figures)}</div>'
+    return f'<p class="soft">{html.escape(split)}</p>{images}{more}'
 
 
 def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Sequence[str]) -> str:

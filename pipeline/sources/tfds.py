@@ -3,6 +3,7 @@
 Preparing needs TensorFlow and may take minutes; reading what is prepared needs neither.
 """
 
+import contextlib
 import hashlib
 import logging
 import sys
@@ -32,15 +33,16 @@ def _prepared(builder: Any, where: str, manual_dir: str | None) -> None:
         tfds.disable_progress_bar()
     print(f"preprocess: {where}: preparing in {builder.data_dir}", file=sys.stderr, flush=True)
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # Results alone go to standard output.
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
     except Exception as error:  # Anything: each set downloads and parses in its own way.
         reason = " ".join(str(error).split())[:300]
         raise StageError(
-            f"{where}: tensorflow-datasets could not prepare it ({type(error).__name__}: {reason}); "
-            "without access to the internet, put the original files into a directory and name it "
-            "with --tfds_manual_dir"
+            f"{where}: tensorflow-datasets could not prepare it ({type(error).__name__}: "
+            f"{reason}); without access to the internet, put the original files into a directory "
+            "and name it with --tfds_manual_dir"
         ) from error
 
 
@@ -54,7 +56,8 @@ class TfdsSource:
           StageError: no such set, it cannot be prepared, or holds no labelled images.
         """
         where = f"--source=tfds:{name}"
-        logging.getLogger("absl").setLevel(logging.ERROR)  # It advises to install OpenCV.
+        for chatty in ("absl", "urllib3"):  # Advice to install OpenCV, and every retry.
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         import tensorflow_datasets as tfds
 
         try:
@@ -70,12 +73,15 @@ class TfdsSource:
         features, keys = builder.info.features, builder.info.supervised_keys
         self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
         if (
-            not hasattr(features, "keys")
-            or not isinstance(features.get(self._image), tfds.features.Image)
-            or not isinstance(features.get(self._label), tfds.features.Scalar)
+            not {self._image, self._label} <= set(getattr(features, "keys", list)())
+            or not isinstance(features[self._image], tfds.features.Image)
+            or not isinstance(
+                features[self._label], tfds.features.ClassLabel | tfds.features.Scalar
+            )
         ):
             raise StageError(
-                f"{where}: holds {features}; expected an image and a label, a whole number"
+                f"{where}: holds {' '.join(str(features).split())}; expected an image and a label, "
+                "a whole number"
             )
         self.class_names = list(getattr(features[self._label], "names", None) or [])
         self._shape = features[self._image].shape
