@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess train export demo test lint bench clean
+.PHONY: help setup preprocess verify train export demo test lint bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,6 +25,7 @@ help:  ## lists the targets and their variables
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)                 the interpreter and the environment it makes"
 	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
+	@echo "  DATA_DIR=DIR                            verify"
 	@echo "  DATA_DIR=DIR CONFIG=$(CONFIG) WORKDIR=DIR  train"
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export"
 	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
@@ -42,6 +43,9 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 
 preprocess: $(INSTALLED)  ## image set -> TFRecord shards
 	@$(PY) -m pipeline.preprocess --source=$(SOURCE) --name=$(NAME) --output_dir=$(or $(OUTPUT_DIR),$(DATA_DIR)) $(FLAGS)
+
+verify: $(INSTALLED)  ## reads a data set back and names every fault
+	@$(PY) -m pipeline.verify $(DATA_DIR)
 
 train: $(INSTALLED)  ## shards -> model
 	@$(PY) -m trainer.main --config=$(CONFIG) --config.data_dir=$(DATA_DIR) --workdir=$(WORKDIR) $(FLAGS)
@@ -69,6 +73,7 @@ lint: $(INSTALLED)  ## ruff: check and format
 	$(VENV)/bin/ruff format --check .
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_stages
 
 clean:  ## removes what these targets made, $(VENV) included

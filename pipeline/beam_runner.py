@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -140,6 +141,12 @@ def run(
             build(pipeline)
             result = pipeline.run()
             state = result.wait_until_finish()
+    except Exception as error:
+        # From a worker process it comes as text: its traceback, and our message at the end.
+        ours = re.search(r"^pipeline\.errors\.\w+: (.+?)( \[while running .*)?$", str(error), re.M)
+        if isinstance(error, StageError) or not ours:
+            raise
+        raise StageError(ours[1]) from error
     finally:
         ended.set()
         watcher.join()

@@ -14,6 +14,7 @@ from pipeline.set_statistics import MAX_MEAN_IMAGES, Statistics
 # Classes on the balance chart; more would be no picture any more.
 _MAX_BARS = 100
 _MIN_SIDE = 56  # Pixels a side that an image is shown at, at least.
+_MIN_COLUMN = 76  # Pixels of a column, for captions.
 _STYLE = """
 :root { --ink: #1f2328; --soft: #656d76; --line: #d8dee4; --paper: #fff; --bar: #3b6ea5;
         --warn: #fff8c5; --warn-line: #d4a72c; }
@@ -33,8 +34,8 @@ ul.warnings { background: var(--warn); border-left: 4px solid var(--warn-line); 
 .bar { display: inline-block; height: .7rem; background: var(--bar); vertical-align: middle;
        margin-right: .4rem; min-width: 1px }
 td.bars { text-align: left; min-width: 9rem }
-.images { display: flex; flex-wrap: wrap; gap: 6px }
-figure { margin: 0; text-align: center; max-width: 8rem }
+.images { display: grid; gap: 6px }
+figure { margin: 0; text-align: center; min-width: 0 }
 figcaption { font-size: .75rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis;
              white-space: nowrap }
 img { image-rendering: pixelated; display: block; margin: 0 auto; background: #888 }
@@ -156,6 +157,19 @@ def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
     return _table(["class", *map(html.escape, splits)], rows) + more
 
 
+def _shown_size(image: np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels on the page."""
+    scale = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
+    return image.shape[0] * scale, image.shape[1] * scale
+
+
+def _grid(figures: Sequence[str], image: np.ndarray) -> str:
+    """Figures of images of one size, in columns that hold a caption too."""
+    column = max(_MIN_COLUMN, _shown_size(image)[1])
+    style = f"grid-template-columns:repeat(auto-fill,{column}px)"
+    return f'<div class="images" style="{style}">{"".join(figures)}</div>'
+
+
 def _figure(image: np.ndarray, caption: str, title: str) -> str:
     from PIL import Image
 
@@ -165,8 +179,7 @@ def _figure(image: np.ndarray, caption: str, title: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    scale = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
-    height, width = (side * scale for side in image.shape[:2])
+    height, width = _shown_size(image)
     return (
         f'<figure title="{html.escape(title)}"><img width="{width}" height="{height}" '
         f'alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
@@ -184,8 +197,7 @@ def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> st
     more = f'<p class="soft">and {left:,} more classes</p>' if left > 0 else ""
     if not figures:
         return ""
-    images = f'<div class="images">{"".join(figures)}</div>'
-    return f'<p class="soft">{html.escape(split)}</p>{images}{more}'
+    return f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}{more}'
 
 
 def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Sequence[str]) -> str:
@@ -196,4 +208,4 @@ def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Seq
         known = 0 <= record.label < len(class_names)
         label = class_names[record.label] if known else str(record.label)
         figures.append(_figure(image[::step, ::step], label, f"{record.id.decode()}: {label}"))
-    return f'<div class="images">{"".join(figures)}</div>'
+    return _grid(figures, image[::step, ::step])

@@ -21,27 +21,54 @@ def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def make_idx_set(
-    directory: pathlib.Path,
-    *,
-    num_train: int = 300,
-    num_test: int = 50,
-    size: tuple[int, int] = (12, 8),
-    suffix: str = "",
-) -> pathlib.Path:
-    """An IDX set of smooth blobs whose position tells the label; not divisible by much."""
-    directory.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(5)
-    for prefix, count in (("train", num_train), ("t10k", num_test)):
+def blobs(
+    *, num_train: int = 300, num_test: int = 50, size: tuple[int, int] = (12, 8)
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Smooth blobs whose position tells the label; not divisible by much.
+
+    Returns:
+      split -> (images uint8 (n, H, W), labels uint8 (n,)).
+    """
+    generator, splits = np.random.default_rng(5), {}
+    for split, count in (("train", num_train), ("test", num_test)):
         labels = generator.integers(0, 10, count).astype(np.uint8)
         rows, columns = np.mgrid[: size[0], : size[1]]
         centre = labels[:, None, None] % 5 * size[0] / 5, labels[:, None, None] // 5 * size[1] / 2
         noise = generator.random((count, 1, 1)) * 2
         distance = (rows - centre[0] - noise) ** 2 + (columns - centre[1] - noise) ** 2
-        images = (255 * np.exp(-distance / 6)).astype(np.uint8)
+        splits[split] = (255 * np.exp(-distance / 6)).astype(np.uint8), labels
+    return splits
+
+
+def make_idx_set(directory: pathlib.Path, *, suffix: str = "", **about) -> pathlib.Path:
+    """An IDX set of blobs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, (images, labels) in blobs(**about).items():
+        prefix = {"train": "train", "test": "t10k"}[split]
         write_idx(directory / f"{prefix}-images-idx3-ubyte{suffix}", images)
         write_idx(directory / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
     return directory
+
+
+def make_folder_set(directory: pathlib.Path, **about) -> pathlib.Path:
+    """The same blobs as image files, `<split>/class <label>/<index>.png`."""
+    from PIL import Image
+
+    for split, (images, labels) in blobs(**about).items():
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            path = directory / split / f"class {label}" / f"{index:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return directory
+
+
+def write_csv(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> pathlib.Path:
+    """Images (n, H, W) as rows of a label and pixels, under a header."""
+    columns = ["label", *(f"pixel{i}" for i in range(images[0].size))]
+    rows = np.concatenate([labels[:, None], images.reshape(len(images), -1)], axis=1)
+    text = "\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows.tolist())])
+    path.write_text(text + "\n")
+    return path
 
 
 def run_command(module: str, *args: object, check: bool = True) -> subprocess.CompletedProcess:

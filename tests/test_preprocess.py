@@ -1,9 +1,11 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ import pytest
 from pipeline import finish_set, shards, stage
 from pipeline.errors import StageError, UsageError
 from pipeline.output_directory import TIMINGS
-from tests.conftest import REPOSITORY, die_at_file, make_idx_set, make_shards, outputs_of
+from tests.conftest import (
+    REPOSITORY,
+    die_at_file,
+    make_idx_set,
+    make_shards,
+    outputs_of,
+    run_command,
+    write_idx,
+)
 
 
 def die(idx_dir, out, file_number) -> None:
@@ -23,10 +33,13 @@ def die(idx_dir, out, file_number) -> None:
 @pytest.mark.parametrize(
     "beam_args",
     [
-        ["--direct_num_workers=3", "--direct_running_mode=multi_threading"],
-        ["--direct_num_workers=3"],
+        ["--direct_num_workers=2", "--direct_running_mode=multi_threading"],
+        ["--direct_num_workers=8", "--direct_running_mode=multi_threading"],
+        ["--direct_num_workers=1", "--direct_running_mode=multi_processing"],
+        ["--direct_num_workers=2"],
+        ["--direct_num_workers=8"],
     ],
-    ids=["3 threads", "3 processes"],
+    ids=["2 threads", "8 threads", "1 process", "2 processes", "8 processes"],
 )
 def test_the_bytes_do_not_depend_on_the_workers(idx_dir, data_dir, tmp_path, beam_args):
     make_shards(f"idx:{idx_dir}", tmp_path / "out", beam_args=beam_args)
@@ -43,6 +56,14 @@ def test_nor_on_the_block_size_nor_the_place_of_the_source(
     monkeypatch.setattr(describe_shards, "_RECORDS_A_BUCKET", 50)
     elsewhere = make_idx_set(tmp_path / "elsewhere", suffix=".gz")
     make_shards(f"idx:{elsewhere}", tmp_path / "out")
+    assert outputs_of(tmp_path / "out") == outputs_of(data_dir)
+
+
+def test_nor_on_the_day(idx_dir, data_dir, tmp_path, monkeypatch):
+    now = time.time
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: now() + 400 * 86_400)
+    make_shards(f"idx:{idx_dir}", tmp_path / "out")
     assert outputs_of(tmp_path / "out") == outputs_of(data_dir)
 
 
@@ -73,6 +94,39 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
     timings = json.loads((out / TIMINGS).read_text())
     assert timings["num_tasks_reused"] == num_markers
     assert timings["num_tasks"] == 12
+
+
+FLAGS = ("--name=blobs", "--num_shards=4")
+
+
+@pytest.fixture(scope="module")
+def num_calls(idx_dir, tmp_path_factory) -> int:
+    """How many calls of our functions a job over `idx_dir` takes."""
+    out = tmp_path_factory.mktemp("calls") / "out"
+    flags = (f"--source=idx:{idx_dir}", f"--output_dir={out}", *FLAGS)
+    return int(
+        run_command("tests.die_at_call", 0, "pipeline.preprocess", *flags).stderr.split()[-1]
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_a_random_moment_the_rerun_gives_the_same_bytes_and_keeps_whole_shards(
+    idx_dir, data_dir, tmp_path, num_calls, seed
+):
+    out = tmp_path / "out"
+    number = random.Random(seed).randrange(1, num_calls)
+    flags = (f"--source=idx:{idx_dir}", f"--output_dir={out}", *FLAGS)
+    done = run_command("tests.die_at_call", number, "pipeline.preprocess", *flags, check=False)
+    assert done.returncode == -signal.SIGKILL, (number, num_calls, done.stderr)
+    finished = (out / stage.MANIFEST).exists()
+    num_markers = len(list((out / ".progress").glob("blobs-*.json"))) if out.exists() else 0
+    written = {path: path.stat().st_ino for path in out.glob("blobs-*")}
+    make_shards(f"idx:{idx_dir}", out)
+    assert outputs_of(out) == outputs_of(data_dir)
+    timings = json.loads((out / TIMINGS).read_text())
+    assert finished or timings["num_tasks_reused"] == num_markers
+    kept = sum(path.stat().st_ino == number for path, number in written.items())
+    assert kept >= num_markers  # No whole shard was written again.
 
 
 def test_a_shard_damaged_before_the_rerun_is_made_again(idx_dir, data_dir, tmp_path):
@@ -258,23 +312,144 @@ def test_it_works_on_a_url(idx_dir, data_dir, tmp_path):
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_a_clear_error_and_the_rerun_completes(idx_dir, data_dir, tmp_path):
-    from tests.conftest import run_command
-
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 KiB, and a function that remounts it with other options."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "x", small]).returncode:
         pytest.skip("this machine does not let tests mount a file system")
-    try:
-        args = (f"--source=idx:{idx_dir}", "--name=blobs", "--num_shards=4")
-        failed = run_command("pipeline.preprocess", *args, f"--output_dir={small}", check=False)
-        assert failed.returncode == 1
-        assert "No space left on device" in failed.stderr
-        assert "Traceback" not in failed.stderr
-        assert not (small / stage.MANIFEST).exists()
-        subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
-        run_command("pipeline.preprocess", *args, f"--output_dir={small}")
-        assert outputs_of(small) == outputs_of(data_dir)
-    finally:
-        subprocess.run(["umount", small], check=True)
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", small], check=True)
+
+    yield small, remount
+    subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("size=24k", "No space left on device"), ("ro,size=4m", "Read-only file system")],
+)
+def test_a_disk_that_takes_nothing_is_a_clear_error_and_the_rerun_completes(
+    idx_dir, data_dir, small_disk, options, message
+):
+    small, remount = small_disk
+    remount(options)
+    flags = (f"--source=idx:{idx_dir}", f"--output_dir={small}", *FLAGS)
+    failed = run_command("pipeline.preprocess", *flags, check=False)
+    assert failed.returncode == 1
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (small / stage.MANIFEST).exists()
+    remount("rw,size=4m")
+    run_command("pipeline.preprocess", *flags)
+    assert outputs_of(small) == outputs_of(data_dir)
+
+
+def test_of_two_jobs_on_one_directory_the_second_stops_and_a_dead_one_blocks_nobody(tmp_path):
+    flags = ("--source=sample", "--num_shards=400", f"--output_dir={tmp_path}/out")
+    command = [sys.executable, "-m", "pipeline.preprocess", *flags]
+    first = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out/mnist-*")):  # Until it writes.
+        assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)
+    second = run_command("pipeline.preprocess", *flags, check=False)
+    assert second.returncode == 1
+    assert "another process is writing here; wait for it to end" in second.stderr
+    first.kill()
+    first.wait()
+    run_command("pipeline.preprocess", *flags)
+    assert run_command("pipeline.verify", tmp_path / "out").returncode == 0
+
+
+def peak_resident_mb(*flags: str) -> float:
+    """Peak resident memory of a preprocess command, in MB."""
+    command = [sys.executable, "-m", "pipeline.preprocess", *flags]
+    job = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(job.pid, 0)
+    job.returncode = os.waitstatus_to_exitcode(status)
+    assert job.returncode == 0
+    return usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_ten_times_the_records_take_no_more_memory(tmp_path, suffix):
+    peaks = []
+    for number in (60_000, 600_000):
+        source = tmp_path / str(number)
+        source.mkdir()
+        pixels = np.random.default_rng(number).integers(0, 256, (number, 28, 28), np.uint8)
+        if suffix:  # Packed, a set of that size must be unpacked to somewhere; zeros pack fast.
+            pixels[:, :27] = 0
+        write_idx(source / f"train-images-idx3-ubyte{suffix}", pixels)
+        write_idx(source / f"train-labels-idx1-ubyte{suffix}", pixels[:, 27, 0] % 10)
+        del pixels
+        peaks.append(peak_resident_mb(f"--source=idx:{source}", f"--output_dir={source}/out"))
+    assert peaks[1] - peaks[0] < 150, peaks
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"train": 60_000, "test": 10_000}, {"train": 1, "validation": 1, "test": 1}),
+        ({"train": 6_000_000}, {"train": 35, "validation": 4}),
+        ({"unsplit": 1_000_000}, {"train": 5, "validation": 1, "test": 1}),
+    ],
+)
+def test_shards_are_as_large_as_they_should_be(sizes, expected):
+    from pipeline import make_set, placement
+
+    settings = make_set.Settings("x", None, 0.1, 0, "none")
+    made = dict(placement.expected_sizes(sizes, 0.1))
+    shards_made = make_set._num_shards(settings, made, (28, 28, 1))
+    assert shards_made == expected
+    for split, number in shards_made.items():
+        mib = made[split] * 864 / number / 2**20
+        assert mib <= 256
+        assert mib >= 64 or number == 1
+
+
+def test_auto_is_the_default_and_says_how_many(tmp_path, idx_dir):
+    manifest = make_shards(f"idx:{idx_dir}", tmp_path / "out", num_shards=None)
+    assert manifest["num_shards"] == {"train": 1, "validation": 1, "test": 1}
+
+
+def test_packed_shards_hold_the_same_records(idx_dir, data_dir, tmp_path):
+    import gzip
+
+    import tensorflow as tf
+
+    manifest = make_shards(f"idx:{idx_dir}", tmp_path / "out", compression="gzip")
+    make_shards(f"idx:{idx_dir}", tmp_path / "again", compression="gzip")
+    assert outputs_of(tmp_path / "out") == outputs_of(tmp_path / "again")
+    packed, plain = shards.Dataset(str(tmp_path / "out")), shards.Dataset(str(data_dir))
+    for split in plain.splits:
+        np.testing.assert_array_equal(packed.read_images(split), plain.read_images(split))
+        for entry in plain.shards(split):
+            data = (tmp_path / "out" / f"{entry['name']}.gz").read_bytes()
+            assert gzip.decompress(data) == (data_dir / entry["name"]).read_bytes()
+    assert not (tmp_path / "out" / "dataset_info.json").exists()
+    names = [str(p) for p in sorted((tmp_path / "out").glob("*-train.*.gz"))]
+    read = sum(1 for _ in tf.data.TFRecordDataset(names, compression_type="GZIP"))
+    assert read == manifest["splits"]["train"]
+    assert run_command("pipeline.verify", tmp_path / "out").returncode == 0
+
+
+def test_a_source_that_changes_between_command_and_worker_is_an_error(tmp_path, monkeypatch):
+    from pipeline import convert, write_shards
+
+    source = make_idx_set(tmp_path / "set")
+    real = write_shards.write_shards
+
+    def change_first(**settings):
+        make_idx_set(source, num_train=301)
+        convert.open_reading.cache_clear()
+        real(**settings)
+
+    monkeypatch.setattr(write_shards, "write_shards", change_first)
+    with pytest.raises(Exception, match="holds 351 records now, and held 350 when the job began"):
+        make_shards(f"idx:{source}", tmp_path / "out")
+    assert not (tmp_path / "out" / stage.MANIFEST).exists()

@@ -1,42 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 
 from pipeline import examples, shards, tfrecord
 from pipeline.errors import StageError
-
-
-def some_records(count: int = 5) -> list[bytes]:
-    return [examples.encode(b"train-%07d" % i, bytes([i] * 40), i) for i in range(count)]
-
-
-def test_tensorflow_reads_what_is_written_and_writes_what_is_read(tmp_path):
-    import tensorflow as tf
-
-    records = some_records()
-    entry = tfrecord.write_file(str(tmp_path), "ours", records)
-    assert entry["num_examples"] == len(records)
-    assert [x.numpy() for x in tf.data.TFRecordDataset(str(tmp_path / "ours"))] == records
-
-    with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
-        for record in records:
-            writer.write(record)
-    data = (tmp_path / "theirs").read_bytes()
-    assert data == (tmp_path / "ours").read_bytes()
-    assert list(tfrecord.records(data, "theirs")) == records
-
-
-def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
-    tfrecord.write_file(str(tmp_path), "shard", some_records(2))
-    data = (tmp_path / "shard").read_bytes()
-    whole = len(data) // 2  # Both records are of one length, so a cut here is no damage.
-    for place in range(len(data)):
-        damaged = bytearray(data)
-        damaged[place] ^= 1 << place % 8
-        with pytest.raises(StageError, match=r"byte (0|\d+)"):
-            list(tfrecord.records(bytes(damaged), "shard"))
-        if place not in (0, whole):
-            with pytest.raises(StageError, match="runs past the end"):
-                list(tfrecord.records(data[:place], "shard"))
 
 
 def test_dataset_reads_back_what_the_source_holds(data_dir, idx_dir):
@@ -104,6 +72,66 @@ def test_a_damaged_shard_is_an_error_that_names_it(idx_dir, tmp_path, damage, me
     with pytest.raises(StageError, match=message) as error:
         shards.Dataset(str(tmp_path / "out")).read_images("train")
     assert "blobs-train.tfrecord-00001-of-00002" in str(error.value)
+
+
+def damage_one_record(directory, name: str) -> int:
+    """Flips a bit in the second record of a shard; returns its offset."""
+    path = directory / name
+    data = bytearray(path.read_bytes())
+    offset = len(data) // sum(1 for _ in tfrecord.records(bytes(data), name))
+    data[offset + 30] ^= 4
+    path.write_bytes(bytes(data))
+    return offset
+
+
+def test_records_that_can_be_had_are_had_on_request(data_dir, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(data_dir, out)
+    name = "blobs-train.tfrecord-00001-of-00004"
+    offset = damage_one_record(out, name)
+    with pytest.raises(StageError, match=f"{name}: damaged"):
+        shards.Dataset(str(out)).read_images("train")
+
+    images, losses = shards.Dataset(str(out), on_corrupt="quarantine").read_split("train")
+    whole = shards.Dataset(str(data_dir))
+    place = whole.shards("train")[0]["num_examples"] + 1
+    np.testing.assert_array_equal(images, np.delete(whole.read_images("train"), place, axis=0))
+    [loss] = losses
+    assert (loss.name, loss.num_records, loss.faults[0].offset) == (name, 1, offset)
+    [line] = loss.lines(str(out))
+    assert line["where"] == f"{out}/{name} byte {offset}"
+    assert "checksum" in line["reason"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "num_left", "reason"),
+    [
+        (lambda path: path.unlink(), 0, "the file is missing"),
+        (lambda path: path.write_bytes(b""), 0, "the file ends after 0 of"),
+        (lambda path: path.write_bytes(b"x" * 100), 0, "length is wrong"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), -1, "past the end"),
+    ],
+)
+def test_what_is_left_of_a_shard(data_dir, tmp_path, damage, num_left, reason):
+    out = tmp_path / "out"
+    shutil.copytree(data_dir, out)
+    dataset = shards.Dataset(str(out), on_corrupt="quarantine")
+    entry = dataset.shards("train")[2]
+    damage(out / entry["name"])
+    shard = dataset.read_shard(entry)
+    assert len(shard.ids) == (num_left if num_left >= 0 else entry["num_examples"] + num_left)
+    assert reason in shard.faults[0].reason
+
+
+def test_whole_records_of_another_file_are_no_damage_to_put_up_with(data_dir, tmp_path):
+    """A shard in another's place has no fault in any record, and is still the wrong one."""
+    out = tmp_path / "out"
+    shutil.copytree(data_dir, out)
+    dataset = shards.Dataset(str(out), on_corrupt="quarantine")
+    first, second = sorted(dataset.shards("train"), key=lambda e: e["num_examples"])[:2]
+    shutil.copy(out / second["name"], out / first["name"])
+    with pytest.raises(StageError, match="is not the file that the manifest names"):
+        dataset.read_shard(first)
 
 
 def test_no_such_split(data_dir):

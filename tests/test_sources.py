@@ -1,15 +1,228 @@
+"""Every kind of source on real files: the same records whatever they come from, and bad sets."""
+
 import gzip
+import shutil
 import struct
 
 import numpy as np
 import pytest
 
-from pipeline import sources
+from pipeline import convert, shards, sources
 from pipeline.errors import StageError, UsageError
 from pipeline.sources.idx import open_idx
-from tests.conftest import make_idx_set, write_idx
+from tests.conftest import (
+    blobs,
+    make_folder_set,
+    make_idx_set,
+    make_shards,
+    outputs_of,
+    write_csv,
+    write_idx,
+)
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+def records_in(directory) -> dict[str, set]:
+    """split -> {(id, pixels, label)} of a finished set."""
+    dataset, found = shards.Dataset(str(directory)), {}
+    for split in dataset.splits:
+        found[split] = set()
+        for entry in dataset.shards(split):
+            shard = dataset.read_shard(entry)
+            pixels = [image.tobytes() for image in shard.images]
+            found[split] |= set(zip(shard.ids, pixels, shard.labels.tolist(), strict=True))
+    return found
+
+
+def save_npz(path, names, *, size=(12, 8), **changes) -> str:
+    """The blobs under the given keys: images of train, labels of train, of test, of test."""
+    arrays = [array for pair in blobs(size=size).values() for array in pair]
+    np.savez_compressed(path, **dict(zip(names, arrays, strict=True)) | changes)
+    return f"npz:{path}"
+
+
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@pytest.mark.parametrize("layout", [KERAS, MEDMNIST])
+def test_npz_gives_the_same_shards_as_idx(data_dir, tmp_path, layout):
+    arrays = [array for pair in blobs().values() for array in pair]
+    if layout is MEDMNIST:
+        arrays[1], arrays[3] = arrays[1][:, None], arrays[3][:, None]
+        arrays[0] = np.asfortranarray(arrays[0])
+    np.savez(tmp_path / "set.npz", **dict(zip(layout, arrays, strict=True)))
+    make_shards(f"npz:{tmp_path}/set.npz", tmp_path / "out")
+    assert outputs_of(tmp_path / "out") == outputs_of(data_dir)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+@pytest.mark.parametrize("label_last", [False, True])
+def test_csv_gives_the_same_records_as_idx(tmp_path, suffix, label_last):
+    idx = make_idx_set(tmp_path / "idx", size=(8, 8))
+    (tmp_path / "csv").mkdir()
+    for split, (images, labels) in blobs(size=(8, 8)).items():
+        path = write_csv(tmp_path / "csv" / f"mnist_{split}.csv", images, labels)
+        if label_last:  # As OpenML has it, with the line ends of Windows.
+            rows = [line.split(",") for line in path.read_text().splitlines()]
+            rows = [[*row[1:], row[0].replace("label", '"class"')] for row in rows]
+            path.write_text("\r\n".join(map(",".join, rows)) + "\r\n\r\n")
+        if suffix.endswith(".gz"):
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    make_shards(f"idx:{idx}", tmp_path / "a")
+    make_shards(f"csv:{tmp_path}/csv", tmp_path / "b")
+    assert records_in(tmp_path / "a") == records_in(tmp_path / "b")
+
+
+def test_a_csv_file_alone_has_no_splits_and_needs_no_header(tmp_path):
+    images, labels = blobs(size=(8, 8))["train"]
+    path = write_csv(tmp_path / "set.csv", images, labels)
+    with_header = make_shards(f"csv:{path}", tmp_path / "a")
+    assert with_header["records"]["written"] == 300
+    assert list(with_header["splits"]) == ["train", "validation", "test"]
+    path.write_text(path.read_text().split("\n", 1)[1])
+    make_shards(f"csv:{path}", tmp_path / "b")
+    assert records_in(tmp_path / "a") == records_in(tmp_path / "b")
+
+
+def test_a_folder_keeps_class_names_and_paths(tmp_path):
+    make_folder_set(tmp_path / "set")
+    (tmp_path / "set" / "train" / ".hidden").mkdir()
+    (tmp_path / "set" / "train" / ".hidden" / "x.png").write_bytes(b"")
+    (tmp_path / "set" / "train" / "class 1" / "Thumbs.db").write_bytes(b"")
+    manifest = make_shards(f"folder:{tmp_path}/set", tmp_path / "out")
+    assert manifest["class_names"] == [f"class {label}" for label in range(10)]
+    assert manifest["records"] == {"read": 350, "written": 350, "quarantined": 0}
+    images, labels = blobs()["test"]
+    expected = {
+        (f"test/class {label}/{i:05d}.png", image.tobytes(), label)
+        for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
+    }
+    assert records_in(tmp_path / "out")["test"] == expected
+
+
+def test_a_folder_without_splits_follows_links_and_survives_loops(tmp_path):
+    make_folder_set(tmp_path / "set")
+    classes = tmp_path / "classes"
+    classes.mkdir()
+    for path in (tmp_path / "set" / "train").iterdir():
+        (classes / path.name).symlink_to(path)
+    (classes / "class 1" / "loop").symlink_to(classes)
+    source = sources.open_source(f"folder:{classes}")
+    assert source.split_sizes == {"unsplit": 300}
+    assert len(source.class_names) == 10
+
+
+def test_the_fingerprint_of_a_folder_knows_every_byte_and_name(tmp_path):
+    directory = make_folder_set(tmp_path / "set", num_train=12, num_test=3)
+    seen = {sources.open_source(f"folder:{directory}").fingerprint()}
+    path = next(directory.rglob("*.png"))
+    data = path.read_bytes()
+    path.write_bytes(data + b"x")
+    seen.add(sources.open_source(f"folder:{directory}").fingerprint())
+    path.write_bytes(data)
+    path.rename(path.with_name("other.png"))
+    seen.add(sources.open_source(f"folder:{directory}").fingerprint())
+    assert len(seen) == 3
+    path.with_name("other.png").rename(path)
+    moved = directory.rename(tmp_path / "elsewhere")
+    assert sources.open_source(f"folder:{moved}").fingerprint() in seen
+
+
+@pytest.mark.parametrize("kind", ["idx", "npz", "csv", "folder"])
+def test_a_url_gives_the_same_shards_as_the_files(tmp_path, kind):
+    import fsspec
+
+    local, url = tmp_path / "set", f"memory://{tmp_path.name}/set"
+    if kind == "idx":
+        make_idx_set(local, suffix=".gz")
+    elif kind == "folder":
+        make_folder_set(local, num_train=30, num_test=5)
+    else:
+        local.mkdir()
+        images, labels = blobs(size=(8, 8))["train"]
+        write_csv(local / "set.csv", images, labels)
+        save_npz(local / "set.npz", KERAS)
+    fsspec.filesystem("memory").put(str(local), url, recursive=True)
+    rest = {"npz": "/set.npz", "csv": "/set.csv"}.get(kind, "")
+    make_shards(f"{kind}:{local}{rest}", tmp_path / "a")
+    make_shards(f"{kind}:{url}{rest}", tmp_path / "b")
+    assert outputs_of(tmp_path / "a") == outputs_of(tmp_path / "b")
+
+
+def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_directory(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class ManualBlobs(tfds.core.GeneratorBasedBuilder):
+        """A data set as their catalog has them: registered by name, files put there by hand."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the IDX files there."
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(12, 8, 1)),
+                "label": tfds.features.ClassLabel(names=list("abcdefghij")),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+            )
+
+        def _split_generators(self, dl_manager):
+            source = open_idx(str(dl_manager.manual_dir))
+            return {"train": self._records(source, 0, 300), "test": self._records(source, 300, 350)}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+        def _records(self, source, first, last):
+            images, labels = source.read(np.arange(first, last))
+            for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+                yield i, {"image": image, "label": label}
+
+    manual = make_idx_set(tmp_path / "manual")
+    out, data_dir = tmp_path / "out", str(tmp_path / "tfds")
+    with pytest.raises(StageError, match="could not prepare it .* name it with --tfds_manual_dir"):
+        make_shards("tfds:manual_blobs", out, tfds_data_dir=data_dir)
+    dirs = {"tfds_data_dir": data_dir, "tfds_manual_dir": str(manual)}
+    manifest = make_shards("tfds:manual_blobs", out, **dirs)
+    assert manifest["class_names"] == list("abcdefghij")
+    assert manifest["splits"]["test"] == 50
+    # TFDS shuffles when it prepares, so ids say another order; the pixels are the same.
+    found = {split: {record[1:] for record in some} for split, some in records_in(out).items()}
+    of_train = found["train"] | found["validation"]
+    images, labels = blobs()["train"]
+    pixels = [image.tobytes() for image in images]
+    assert of_train == set(zip(pixels, labels.tolist(), strict=True))
+    # Another day, another folder, prepared already: nothing of it is in the output.
+    moved = (tmp_path / "tfds").rename(tmp_path / "elsewhere")
+    make_shards("tfds:manual_blobs:1.0.0", tmp_path / "again", tfds_data_dir=str(moved))
+    assert outputs_of(tmp_path / "again") == outputs_of(out)
+    with pytest.raises(StageError, match="cannot be loaded at version 9.9.9"):
+        sources.open_source("tfds:manual_blobs:9.9.9", tfds_data_dir=str(moved))
+
+
+def test_a_source_of_one_s_own(tmp_path, monkeypatch):
+    (tmp_path / "my_sets.py").write_text(
+        "import numpy as np\n"
+        "from pipeline.sources import ArraySource\n"
+        "def open_stripes(rest):\n"
+        "    images = np.zeros((int(rest), 8, 8, 3), np.uint8)\n"
+        "    images[:, ::2] = np.arange(len(images), dtype=np.uint8)[:, None, None, None]\n"
+        "    return ArraySource({'train': (images, np.arange(len(images)) % 4)})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    manifest = make_shards("my_sets.open_stripes:40", tmp_path / "out")
+    assert manifest["image_shape"] == [8, 8, 3]
+    assert manifest["records"]["written"] == 40
+    with pytest.raises(UsageError, match="no source 'my_sets.open_strips'"):
+        sources.open_source("my_sets.open_strips:40")
+
+
+# IDX: names, layouts, damage.
 
 
 def test_packed_plain_and_dotted_names_are_the_same_source(tmp_path):
@@ -31,6 +244,20 @@ def test_packed_plain_and_dotted_names_are_the_same_source(tmp_path):
             b"test-0000000",
         ]
         np.testing.assert_array_equal(source.read(indices)[0], opened[0].read(indices)[0])
+
+
+def test_emnist_s_files_lie_side_by_side_and_are_transposed(tmp_path, data_dir):
+    emnist = tmp_path / "emnist"
+    emnist.mkdir()
+    for split, (images, labels) in blobs().items():
+        for name in ("letters", "digits"):
+            write_idx(emnist / f"emnist-{name}-{split}-images-idx3-ubyte.gz", images.swapaxes(1, 2))
+            write_idx(emnist / f"emnist-{name}-{split}-labels-idx1-ubyte.gz", labels)
+    with pytest.raises(StageError, match="are of one split; name one set .*/emnist-"):
+        sources.open_source(f"idx:{emnist}")
+    out = tmp_path / "out"
+    make_shards(f"idx:{emnist}/emnist-letters", out, transpose=True)
+    assert records_in(out) == records_in(data_dir)
 
 
 def test_the_fingerprint_knows_every_pixel_and_label(tmp_path):
@@ -71,6 +298,10 @@ def wrong_magic(directory):
     (directory / TRAIN_IMAGES).write_bytes(b"\x89PNG" + data[4:])
 
 
+def cut_header(directory):
+    (directory / TRAIN_IMAGES).write_bytes((directory / TRAIN_IMAGES).read_bytes()[:7])
+
+
 def fewer_labels(directory):
     write_idx(directory / TRAIN_LABELS, np.zeros(299, np.uint8))
 
@@ -96,6 +327,7 @@ BAD_SETS = [
         "the header promises 4294967295×12×8 = 412316860320 bytes, the file holds 28800",
     ),
     (wrong_magic, "begins with 89504e47, expected the IDX magic number 00000803"),
+    (cut_header, "holds 7 bytes, expected an IDX header of 16"),
     (fewer_labels, "holds 300 images, .* holds 299 labels"),
     (empty_set, "holds 0×12×8 pixels; expected at least one image"),
     (other_shape, "image shapes differ between splits"),
@@ -108,8 +340,6 @@ BAD_SETS = [
 
 @pytest.mark.parametrize(("damage", "message"), BAD_SETS)
 def test_a_bad_set_is_an_error_and_nothing_is_written(tmp_path, damage, message):
-    from tests.conftest import make_shards
-
     directory = make_idx_set(tmp_path / "set")
     damage(directory)
     with pytest.raises(StageError, match=message):
@@ -121,11 +351,138 @@ def test_a_bad_set_is_an_error_and_nothing_is_written(tmp_path, damage, message)
     ("spec", "error", "message"),
     [
         ("idx:/no/such/place", StageError, "no such directory; expected IDX files"),
+        ("npz:/no/such/set.npz", StageError, "no such file; expected an .npz archive"),
+        ("csv:/no/such/set.csv", StageError, "no such file"),
+        ("folder:/no/such/place", StageError, "no such directory; expected images in it"),
+        ("tfds:no_such_set", StageError, "tensorflow-datasets has no such set"),
         ("idx:", UsageError, "names no directory"),
+        ("npz:", UsageError, "names no file"),
+        ("csv:", UsageError, "names no file"),
+        ("folder:", UsageError, "names no directory"),
+        ("tfds:", UsageError, "names no set"),
         ("mnist", UsageError, "no source 'mnist'; expected sample, idx:DIR"),
+        ("os.path:x", UsageError, r"no source 'os.path'"),
         ("sample:x", UsageError, "the sample takes nothing after its name"),
     ],
 )
 def test_a_bad_spec(spec, error, message):
     with pytest.raises(error, match=message):
         sources.open_source(spec)
+
+
+def unpickled(*_):
+    raise AssertionError("a pickle was loaded")
+
+
+class Payload:
+    """Raises when it is unpickled."""
+
+    def __reduce__(self):
+        return unpickled, ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": np.array([Payload()] * 300)}, "holds Python objects, which are never unpick"),
+        ({"x_train": np.zeros((300, 12, 8))}, r"float64 \(300, 12, 8\); expected uint8"),
+        ({"x_train": np.zeros((300, 12), np.uint8)}, r"\(300, 12\); expected uint8 \(n, H, W\)"),
+        ({"x_train": np.zeros((300, 12, 8, 4), np.uint8)}, "expected uint8"),
+        ({"x_train": np.zeros((299, 12, 8), np.uint8)}, "299 images and labels"),
+        ({"y_train": np.zeros((300, 14), np.uint8)}, "one whole number for each image"),
+        ({"y_train": np.zeros(300)}, "labels float64"),
+        ({"y_train": np.full(300, 70_000)}, "labels up to 70000; expected class numbers"),
+        ({"train_images": np.zeros((300, 12, 8), np.uint8)}, "are both images of train"),
+        ({"x_val": np.zeros((3, 12, 8), np.uint8)}, "expected images and labels of each split"),
+    ],
+)
+def test_a_bad_npz(tmp_path, changes, message):
+    spec = save_npz(tmp_path / "set.npz", KERAS, **changes)
+    with pytest.raises(StageError, match=message):
+        sources.open_source(spec)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_cut_npz(tmp_path, part):
+    spec = save_npz(tmp_path / "set.npz", KERAS)
+    data = (tmp_path / "set.npz").read_bytes()
+    (tmp_path / "set.npz").write_bytes(data[: int(part * len(data))])
+    with pytest.raises(StageError, match=r"no whole \.npz archive"):
+        sources.open_source(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "0 columns in the first line"),
+        ("hello\nworld\n", "1 columns in the first line"),
+        ("label,pixel0,pixel1,pixel2,pixel3\n", "no row beside its header"),
+        ("1,2,3,4\n", "3 pixels a row .* no square image|are no square"),
+    ],
+)
+def test_a_bad_csv(tmp_path, text, message):
+    (tmp_path / "set.csv").write_text(text)
+    with pytest.raises(StageError, match=message) as error:
+        make_shards(f"csv:{tmp_path}/set.csv", tmp_path / "out")
+    assert "set.csv" in str(error.value)
+
+
+def test_a_folder_that_does_not_say_what_is_a_class(tmp_path):
+    directory = make_folder_set(tmp_path / "set", num_train=8, num_test=2)
+    (directory / "cat").mkdir()
+    shutil.copy(next(directory.rglob("*.png")), directory / "cat" / "1.png")
+    with pytest.raises(StageError, match="test/ looks like a split, cat/ like a class"):
+        sources.open_source(f"folder:{directory}")
+    with pytest.raises(StageError, match="images and no directories of them"):
+        sources.open_source(f"folder:{directory}/cat")
+    with pytest.raises(StageError, match="0 images"):
+        (tmp_path / "empty").mkdir()
+        sources.open_source(f"folder:{tmp_path}/empty")
+
+
+# Conversions.
+
+
+def reading_of(source, **settings):
+    convert.open_reading.cache_clear()
+    return convert.open_reading(convert.Reading(source, **settings))
+
+
+def test_conversions_are_pillow_s_own(tmp_path):
+    from PIL import Image
+
+    generator = np.random.default_rng(1)
+    colours = generator.integers(0, 256, (6, 10, 14, 3), np.uint8)
+    labels = np.arange(6)
+    np.savez(tmp_path / "set.npz", x_train=colours, y_train=labels)
+    spec = f"npz:{tmp_path}/set.npz"
+    source = reading_of(spec, image_size=(5, 4), grayscale=True, transpose=True)
+    assert source.image_shape == (5, 4, 1)
+    images = source.read(np.arange(6)).images
+    for image, original in zip(images, colours, strict=True):
+        picture = Image.fromarray(original.swapaxes(0, 1).copy()).convert("L")
+        expected = np.asarray(picture.resize((4, 5), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("1", (1,)), ("L", (1,)), ("P", (3,)), ("RGB", (3,)), ("CMYK", (3,))]
+)
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "gif"])
+def test_image_files_of_any_kind_are_grey_or_rgb(tmp_path, mode, shape, extension):
+    from PIL import Image
+
+    from pipeline.sources import folder
+
+    gradient = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12) * 2)
+    picture = gradient.convert("RGB").convert(mode)
+    try:
+        picture.save(tmp_path / f"x.{extension}")
+    except OSError:
+        pytest.skip(f"{extension} holds no {mode}")
+    pixels = folder.decode((tmp_path / f"x.{extension}").read_bytes())
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[:2] == (8, 12)
+    assert pixels.shape[2:] in (shape, (3,))
+    reread = Image.open(tmp_path / f"x.{extension}").convert("RGB" if pixels.shape[2] == 3 else "L")
+    np.testing.assert_array_equal(pixels.squeeze(), np.asarray(reread))

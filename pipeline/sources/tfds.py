@@ -135,17 +135,31 @@ class TfdsSource:
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
         """Decodes the records at `indices`."""
-        images, labels = [], np.empty(len(indices), np.int64)
-        for i, index in enumerate(indices):
-            split, place = self._place(index)
-            try:
-                record = self._data[split][place]
-                images.append(np.asarray(record[self._image]))
-                labels[i] = int(record[self._label])
-            except Exception as error:  # Decoding may fail in as many ways as there are formats.
-                images.append(source.Unreadable(f"a damaged record ({error})"))
-                labels[i] = -1
+        images: list[np.ndarray | source.Unreadable] = [source.Unreadable("")] * len(indices)
+        labels = np.full(len(indices), -1, np.int64)
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        for number, data in enumerate(self._data.values()):
+            here = np.flatnonzero(numbers == number).tolist()
+            places = (indices[here] - self._starts[number]).tolist()
+            for i, found in zip(here, _fetch(data, places), strict=True):
+                if isinstance(found, source.Unreadable):
+                    images[i] = found
+                else:
+                    images[i] = np.asarray(found[self._image])
+                    labels[i] = int(found[self._label])
         return images, labels
+
+
+def _fetch(data: Any, places: list[int]) -> list[Any]:
+    """The decoded records at some places of a data source, all at once if they can be."""
+    if not places:
+        return []
+    try:
+        return list(data.__getitems__(places))
+    except Exception as error:  # Decoding fails in as many ways as there are formats.
+        if len(places) == 1:
+            return [source.Unreadable(f"a damaged record ({error})")]
+        return [found for place in places for found in _fetch(data, [place])]
 
 
 def open_tfds(name: str, *, data_dir: str | None, manual_dir: str | None) -> TfdsSource:

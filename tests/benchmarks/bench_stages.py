@@ -1,10 +1,10 @@
-"""Times each stage against a plain loop over the same work: `make bench`.
+"""Times training and export against a plain loop over the same work: part of `make bench`.
 
 Prints ratios from one run, since single times say more about the machine than the
-code. Startup and imports are left out; the sets are random pixels, whose content
-does not matter to any of it.
+code. Startup and imports are left out; what the images show does not matter to any of it.
 """
 
+import pathlib
 import statistics
 import sys
 import tempfile
@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline import command
+from tests.conftest import make_idx_set, make_shards
 
-_NUM_RECORDS = 60_000
+_NUM_RECORDS = 6_000
 _ROUNDS = 3
 
 
@@ -32,50 +33,6 @@ def _median_secs(*runs: Callable[[], object]) -> list[float]:
 
 def _report(what: str, rate: float, unit: str, ratio: float, against: str) -> None:
     print(f"{what:<12}{rate:>10,.0f} {unit:<10}{ratio:>6.2f} × {against}")
-
-
-def bench_preprocess(images: np.ndarray, labels: np.ndarray, scratch: str) -> str:
-    """The Beam job against a loop over tf.io.TFRecordWriter; returns the shards' directory."""
-    import tensorflow as tf
-
-    from pipeline import beam_runner, placement, sources, write_shards
-
-    opened = sources.open_source
-    sources.open_source = lambda spec: sources.ArraySource({placement.UNSPLIT: (images, labels)})
-    count = iter(range(1000))
-
-    def job() -> str:
-        return write_shards.write_shards(
-            spec="bench",
-            output_dir=f"{scratch}/shards-{next(count)}",
-            name="bench",
-            num_shards=4,
-            validation_fraction=0.0,
-            seed=0,
-            overwrite=False,
-            options=beam_runner.parse_options([]),
-        )
-
-    def plain() -> None:
-        with tf.io.TFRecordWriter(f"{scratch}/plain.tfrecord") as writer:
-            for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-                feature = {
-                    "id": _bytes_feature(b"train-%07d" % i),
-                    "image": _bytes_feature(image.tobytes()),
-                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-                }
-                example = tf.train.Example(features=tf.train.Features(feature=feature))
-                writer.write(example.SerializeToString())
-
-    def _bytes_feature(value: bytes):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    ours, theirs = _median_secs(job, plain)
-    sources.open_source = opened
-    _report(
-        "preprocess", len(images) / ours, "records/s", theirs / ours, "bare TFRecordWriter loop"
-    )
-    return f"{scratch}/shards-0"
 
 
 def bench_train(data_dir: str) -> None:
@@ -165,14 +122,14 @@ def bench_export(data_dir: str, scratch: str) -> None:
 
 
 def main() -> None:
-    """Runs all benchmarks."""
+    """Runs the benchmarks of training and export."""
     command.import_tensorflow()
     command.import_beam()
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (_NUM_RECORDS, 28, 28, 1)).astype(np.uint8)
-    labels = generator.integers(0, 10, _NUM_RECORDS)
     with tempfile.TemporaryDirectory() as scratch:
-        data_dir = bench_preprocess(images, labels, scratch)
+        source = pathlib.Path(scratch) / "set"
+        make_idx_set(source, num_train=1, num_test=_NUM_RECORDS, size=(28, 28))
+        data_dir = f"{scratch}/shards"
+        make_shards(f"idx:{source}", data_dir, num_shards=1, validation_fraction=0.0)
         bench_train(data_dir)
         bench_export(data_dir, scratch)
 
