@@ -200,16 +200,19 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
+def open_source_once(
+    spec: str, tfds_data_dir: str | None, tfds_manual_dir: str | None
+) -> sources.Source:
+    """As sources.open_source; the last one stays open in this process."""
+    return sources.open_source(spec, tfds_data_dir=tfds_data_dir, tfds_manual_dir=tfds_manual_dir)
+
+
 def open_reading(reading: Reading) -> ConvertedSource:
-    """Opens what a reading names; the last one stays open in this process.
+    """Opens what a reading names.
 
     Raises:
       UsageError: no such source, or a conversion that it cannot have.
       StageError: the source cannot be read.
     """
-    source = sources.open_source(
-        reading.spec,
-        tfds_data_dir=reading.tfds_data_dir,
-        tfds_manual_dir=reading.tfds_manual_dir,
-    )
+    source = open_source_once(reading.spec, reading.tfds_data_dir, reading.tfds_manual_dir)
     return ConvertedSource(source, reading)

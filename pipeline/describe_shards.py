@@ -5,7 +5,9 @@ hashes of its images, which are sorted into buckets: equal images meet in one bu
 wherever they stood, and no worker holds more than a bucket.
 """
 
+import functools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,6 +23,8 @@ from pipeline.set_statistics import IMAGE_HASH_BYTES, Statistics, image_hash
 _RECORDS_A_BUCKET = 131_072
 
 STATISTICS, IMAGES = "statistics", "images"
+# What a bucket gets of a shard: split, hashes in a row, and the ids as _pack_ids packs them.
+_Part = tuple[str, bytes, bytes]
 
 
 def num_buckets(num_records: int) -> int:
@@ -28,13 +32,26 @@ def num_buckets(num_records: int) -> int:
     return max(1, -(-num_records // _RECORDS_A_BUCKET))
 
 
+def _pack_ids(ids: list[bytes]) -> bytes:
+    """Ids in few bytes, since a runner may keep all of them in memory."""
+    lengths = np.array([len(record_id) for record_id in ids], "<u4").tobytes()
+    return zlib.compress(lengths + b"".join(ids), 1)
+
+
+def _unpack_ids(packed: bytes, count: int) -> list[bytes]:
+    data = zlib.decompress(packed)
+    ends = np.cumsum(np.frombuffer(data, "<u4", count), dtype=np.int64) + 4 * count
+    starts = np.append(4 * count, ends[:-1])
+    return [data[s:e] for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
 class Description:
     """What is learnt of one shard, in parts as they come by."""
 
-    def __init__(self, image_shape: tuple[int, ...]):
+    def __init__(self, split: str, image_shape: tuple[int, ...], num_buckets: int):
+        self._split, self._num_buckets = split, num_buckets
         self._statistics = Statistics(image_shape)
-        self._hashes: list[bytes] = []
-        self._ids: list[bytes] = []
+        self._parts: list[tuple[int, _Part]] = []
 
     def add(self, ids: list[bytes], images: list[bytes], labels: np.ndarray) -> None:
         """Takes in some records.
@@ -48,25 +65,27 @@ class Description:
             return
         pixels = np.frombuffer(b"".join(images), np.uint8)
         self._statistics.add(pixels.reshape(-1, *self._statistics.image_shape), labels)
-        self._hashes += map(image_hash, images)
-        self._ids += ids
-
-    def outputs(self, split: str, num_buckets: int) -> Iterator[Any]:
-        """STATISTICS: (split, Statistics). IMAGES: (bucket, (split, hashes in a row, ids))."""
-        yield beam.pvalue.TaggedOutput(STATISTICS, (split, self._statistics))
-        joined = b"".join(self._hashes)
+        hashes = np.frombuffer(b"".join(map(image_hash, images)), np.uint8)
+        hashes = hashes.reshape(-1, IMAGE_HASH_BYTES)
         # By the leading bytes, so that the buckets one after the other are in order.
-        leading = np.frombuffer(joined, ">u4").reshape(-1, IMAGE_HASH_BYTES // 4)[:, 0]
-        buckets = (leading.astype(np.uint64) * np.uint64(num_buckets)) >> np.uint64(32)
+        leading = np.ascontiguousarray(hashes[:, :4]).view(">u4")[:, 0].astype(np.uint64)
+        buckets = (leading * np.uint64(self._num_buckets)) >> np.uint64(32)
         for bucket in np.unique(buckets).tolist():
-            here = np.flatnonzero(buckets == bucket).tolist()
-            hashes = b"".join([self._hashes[i] for i in here])
-            yield beam.pvalue.TaggedOutput(
-                IMAGES, (bucket, (split, hashes, [self._ids[i] for i in here]))
-            )
+            here = np.flatnonzero(buckets == bucket)
+            some = [ids[i] for i in here.tolist()]
+            part = (self._split, hashes[here].tobytes(), _pack_ids(some))
+            self._parts.append((bucket, part))
+
+    def outputs(self) -> Iterator[Any]:
+        """STATISTICS: (split, Statistics). IMAGES: (bucket, part)."""
+        yield beam.pvalue.TaggedOutput(STATISTICS, (self._split, self._statistics))
+        for part in self._parts:
+            yield beam.pvalue.TaggedOutput(IMAGES, part)
 
 
-def read_back(data: bytes, path: str, image_shape: tuple[int, ...]) -> Description:
+def read_back(
+    data: bytes, path: str, *, split: str, image_shape: tuple[int, ...], num_buckets: int
+) -> Description:
     """The description of a shard from its bytes.
 
     Raises:
@@ -77,7 +96,7 @@ def read_back(data: bytes, path: str, image_shape: tuple[int, ...]) -> Descripti
         if isinstance(found, shards.Fault):
             raise StageError(f"{path}: at byte {found.offset} {found.reason}; make it again")
         parsed.append(found[2])
-    description = Description(image_shape)
+    description = Description(split, image_shape, num_buckets)
     description.add(
         [record.id for record in parsed],
         [record.image for record in parsed],
@@ -98,8 +117,14 @@ class DescribeShard(beam.DoFn):
         """Manifest entry -> STATISTICS and IMAGES, as `Description.outputs`."""
         data = stage.read_file(self._directory, entry)
         path = storage.join(self._directory, entry["name"])
-        description = read_back(data, path, self._image_shape)
-        yield from description.outputs(entry["split"], self._num_buckets)
+        description = read_back(
+            data,
+            path,
+            split=entry["split"],
+            image_shape=self._image_shape,
+            num_buckets=self._num_buckets,
+        )
+        yield from description.outputs()
 
 
 def _sum(parts: Iterable[Statistics]) -> Statistics:
@@ -137,26 +162,30 @@ class FindDuplicates(beam.DoFn):
         """Takes where to write."""
         self._output = output
 
-    def process(self, element: tuple[int, Iterable[tuple[str, bytes, list[bytes]]]]) -> None:
-        """(bucket, [(split, hashes in a row, ids)]) -> nothing."""
-        bucket, parts = element
-        splits, hashes, ids = [], [], []
-        for split, joined, part_ids in parts:
-            splits += [split] * len(part_ids)
-            hashes.append(np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_HASH_BYTES))
-            ids += part_ids
-        words = np.concatenate(hashes).view(">u8")
+    def process(self, element: tuple[int, Iterable[_Part]]) -> None:
+        """(bucket, [part]) -> nothing."""
+        bucket, parts = element[0], list(element[1])
+        hashes = b"".join(part[1] for part in parts)
+        words = np.frombuffer(hashes, ">u8").reshape(-1, IMAGE_HASH_BYTES // 8)
+        counts = [len(part[1]) // IMAGE_HASH_BYTES for part in parts]
+        part_ends = np.cumsum(counts)
         order = np.lexsort((words[:, 1], words[:, 0]))
         words = words[order]
         begins = np.flatnonzero(np.append(True, (words[1:] != words[:-1]).any(axis=1)))
-        ends = np.append(begins[1:], len(order))
+        sizes = np.diff(np.append(begins, len(order)))
+
+        @functools.cache
+        def unpacked(number: int) -> list[bytes]:
+            """The ids of a part; most parts hold no duplicate and stay packed."""
+            return _unpack_ids(parts[number][2], counts[number])
+
         lines = []
-        for begin, end in zip(begins, ends, strict=True):
-            if end - begin < 2:
-                continue
+        for begin, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
             group: dict[str, list[str]] = {}
-            for place in order[begin:end]:
-                group.setdefault(splits[place], []).append(ids[place].decode())
+            for place in order[begin : begin + size].tolist():
+                number = int(np.searchsorted(part_ends, place, side="right"))
+                record_id = unpacked(number)[place - part_ends[number] + counts[number]]
+                group.setdefault(parts[number][0], []).append(record_id.decode())
             line = {
                 "image_hash": words[begin].tobytes().hex(),
                 "ids": {split: sorted(found) for split, found in sorted(group.items())},

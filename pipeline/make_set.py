@@ -202,7 +202,9 @@ def append(
     output = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
     with output.held():
         base = stage.read_manifest(output_dir, "preprocess", "output_dir")
-        if not output.is_complete(base):
+        # An append that was killed may have changed what describes the set.
+        shards_alone = [e for e in base["files"] if e["name"] not in finish_set.NAMES]
+        if not output.is_complete({"files": shards_alone}):
             raise StageError(
                 f"--output_dir={output_dir}: a file of the data set is missing or cut; see python "
                 "-m pipeline.verify, and make it again before you append to it"
@@ -268,13 +270,13 @@ def _append_held(
             output=held,
             options=options,
         )
+        num_shards = _num_shards(settings, num_new, source.image_shape) if num_new else {}
     except StageError:
         held.forget_finished(base)
         raise
     if not num_new:
         held.forget_finished(base)
         return {**base, "reused": True}
-    num_shards = _num_shards(settings, num_new, source.image_shape)
     there = [entry for entry in base["files"] if "split" in entry]
     first = {s: sum(entry["split"] == s for entry in there) for s in num_shards}
     named = {**num_shards, **base["num_shards"]}

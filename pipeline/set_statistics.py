@@ -18,8 +18,6 @@ IMAGE_HASH_BYTES = 16
 _MEAN_SIDE = 64
 # Mean images are kept for the first labels only, which bounds what they take.
 MAX_MEAN_IMAGES = 100
-# Sums of so many pixels of 8 bits are still exact in float32.
-_EXACT_IN_FLOAT32 = 2**24 // 255
 
 
 def image_hash(image: bytes) -> bytes:
@@ -55,11 +53,8 @@ class Statistics:
           images: uint8 (n, H, W, C).
           labels: int64 (n,).
         """
-        for first in range(0, len(images), _EXACT_IN_FLOAT32):
-            part = slice(first, first + _EXACT_IN_FLOAT32)
-            self._add_some(images[part], labels[part])
-
-    def _add_some(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if not len(images):
+            return
         flat = images.reshape(len(images), -1)
         self.num_blank += int((flat == flat[:, :1]).all(axis=1).sum())
         self.minimum = min(self.minimum, int(images.min()))
@@ -68,16 +63,14 @@ class Statistics:
             values = images[..., channel].astype(np.uint16)
             self.sums[channel] += values.sum(dtype=np.int64)
             self.squares[channel] += (values * values).sum(dtype=np.int64)  # 255² fits 16 bits.
-        small = images[:, :: self._step, :: self._step].reshape(len(images), -1).astype(np.float32)
-        found, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        # The sum of each label's images, as a matrix product.
-        of_label = (numbers == np.arange(len(found))[:, None]).astype(np.float32)
-        sums = (of_label @ small).astype(np.int64).reshape(-1, *self.image_sum.shape)
-        for label, count, image in zip(found.tolist(), counts.tolist(), sums, strict=True):
-            self.label_counts[label] += count
+        small = images[:, :: self._step, :: self._step]
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            self.label_counts[int(label)] += int(count)
+            # Not as a matrix product, which would take every core for each worker.
+            total = small[labels == label].sum(axis=0, dtype=np.int64)
+            self.image_sum += total
             if 0 <= label < MAX_MEAN_IMAGES:
-                self.label_sums[label] = self.label_sums.get(label, 0) + image
-        self.image_sum += sums.sum(axis=0)
+                self.label_sums[int(label)] = self.label_sums.get(int(label), 0) + total
 
     def __iadd__(self, other: "Statistics") -> "Statistics":
         self.label_counts.update(other.label_counts)

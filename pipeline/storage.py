@@ -84,19 +84,20 @@ def list_tree(directory: str) -> list[str]:
         below = len(inner.rstrip("/")) + 1
         found = [path[below:] for path in fs.find(inner)]
         return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
-    paths = []
-    for root, directories, names in os.walk(directory, followlinks=True):
-        real = os.path.join(os.path.realpath(root), "")
-        directories[:] = [
-            name
-            for name in directories
-            if not name.startswith(".")
-            and not real.startswith(os.path.join(os.path.realpath(os.path.join(root, name)), ""))
-        ]
-        below = os.path.relpath(root, directory)
-        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
-        paths += [prefix + name for name in names if not name.startswith(".")]
-    return sorted(paths)
+    return sorted(_files_below(directory, "", ()))
+
+
+def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Local files below `directory`, with `prefix` before them; `above` are the real paths."""
+    above = (*above, os.path.realpath(directory))
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield prefix + entry.name
+            elif os.path.realpath(entry.path) not in above:
+                yield from _files_below(entry.path, f"{prefix}{entry.name}/", above)
 
 
 def num_bytes(path: str) -> int:

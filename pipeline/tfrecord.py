@@ -8,6 +8,7 @@ tensorflow/core/lib/io/record_writer.h. What the records hold is not known here.
 import functools
 import gzip
 import hashlib
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ COMPRESSIONS = ("none", "gzip")
 _GZIP_SUFFIX = ".gz"
 _FRAME = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+# Records written, and hashed, at a time.
+_RECORDS_A_WRITE = 64
 # Bytes searched for the next frame at a time, and unpacked at a time.
 _SEARCH_BYTES = 1 << 20
 _UNPACK_BYTES = 1 << 16
@@ -84,11 +87,15 @@ def write_file(directory: str, name: str, records: Iterable[bytes]) -> dict[str,
         # Without name and time, so that equal records give equal bytes.
         packed = gzip.GzipFile("", "wb", 6, hashing, mtime=0) if _is_packed(name) else None
         out = packed or hashing
-        for record in records:
-            out.write(
-                b"".join((_frame_header(len(record)), record, _CRC.pack(_masked_crc(record))))
+        records = iter(records)
+        while some := list(itertools.islice(records, _RECORDS_A_WRITE)):
+            frames = (
+                part
+                for record in some
+                for part in (_frame_header(len(record)), record, _CRC.pack(_masked_crc(record)))
             )
-            num_examples += 1
+            out.write(b"".join(frames))
+            num_examples += len(some)
         if packed:
             packed.close()
     return {

@@ -1,8 +1,8 @@
 """Job 1: an image set to TFRecord shards, as a Beam pipeline.
 
-What the pipeline shuffles are indices and sort keys, 16 bytes a record. Each shard's
-writer fetches its own records from the source, so memory is bounded by one shard, and
-since the order is a function of the seed and the ids, so are the bytes.
+What the pipeline shuffles are indices, 8 bytes a record. Each shard's writer fetches its
+own records from the source, so memory is bounded by one shard, and since the order is a
+function of the seed and the ids, so are the bytes.
 """
 
 import time
@@ -32,8 +32,6 @@ from pipeline.progress import Progress
 
 # Indices hashed at a time: a megabyte of them, a fraction of a second of work.
 BLOCK_SIZE = 65_536
-# An index and its sort key, as they travel from the one step to the other.
-_PLACED = np.dtype([("index", "<i8"), ("key", "<u8")])
 # (first, last + 1), or the name of a file of indices.
 Block = tuple[int, int] | str
 
@@ -71,22 +69,20 @@ class AssignShards(beam.DoFn):
         self._reading, self._layout, self._output = reading, layout, output
 
     def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
-        """Block -> ((split, shard), _PLACED records as bytes)."""
+        """Block -> ((split, shard), int64 indices as little-endian bytes)."""
         layout, source = self._layout, convert.open_reading(self._reading)
         is_file = isinstance(block, str)
         indices = find_new.load_indices(self._output, block) if is_file else np.arange(*block)
         for source_split, here in source.by_source_split(indices):
             ids = source.ids(here)
             splits = placement.splits_of(source_split, ids, layout.validation_fraction)
-            numbers, keys = placement.shards_and_order(layout.seed, ids)
-            placed = np.empty(len(here), _PLACED)
-            placed["index"], placed["key"] = here, keys
+            numbers, _ = placement.shards_and_order(layout.seed, ids)
             for split in np.unique(splits).tolist():
                 of_split = splits == split
                 shard_numbers = numbers[of_split] % np.uint64(layout.num_shards[split])
                 order = np.argsort(shard_numbers, kind="stable")
                 found, starts = np.unique(shard_numbers[order], return_index=True)
-                parts = np.split(placed[of_split][order], starts[1:])
+                parts = np.split(here[of_split][order].astype("<i8"), starts[1:])
                 for shard, part in zip(found.tolist(), parts, strict=True):
                     yield (split, shard), part.tobytes()
 
@@ -106,10 +102,14 @@ class WriteShard(beam.DoFn):
         self._num_buckets = num_buckets
 
     def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> Iterator[Any]:
-        """((split, shard), [_PLACED records as bytes]) -> STATISTICS and IMAGES."""
+        """((split, shard), [int64 indices as little-endian bytes]) -> STATISTICS and IMAGES."""
         (split, shard), parts = element
         name = self._layout.shard_name(split, shard)
-        writing = _Writing(self._reading, name, np.frombuffer(b"".join(parts), _PLACED))
+        description = describe_shards.Description(
+            split, self._reading.image_shape, self._num_buckets
+        )
+        indices = np.frombuffer(b"".join(parts), "<i8")
+        writing = _Writing(self._reading, self._layout.seed, name, indices, description)
 
         def make() -> tuple[list[dict[str, Any]], dict[str, float]]:
             started = time.perf_counter()
@@ -128,20 +128,32 @@ class WriteShard(beam.DoFn):
         marker = self._output.make_once(name, make)
         if marker is None:
             return
-        description = writing.description
         if marker["reused"]:
             path = storage.join(self._output.directory, name)
             data = storage.read_bytes(path)
-            description = describe_shards.read_back(data, path, self._reading.image_shape)
-        yield from description.outputs(split, self._num_buckets)
+            description = describe_shards.read_back(
+                data,
+                path,
+                split=split,
+                image_shape=self._reading.image_shape,
+                num_buckets=self._num_buckets,
+            )
+        yield from description.outputs()
 
 
 class _Writing:
     """The records of one shard on their way from the source to its file."""
 
-    def __init__(self, reading: convert.Reading, name: str, placed: np.ndarray):
-        self._reading, self._name, self._placed = reading, name, placed
-        self.description = describe_shards.Description(reading.image_shape)
+    def __init__(
+        self,
+        reading: convert.Reading,
+        seed: int,
+        name: str,
+        indices: np.ndarray,
+        description: describe_shards.Description,
+    ):
+        self._reading, self._seed, self._name, self._indices = reading, seed, name, indices
+        self._description = description
         self.faults: list[dict[str, Any]] = []
         self.secs = {"read": 0.0, "compute": 0.0}
 
@@ -149,10 +161,10 @@ class _Writing:
         """The shard's serialized records in order; what cannot be had goes to `faults`."""
         started = time.perf_counter()
         source = convert.open_reading(self._reading)
-        indices = self._placed["index"]
-        ids = source.ids(indices)
-        order = placement.sorted_by(self._placed["key"], ids)
-        indices, ids = indices[order], [ids[place] for place in order.tolist()]
+        ids = source.ids(self._indices)
+        _, keys = placement.shards_and_order(self._seed, ids)
+        order = placement.sorted_by(keys, ids)
+        indices, ids = self._indices[order], [ids[place] for place in order.tolist()]
         for place, (previous, this) in enumerate(zip(ids, ids[1:], strict=False)):
             if previous == this:  # Equal ids hash alike, so they stand side by side.
                 places = " and ".join(source.where(int(i)) for i in indices[place : place + 2])
@@ -182,7 +194,7 @@ class _Writing:
             examples.encode(record_id, image, label)
             for record_id, image, label in zip(good, images, found.labels.tolist(), strict=True)
         ]
-        self.description.add(good, images, found.labels)
+        self._description.add(good, images, found.labels)
         self.secs["read"] += read - started
         self.secs["compute"] += time.perf_counter() - read
         return encoded
@@ -228,7 +240,7 @@ def write_shards(
         written = (
             (assigned, every)
             | "AllParts" >> beam.Flatten()
-            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [placed])
+            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
             | "WriteShard"
             >> beam.ParDo(WriteShard(reading, layout, output, num_buckets)).with_outputs(
                 STATISTICS, IMAGES
@@ -250,7 +262,7 @@ def write_shards(
         _ = (
             (written[IMAGES], described[IMAGES])
             | "AllImages" >> beam.Flatten()
-            | "GroupByHash" >> beam.GroupByKey()  # (bucket, [(split, hashes, ids)])
+            | "GroupByHash" >> beam.GroupByKey()  # (bucket, [part])
             | "FindDuplicates" >> beam.ParDo(describe_shards.FindDuplicates(output))
         )
 

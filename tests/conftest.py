@@ -103,7 +103,7 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     from pipeline import beam_runner, convert, make_set, quarantine
 
     options = beam_runner.parse_options(settings.pop("beam_args", []))
-    convert.open_reading.cache_clear()  # A test may have changed the files.
+    convert.open_source_once.cache_clear()  # A test may have changed the files.
     make = make_set.append if settings.pop("append", False) else make_set.make_set
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
     overwrite = settings.pop("overwrite", False)

@@ -446,7 +446,7 @@ def test_a_source_that_changes_between_command_and_worker_is_an_error(tmp_path, 
 
     def change_first(**settings):
         make_idx_set(source, num_train=301)
-        convert.open_reading.cache_clear()
+        convert.open_source_once.cache_clear()
         real(**settings)
 
     monkeypatch.setattr(write_shards, "write_shards", change_first)

@@ -417,7 +417,7 @@ def test_a_cut_npz(tmp_path, part):
         ("", "0 columns in the first line"),
         ("hello\nworld\n", "1 columns in the first line"),
         ("label,pixel0,pixel1,pixel2,pixel3\n", "no row beside its header"),
-        ("1,2,3,4\n", "3 pixels a row .* no square image|are no square"),
+        ("1,2,3\n", "2 pixels a row are no square image"),
     ],
 )
 def test_a_bad_csv(tmp_path, text, message):
@@ -444,7 +444,7 @@ def test_a_folder_that_does_not_say_what_is_a_class(tmp_path):
 
 
 def reading_of(source, **settings):
-    convert.open_reading.cache_clear()
+    convert.open_source_once.cache_clear()
     return convert.open_reading(convert.Reading(source, **settings))
 
 
@@ -478,7 +478,7 @@ def test_image_files_of_any_kind_are_grey_or_rgb(tmp_path, mode, shape, extensio
     picture = gradient.convert("RGB").convert(mode)
     try:
         picture.save(tmp_path / f"x.{extension}")
-    except OSError:
+    except (OSError, ValueError):
         pytest.skip(f"{extension} holds no {mode}")
     pixels = folder.decode((tmp_path / f"x.{extension}").read_bytes())
     assert pixels.dtype == np.uint8

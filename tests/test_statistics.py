@@ -74,7 +74,9 @@ def test_images_that_stand_twice_are_found_wherever_they_are(tmp_path, monkeypat
     from pipeline import describe_shards
 
     monkeypatch.setattr(describe_shards, "_RECORDS_A_BUCKET", 40)
-    (x, y), (u, v) = blobs(num_train=200, num_test=60).values()
+    generator = np.random.default_rng(2)
+    x, u = (generator.integers(0, 256, (n, 6, 5), np.uint8) for n in (200, 60))
+    y, v = np.arange(200) % 10, np.arange(60) % 10
     x[150], x[151], u[3], u[40] = x[7], x[7], x[7], x[90]
     manifest, statistics = of_set(tmp_path, {"train": (x, y), "test": (u, v)})
     [warning] = manifest["warnings"]

@@ -150,6 +150,6 @@ def test_of_a_damaged_gzip_file_the_records_before_are_had(tmp_path):
     for name, data in cases.items():
         good, faults = split(data, "shard.gz")
         found = [record for _, record in good]
-        assert found == records[: len(found)], name
-        assert len(found) >= 20
+        assert found == [record for record in records if record in found], name
+        assert found[:20] == records[:20]
         assert faults and "gzip stream" in faults[-1].reason, name

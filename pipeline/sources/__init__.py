@@ -49,6 +49,8 @@ def open_source(
     module, _, function = path.rpartition(".")
     try:
         opener = getattr(importlib.import_module(module), function)
+        if not callable(opener):
+            raise AttributeError(f"{kind} is no function")
     except (ValueError, ImportError, AttributeError) as error:
         why = f" ({error})" if "." in kind else ""
         raise UsageError(f"--source={spec}: no source {kind!r}{why}; expected {FORMS}") from error

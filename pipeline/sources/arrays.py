@@ -1,12 +1,14 @@
-"""Sources over arrays, which lie in memory or are mapped from files.
+"""Sources over arrays, which lie in memory or in files.
 
-Pages of a mapped file count as memory of the process once they are touched, so they
-are given back after each read: a job over a large set stays as small as over a small one.
+Files are read record by record and not mapped: what is touched of a mapped file counts
+as memory of the process, and a job over a large set is to stay as small as over a small one.
 """
 
+import concurrent.futures
 import gzip
 import hashlib
-import mmap
+import math
+import os
 import shutil
 import tempfile
 import zlib
@@ -19,13 +21,14 @@ from pipeline import storage
 from pipeline.errors import StageError
 
 # Labels above this are no class numbers but a column of something else.
-_MAX_LABEL = 65_535
-# Bytes hashed before their pages are given back.
-_HASH_BYTES = 1 << 24
+MAX_LABEL = 65_535
+# Bytes of a part that is hashed by itself; part of what a fingerprint means.
+_HASH_BYTES = 1 << 23
+_HASH_THREADS = 4
 
 
 def open_local(path: str) -> BinaryIO:
-    """A file as one that can be mapped: unpacked if it ends in .gz, fetched if it is a URL.
+    """A file as a local one: unpacked if it ends in .gz, fetched if it is a URL.
 
     What has to be unpacked or fetched goes to an unnamed file on the local disk.
 
@@ -39,7 +42,7 @@ def open_local(path: str) -> BinaryIO:
             plain = tempfile.TemporaryFile()
             with gzip.open(packed) if path.endswith(".gz") else packed as source:
                 shutil.copyfileobj(source, plain, 1 << 20)
-            plain.flush()
+            plain.seek(0)
             return plain
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise StageError(
@@ -49,28 +52,50 @@ def open_local(path: str) -> BinaryIO:
         raise StageError(f"{path}: no such file; expected one to read images from") from error
 
 
-def map_bytes(file: BinaryIO) -> np.ndarray:
-    """The contents of an open local file as a read-only uint8 array."""
-    if file.seek(0, 2) == 0:
-        return np.empty(0, np.uint8)
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+def read_at(file: BinaryIO, first: int, last: int) -> bytes:
+    """The bytes first to last − 1 of an open local file."""
+    return os.pread(file.fileno(), last - first, first)
 
 
-def give_back(array: np.ndarray) -> None:
-    """Takes the pages of a mapped array out of this process's memory; they stay readable."""
-    base = array
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+class FileRows:
+    """A uint8 array in an open local file, whose rows are read when they are asked for."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, file: BinaryIO, offset: int, shape: tuple[int, ...]):
+        """Takes the file as it is.
+
+        Args:
+          file: stays open as long as this does.
+          offset: where the array begins.
+          shape: its shape, in C order.
+        """
+        self._file, self._offset, self.shape = file, offset, shape
+        self._row_bytes = math.prod(shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        fd, size, offset = self._file.fileno(), self._row_bytes, self._offset
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self))
+            data = os.pread(fd, (last - first) * size, offset + first * size)
+        else:
+            data = b"".join([os.pread(fd, size, offset + row * size) for row in rows.tolist()])
+        return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
 
 
-def hash_rows(digest: "hashlib._Hash", array: np.ndarray) -> None:
-    """Adds an array to a digest, row after row, a bounded part at a time."""
-    step = max(1, _HASH_BYTES // max(1, array[:1].nbytes))
-    for first in range(0, len(array), step):
-        digest.update(np.ascontiguousarray(array[first : first + step]))
-        give_back(array)
+def hash_rows(digest: "hashlib._Hash", array: np.ndarray | FileRows) -> None:
+    """Adds an array to a digest: the digests of its parts, which are hashed side by side."""
+    step = max(1, _HASH_BYTES // max(1, math.prod(array.shape[1:])))
+
+    def hash_part(first: int) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(array[first : first + step])).digest()
+
+    with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
+        for part in pool.map(hash_part, range(0, len(array), step)):
+            digest.update(part)
 
 
 def class_names_up_to(highest: int, where: str) -> list[str]:
@@ -79,20 +104,20 @@ def class_names_up_to(highest: int, where: str) -> list[str]:
     Raises:
       StageError: the label is too high to be a class number.
     """
-    if highest > _MAX_LABEL:
+    if highest > MAX_LABEL:
         raise StageError(
-            f"{where}: labels up to {highest}; expected class numbers 0 to {_MAX_LABEL}: are "
+            f"{where}: labels up to {highest}; expected class numbers 0 to {MAX_LABEL}: are "
             "these labels?"
         )
     return [str(label) for label in range(highest + 1)]
 
 
 class ArraySource:
-    """A source over arrays in memory or mapped from files."""
+    """A source over arrays in memory or in files."""
 
     def __init__(
         self,
-        splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        splits: Mapping[str, tuple[np.ndarray | FileRows, np.ndarray]],
         *,
         name: str = "arrays",
         id_prefix: str = "",
@@ -108,7 +133,7 @@ class ArraySource:
           StageError: the arrays are not such.
         """
         for split, (images, labels) in splits.items():
-            if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
+            if len(images.shape) != 4 or images.dtype != np.uint8 or not math.prod(images.shape):
                 raise StageError(
                     f"{name}: {split} images are {images.dtype} {images.shape}; expected uint8 "
                     "(n, H, W, C), at least one"
@@ -159,7 +184,6 @@ class ArraySource:
             places = indices[here] - self._starts[number]
             images[here] = split_images[places]
             labels[here] = split_labels[places]
-            give_back(split_images)
         return images, labels
 
 

@@ -20,14 +20,11 @@ class _Table:
 
     def __init__(self, path: str):
         self.path = path
-        with arrays.open_local(path) as file:
-            self._bytes = arrays.map_bytes(file)
-        ends = [
-            np.flatnonzero(self._bytes[first : first + _BLOCK_BYTES] == ord("\n")) + first
-            for first in range(0, len(self._bytes), _BLOCK_BYTES)
-        ]
-        arrays.give_back(self._bytes)
-        ends = np.concatenate([*ends, [len(self._bytes)]]).astype(np.int64)
+        self._file, size, ends = arrays.open_local(path), 0, []
+        while block := self._file.read(_BLOCK_BYTES):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size)
+            size += len(block)
+        ends = np.concatenate([*ends, [size]]).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1])
         # A line of nothing, or of a lone carriage return, is none.
         self._lines = np.flatnonzero(ends - starts > 1)
@@ -51,7 +48,7 @@ class _Table:
 
     def _fields(self, row: int) -> list[bytes]:
         line = self._lines[row]
-        return self._bytes[self._starts[line] : self._ends[line]].tobytes().split(b",")
+        return arrays.read_at(self._file, self._starts[line], self._ends[line]).split(b",")
 
     def where(self, row: int) -> str:
         return f"{self.path} line {self._lines[row] + 1}"
@@ -63,17 +60,14 @@ class _Table:
             line = self._lines[row]
             start, end = self._starts[line], self._ends[line]
             if self._label == 0:  # A label has few digits: no need to look at the pixels.
-                field = self._bytes[start : min(end, start + 24)].tobytes().split(b",", 1)[0]
+                data = arrays.read_at(self._file, start, min(end, start + 24))
+                field = data.split(b",", 1)[0]
             else:
                 fields = self._fields(row)
                 field = fields[self._label] if len(fields) == self.num_columns else b""
-            try:
-                highest = max(highest, int(field))
-            except ValueError:
-                continue  # Its record is quarantined when it is read.
-            if row % 65_536 == 0:
-                arrays.give_back(self._bytes)
-        arrays.give_back(self._bytes)
+            label = _label(field)
+            if label is not None:  # Else its record is quarantined when it is read.
+                highest = max(highest, label)
         return highest
 
     def read(self, row: int, shape: tuple[int, ...]) -> tuple[np.ndarray | source.Unreadable, int]:
@@ -82,12 +76,10 @@ class _Table:
         if len(fields) != self.num_columns:
             return source.Unreadable(f"{len(fields)} columns, expected {self.num_columns}"), -1
         field = fields.pop(self._label)
-        try:
-            label = int(field)
-            if not -(2**63) <= label < 2**63:
-                raise ValueError
-        except ValueError:
-            return source.Unreadable(f"label {_shown(field)}, expected a whole number"), -1
+        label = _label(field)
+        if label is None:
+            reason = f"label {_shown(field)}, expected a whole number up to {arrays.MAX_LABEL}"
+            return source.Unreadable(reason), -1
         try:
             pixels = bytes(map(int, fields))
         except ValueError:
@@ -98,10 +90,18 @@ class _Table:
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
         """Adds all the file's bytes to a digest."""
-        arrays.hash_rows(digest, self._bytes)
+        self._file.seek(0)
+        while block := self._file.read(_BLOCK_BYTES):
+            digest.update(block)
 
-    def give_back(self) -> None:
-        arrays.give_back(self._bytes)
+
+def _label(field: bytes) -> int | None:
+    """The label that a field says, if it says one."""
+    try:
+        label = int(field)
+    except ValueError:
+        return None
+    return label if -arrays.MAX_LABEL <= label <= arrays.MAX_LABEL else None
 
 
 def _is_pixel(field: bytes) -> bool:
@@ -185,8 +185,6 @@ class CsvSource:
             table, row = self._row(index)
             image, labels[place] = table.read(row, self.image_shape)
             images.append(image)
-        for table in self._tables:
-            table.give_back()
         return images, labels
 
 

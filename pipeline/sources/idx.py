@@ -1,5 +1,6 @@
 """IDX files, plain or packed: MNIST, Fashion-MNIST, KMNIST, EMNIST, and the embedded sample."""
 
+import math
 import os
 import re
 import struct
@@ -16,7 +17,7 @@ _FILE_NAME = re.compile(r"(?P<prefix>.*?)-?(?P<kind>images|labels)[-.]idx[13]-ub
 _NUM_DIMS = {"images": 3, "labels": 1}
 
 
-def read_idx(path: str, *, num_dims: int) -> np.ndarray:
+def read_idx(path: str, *, num_dims: int) -> arrays.FileRows:
     """Reads an IDX file of uint8 (http://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT").
 
     Args:
@@ -24,50 +25,49 @@ def read_idx(path: str, *, num_dims: int) -> np.ndarray:
       num_dims: dimensions expected: 3 for images, 1 for labels.
 
     Returns:
-      uint8 array of that many dimensions, mapped from the file.
+      uint8 array of that many dimensions, in the file.
 
     Raises:
       StageError: the magic number, or the size against what the header promises, is wrong.
     """
-    with arrays.open_local(path) as file:
-        data = arrays.map_bytes(file)
+    file = arrays.open_local(path)
+    size, header_bytes = file.seek(0, os.SEEK_END), 4 + 4 * num_dims
+    header = arrays.read_at(file, 0, header_bytes)
     expected = struct.pack(">HBB", 0, _IDX_DTYPE_UINT8, num_dims)
-    magic = data[:4].tobytes()
-    header_bytes = 4 + 4 * num_dims
-    if magic != expected:
+    if header[:4] != expected:
         raise StageError(
-            f"{path}: begins with {magic.hex() or 'nothing'}, expected the IDX magic number "
+            f"{path}: begins with {header[:4].hex() or 'nothing'}, expected the IDX magic number "
             f"{expected.hex()} (uint8, {num_dims} dimensions); is it the right file?"
         )
-    if len(data) < header_bytes:
+    if size < header_bytes:
         raise StageError(
-            f"{path}: holds {len(data)} bytes, expected an IDX header of {header_bytes} and what "
+            f"{path}: holds {size} bytes, expected an IDX header of {header_bytes} and what "
             "it promises; fetch or copy it again"
         )
-    shape = struct.unpack(f">{num_dims}I", data[4:header_bytes].tobytes())
-    promised, found = int(np.prod(shape, dtype=object)), len(data) - header_bytes
-    if promised != found:
+    shape = struct.unpack(f">{num_dims}I", header[4:])
+    if math.prod(shape) != size - header_bytes:
         raise StageError(
-            f"{path}: the header promises {'×'.join(map(str, shape))} = {promised} bytes, "
-            f"the file holds {found}; fetch or copy it again"
+            f"{path}: the header promises {'×'.join(map(str, shape))} = {math.prod(shape)} bytes, "
+            f"the file holds {size - header_bytes}; fetch or copy it again"
         )
-    return data[header_bytes:].reshape(shape)
+    return arrays.FileRows(file, header_bytes, shape)
 
 
-def _read_pair(images_path: str, labels_path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(images_path: str, labels_path: str) -> tuple[arrays.FileRows, np.ndarray]:
     """Images (n, H, W, 1) and labels (n,) of one split."""
-    images, labels = read_idx(images_path, num_dims=3), read_idx(labels_path, num_dims=1)
+    images, labels = read_idx(images_path, num_dims=3), read_idx(labels_path, num_dims=1)[:]
     if len(images) != len(labels):
         raise StageError(
             f"{images_path} holds {len(images)} images, {labels_path} holds {len(labels)} labels; "
             "expected as many labels as images: are both of the same set?"
         )
-    if images.size == 0:
+    if not math.prod(images.shape):
         raise StageError(
             f"{images_path}: holds {'×'.join(map(str, images.shape))} pixels; expected at least "
             "one image: leave the files of an empty split out"
         )
-    return images[..., np.newaxis], labels
+    images.shape = (*images.shape, 1)
+    return images, labels
 
 
 def _find_files(directory: str, beginning: str) -> dict[str, dict[str, tuple[str, str]]]:

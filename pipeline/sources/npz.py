@@ -1,6 +1,8 @@
 """NumPy archives: `x_train`, `y_train`, … as Keras has them, `train_images`, … as MedMNIST has."""
 
+import math
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -19,12 +21,11 @@ _KEYS = {
 }
 
 
-def _read_array(archive: zipfile.ZipFile, key: str, path: str) -> np.ndarray:
-    """An array of the archive, mapped from an unnamed file; never unpickled."""
+def _read_array(archive: zipfile.ZipFile, key: str, path: str) -> np.ndarray | arrays.FileRows:
+    """An array of the archive; images of bytes stay in an unnamed file. Never unpickled."""
     plain = tempfile.TemporaryFile()
     with archive.open(f"{key}.npy") as packed:
-        while block := packed.read(1 << 20):
-            plain.write(block)
+        shutil.copyfileobj(packed, plain, 1 << 20)
     plain.flush()
     plain.seek(0)
     shape, fortran_order, dtype = _read_header(plain, f"{path}: {key}")
@@ -35,13 +36,15 @@ def _read_array(archive: zipfile.ZipFile, key: str, path: str) -> np.ndarray:
         )
     offset = plain.tell()
     found = plain.seek(0, 2) - offset
-    if found != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+    if found != math.prod(shape) * dtype.itemsize:
         raise StageError(
             f"{path}: {key} promises {dtype} {shape}, and holds {found} bytes; save it again"
         )
-    data = arrays.map_bytes(plain)
+    if dtype == np.uint8 and len(shape) in (3, 4) and not fortran_order:
+        return arrays.FileRows(plain, offset, shape)
+    plain.seek(offset)
     order = "F" if fortran_order else "C"
-    return np.ndarray(shape, dtype, data, offset, order=order)
+    return np.ndarray(shape, dtype, plain.read(), order=order)
 
 
 def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -56,18 +59,16 @@ def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.
         raise StageError(f"{where}: no NumPy array ({error}); save it with numpy.savez") from error
 
 
-def _as_images(array: np.ndarray, where: str) -> np.ndarray:
+def _as_images(array: np.ndarray | arrays.FileRows, where: str) -> np.ndarray | arrays.FileRows:
     """An array (n, H, W), (n, H, W, 1) or (n, H, W, 3) as (n, H, W, C)."""
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (3, 4)
-        or array.shape[3:] not in ((), (1,), (3,))
-    ):
+    shape = array.shape
+    if array.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
         raise StageError(
-            f"{where}: {array.dtype} {array.shape}; expected uint8 (n, H, W), (n, H, W, 1) or "
+            f"{where}: {array.dtype} {shape}; expected uint8 (n, H, W), (n, H, W, 1) or "
             "(n, H, W, 3): save pixels as 0 to 255"
         )
-    return array.reshape(*array.shape[:3], -1) if array.ndim == 4 else array[..., np.newaxis]
+    array.shape = shape if len(shape) == 4 else (*shape, 1)
+    return array
 
 
 def open_npz(path: str) -> arrays.ArraySource:

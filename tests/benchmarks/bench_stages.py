@@ -11,8 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from pipeline import command
 from tests.conftest import make_idx_set, make_shards
 
