@@ -6,8 +6,6 @@ bytes and the model.
 """
 
 import functools
-import hashlib
-import io
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import (
     beam_runner,
     command,
+    embeddings,
     examples,
     quarantine,
     shards,
@@ -91,46 +90,6 @@ def _load_model(model_dir: str, manifest_json: bytes) -> Model:
     return Model(model_dir, json.loads(manifest_json))
 
 
-def parquet(
-    shard: shards.Shard, outputs: dict[str, np.ndarray], *, model_id: str, dataset_id: str
-) -> bytes:
-    """The embeddings of a shard as a Parquet file, a row for each record in order.
-
-    Columns: id (string), label (int64), mean and log_var (lists of latent_dim float32),
-    reconstruction_loss and kl (float32, nats per image), record_sha (sha256 of the record's
-    bytes, hex); model_id and dataset_id stand in the file's metadata.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def vectors(values: np.ndarray) -> pa.Array:
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1), pa.float32())
-        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-    table = pa.table(
-        {
-            "id": pa.array(shard.ids, pa.string()),
-            "label": pa.array(shard.labels, pa.int64()),
-            "mean": vectors(outputs["mean"]),
-            "log_var": vectors(outputs["log_var"]),
-            "reconstruction_loss": pa.array(outputs["reconstruction_loss"], pa.float32()),
-            "kl": pa.array(outputs["kl"], pa.float32()),
-            "record_sha": pa.array(
-                [hashlib.sha256(record).hexdigest() for record in shard.records], pa.string()
-            ),
-        }
-    ).replace_schema_metadata({"model_id": model_id, "dataset_id": dataset_id})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def _output_names(shard_name: str) -> tuple[str, str]:
-    """Names of a shard's Parquet file and contact sheet."""
-    stem = shard_name.replace(".tfrecord", "")
-    return f"{stem}.parquet", f"{stem}.png"
-
-
 class EmbedShard(beam.DoFn):
     """Entry of an input shard -> its Parquet file, contact sheet and marker."""
 
@@ -160,13 +119,13 @@ class EmbedShard(beam.DoFn):
         loaded = time.perf_counter()
         outputs = model.embed(shard.images)
         computed = time.perf_counter()
-        table = parquet(
+        table = embeddings.parquet(
             shard,
             outputs,
             model_id=self._model_manifest["model_id"],
             dataset_id=dataset.dataset_id,
         )
-        table_name, sheet_name = _output_names(entry["name"])
+        table_name, sheet_name = embeddings.file_names(entry["name"])
         directory, about = self._output.directory, {"num_examples": len(shard.ids)}
         entries = [{**stage.write_file(directory, table_name, table), **about}]
         if shard.ids:
@@ -247,7 +206,7 @@ def embed_shards(
     }
     tasks = [entry["name"] for entry in entries]
     output = OutputDirectory(output_dir, stage="export", made_from=made_from)
-    names = [name for task in tasks for name in _output_names(task)]
+    names = [name for task in tasks for name in embeddings.file_names(task)]
     names += map(quarantine.file_name, tasks)
     with output.opened(names, overwrite=overwrite) as finished:
         if finished is not None:

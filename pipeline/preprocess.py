@@ -96,9 +96,9 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
     command.import_beam()
-    from pipeline import beam_runner, convert, make_set, quarantine
+    from pipeline import append_set, beam_runner, convert, make_set, quarantine
 
-    make = make_set.append if _APPEND.value else make_set.make_set
+    make = append_set.append if _APPEND.value else make_set.make_set
     manifest = make(
         reading=convert.Reading(
             spec=_SOURCE.value,

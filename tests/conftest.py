@@ -18,7 +18,7 @@ def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes a uint8 array as an IDX file, packed if the name ends in .gz."""
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     data = header + array.tobytes()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
 def blobs(
@@ -100,11 +100,11 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
       output_dir: where to write.
       **settings: flags of the command by name, and beam_args.
     """
-    from pipeline import beam_runner, convert, make_set, quarantine
+    from pipeline import append_set, beam_runner, convert, make_set, quarantine
 
     options = beam_runner.parse_options(settings.pop("beam_args", []))
     convert.open_source_once.cache_clear()  # A test may have changed the files.
-    make = make_set.append if settings.pop("append", False) else make_set.make_set
+    make = append_set.append if settings.pop("append", False) else make_set.make_set
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
     overwrite = settings.pop("overwrite", False)
     of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
