@@ -9,19 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
-from pipeline import (
-    convert,
-    describe_shards,
-    find_new,
-    finish_set,
-    make_set,
-    quarantine,
-    stage,
-    write_shards,
-)
+from pipeline import convert, find_new, finish_set, make_set, stage
 from pipeline.errors import StageError
+from pipeline.make_set import Request
 from pipeline.output_directory import OutputDirectory
 from pipeline.write_shards import Layout
 
@@ -29,24 +19,12 @@ from pipeline.write_shards import Layout
 _APPENDED = "appended-"
 
 
-def append(
-    *,
-    reading: convert.Reading,
-    settings: make_set.Settings,
-    output_dir: str,
-    max_quarantined: quarantine.Limit,
-    overwrite: bool,
-    options: PipelineOptions,
-) -> dict[str, Any]:
+def append(request: Request) -> dict[str, Any]:
     """Adds the records of an image set that a finished data set doesn't hold, as new shards.
 
     Args:
-      reading: the source; its records that are there already are left out.
-      settings: as the data set was made; num_shards is that of the new shards.
-      output_dir: the data set's directory.
-      max_quarantined: how many records may be bad.
-      overwrite: whether what an unfinished append of other inputs has written may go.
-      options: Beam's.
+      request: its output_dir is the data set's; its settings are those that the set was made
+        with, but for num_shards, which is that of the new shards.
 
     Returns:
       The manifest, with the key "reused" where there was nothing to add.
@@ -55,36 +33,64 @@ def append(
       StageError: the source or the data set cannot be used, they don't fit together, or an id
         is there already with other content.
     """
+    output_dir = request.output_dir
     base = stage.read_manifest(output_dir, "preprocess", "output_dir")
-    reading = dataclasses.replace(reading, numbered_as=tuple(base["class_names"]))
-    source = convert.open_reading(reading)
-    make_set.check(settings, source)
-    _check_fits(output_dir, base, settings, source)
-    appended = stage.through_json(make_set.of_source(reading, source))
-    output = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
-    with output.held():
-        base = stage.read_manifest(output_dir, "preprocess", "output_dir")
+    numbered_as = tuple(base["class_names"])
+    source = convert.open_reading(dataclasses.replace(request.reading, numbered_as=numbered_as))
+    make_set.check(request.settings, source)
+    _check_fits(output_dir, base, request.settings, source)
+    appended = stage.through_json(make_set.of_source(request.reading, source))
+    held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
+    with held.held():
+        if stage.read_manifest(output_dir, "preprocess", "output_dir") != base:
+            raise StageError(
+                f"--output_dir={output_dir}: another process has changed it just now; run the same "
+                "command again"
+            )
         # An append that was killed may have changed what describes the set.
         shards_alone = [e for e in base["files"] if e["name"] not in finish_set.NAMES]
-        if not output.is_complete({"files": shards_alone}):
+        if not held.is_complete({"files": shards_alone}):
             raise StageError(
                 f"--output_dir={output_dir}: a file of the data set is missing or cut; see python "
                 "-m pipeline.verify, and make it again before you append to it"
             )
-        for key, earlier in base["made_from"].items():
-            if key == make_set.SOURCE or key.startswith(_APPENDED):
-                if {k: v for k, v in earlier.items() if k != "num_shards"} == appended:
-                    output.forget_finished(base)
-                    return {**base, "reused": True}
-        return _append_held(
+        if _is_in(base, appended):
+            held.forget_finished(base)
+            return {**base, "reused": True}
+        try:
+            blocks, num_new, num_there = find_new.find_new(
+                reading=source.for_workers(),
+                num_records=source.num_records,
+                base=base,
+                tasks=held.tasks,
+                options=request.options,
+            )
+            layout = _layout(request.settings, base, num_new, source.image_shape)
+        except StageError:
+            held.forget_finished(base)
+            raise
+        if not num_new:
+            held.forget_finished(base)
+            return {**base, "reused": True}
+        number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
+        of_append = {**appended, "num_shards": layout.num_shards}
+        made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": of_append}
+        output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
+        names = make_set.file_names(layout)
+        output.begin_append(names, base, overwrite=request.overwrite)
+        print(
+            f"preprocess: {sum(num_new.values()):,} new records, {num_there:,} are there already",
+            file=sys.stderr,
+            flush=True,
+        )
+        return make_set.write_set(
+            request,
             source=source,
-            settings=settings,
+            layout=layout,
+            blocks=blocks,
+            output=output,
             base=base,
-            appended=appended,
-            output_dir=output_dir,
-            max_quarantined=max_quarantined,
-            overwrite=overwrite,
-            options=options,
+            num_there=num_there,
         )
 
 
@@ -102,6 +108,12 @@ def _check_fits(
             f"--append: {output_dir} was made with other settings ({'; '.join(differ)}); pass the "
             "same, or make a new data set"
         )
+    if not set(source.class_names[: len(base["class_names"])]) & set(source.own_class_names):
+        raise StageError(
+            f"--append: the classes are {', '.join(source.own_class_names[:5])}, …, those of "
+            f"{output_dir} are {', '.join(base['class_names'][:5])}, …; expected some of the same: "
+            "pass their names as --class_names"
+        )
     if list(source.image_shape) != base["image_shape"]:
         height, width, channels = base["image_shape"]
         flags = f"--image_size={height}x{width}" + " --grayscale" * (channels == 1)
@@ -111,67 +123,27 @@ def _check_fits(
         )
 
 
-def _append_held(
-    *,
-    source: convert.ConvertedSource,
+def _is_in(base: Mapping[str, Any], appended: Mapping[str, Any]) -> bool:
+    """Whether this very source, converted so, is in the set already."""
+    for key, earlier in base["made_from"].items():
+        if key == make_set.SOURCE or key.startswith(_APPENDED):
+            if {k: v for k, v in earlier.items() if k != "num_shards"} == appended:
+                return True
+    return False
+
+
+def _layout(
     settings: make_set.Settings,
-    base: dict[str, Any],
-    appended: dict[str, Any],
-    output_dir: str,
-    max_quarantined: quarantine.Limit,
-    overwrite: bool,
-    options: PipelineOptions,
-) -> dict[str, Any]:
-    """Appends to a directory that this process holds."""
-    held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
-    try:
-        blocks, num_new, num_there = find_new.find_new(
-            reading=source.for_workers(),
-            num_records=source.num_records,
-            base=base,
-            output=held,
-            options=options,
-        )
-        num_shards = make_set.num_shards(settings, num_new, source.image_shape) if num_new else {}
-    except StageError:
-        held.forget_finished(base)
-        raise
-    if not num_new:
-        held.forget_finished(base)
-        return {**base, "reused": True}
-    there = [entry for entry in base["files"] if "split" in entry]
-    first = {s: sum(entry["split"] == s for entry in there) for s in num_shards}
-    named = {**num_shards, **base["num_shards"]}
-    layout = Layout(**settings.shared(), num_shards=num_shards, first=first, named=named)
-    number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
-    made_from = {
-        **base["made_from"],
-        f"{_APPENDED}{number:04d}": {**appended, "num_shards": num_shards},
-    }
-    output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
-    names = [*layout.tasks(), *map(quarantine.file_name, layout.tasks()), *finish_set.NAMES]
-    output.begin_append(names, base, overwrite=overwrite)
-    print(
-        f"preprocess: {sum(num_new.values()):,} new records, {num_there:,} are there already",
-        file=sys.stderr,
-        flush=True,
-    )
-    buckets = describe_shards.num_buckets(source.num_records + base["records"]["written"])
-    write_shards.write_shards(
-        reading=source.for_workers(),
-        layout=layout,
-        blocks=blocks,
-        there=there,
-        num_buckets=buckets,
-        output=output,
-        options=options,
-    )
-    return finish_set.finish(
-        source=source,
-        layout=layout,
-        output=output,
-        max_quarantined=max_quarantined,
-        num_buckets=buckets,
-        base=base,
-        num_there=num_there,
+    base: Mapping[str, Any],
+    num_new: Mapping[str, int],
+    image_shape: tuple[int, ...],
+) -> Layout:
+    """The shards that the new records go to, numbered on from those that are there."""
+    num_shards = make_set.num_shards(settings, num_new, image_shape) if num_new else {}
+    there = [entry["split"] for entry in base["files"] if "split" in entry]
+    return Layout(
+        **settings.shared(),
+        num_shards=num_shards,
+        first={split: there.count(split) for split in num_shards},
+        named={**num_shards, **base["num_shards"]},
     )

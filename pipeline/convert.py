@@ -67,6 +67,7 @@ class ConvertedSource:
                 "same command again"
             )
         names = reading.class_names or tuple(source.class_names)
+        self.own_class_names = list(names)  # As the source numbers them.
         self.class_names = list(reading.numbered_as or names)
         self.class_names += [name for name in names if name not in self.class_names]
         numbers = {name: number for number, name in enumerate(self.class_names)}

@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline import shards, stage, storage
 from pipeline.errors import StageError
-from pipeline.output_directory import OutputDirectory
 from pipeline.set_statistics import IMAGE_HASH_BYTES, Statistics, image_hash
+from pipeline.tasks import Tasks
 
 # Records whose hashes and ids one worker sorts at once: some 20 MB of them.
 _RECORDS_A_BUCKET = 131_072
@@ -145,12 +145,12 @@ def _duplicates_file(bucket: int) -> str:
 
 
 @beam.ptransform_fn
-def WriteStatistics(parts: beam.PCollection, output: OutputDirectory) -> beam.PCollection:  # noqa: N802
+def WriteStatistics(parts: beam.PCollection, tasks: Tasks) -> beam.PCollection:  # noqa: N802
     """(split, Statistics) of parts -> one file for each split."""
 
     def write(element: tuple[str, Statistics]) -> None:
         split, total = element
-        storage.write_bytes(output.progress_path(_statistics_file(split)), total.to_bytes())
+        storage.write_bytes(tasks.path(_statistics_file(split)), total.to_bytes())
 
     return parts | "AddUp" >> beam.CombinePerKey(_sum) | "Write" >> beam.Map(write)
 
@@ -158,9 +158,9 @@ def WriteStatistics(parts: beam.PCollection, output: OutputDirectory) -> beam.PC
 class FindDuplicates(beam.DoFn):
     """All images of a bucket -> a file with a line for each group of equal ones."""
 
-    def __init__(self, output: OutputDirectory):
+    def __init__(self, tasks: Tasks):
         """Takes where to write."""
-        self._output = output
+        self._tasks = tasks
 
     def process(self, element: tuple[int, Iterable[_Part]]) -> None:
         """(bucket, [part]) -> nothing."""
@@ -191,19 +191,19 @@ class FindDuplicates(beam.DoFn):
                 "ids": {split: sorted(found) for split, found in sorted(group.items())},
             }
             lines.append(json.dumps(line) + "\n")
-        path = self._output.progress_path(_duplicates_file(bucket))
+        path = self._tasks.path(_duplicates_file(bucket))
         storage.write_bytes(path, "".join(lines).encode())
 
 
-def read_statistics(output: OutputDirectory, split: str) -> Statistics:
+def read_statistics(tasks: Tasks, split: str) -> Statistics:
     """What WriteStatistics wrote of a split."""
-    return Statistics.from_bytes(storage.read_bytes(output.progress_path(_statistics_file(split))))
+    return Statistics.from_bytes(storage.read_bytes(tasks.path(_statistics_file(split))))
 
 
-def read_duplicates(output: OutputDirectory, num_buckets: int) -> Iterator[bytes]:
+def read_duplicates(tasks: Tasks, num_buckets: int) -> Iterator[bytes]:
     """The lines that FindDuplicates wrote, in the order of the hashes."""
     for bucket in range(num_buckets):
-        path = output.progress_path(_duplicates_file(bucket))
+        path = tasks.path(_duplicates_file(bucket))
         if storage.exists(path):  # No image fell into it otherwise.
             with storage.open_read(path) as file:
                 yield from file

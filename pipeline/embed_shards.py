@@ -28,6 +28,7 @@ from pipeline import (
 from pipeline.errors import StageError
 from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
+from pipeline.tasks import Tasks
 
 # Images in one call of the model. Every call has exactly this shape, the last one
 # padded, so that a row does not depend on how many records stand beside it.
@@ -98,16 +99,16 @@ class EmbedShard(beam.DoFn):
         data_dir: str,
         model_dir: str,
         model_manifest: dict[str, Any],
-        output: OutputDirectory,
+        tasks: Tasks,
         on_corrupt: str,
     ):
         """Takes where to read from, the model's manifest, and where to write."""
         self._data_dir, self._model_dir, self._on_corrupt = data_dir, model_dir, on_corrupt
-        self._model_manifest, self._output = model_manifest, output
+        self._model_manifest, self._tasks = model_manifest, tasks
 
     def process(self, entry: dict[str, Any]) -> Iterable[None]:
         """Manifest entry of a shard -> nothing."""
-        self._output.make_once(entry["name"], lambda: self._make(entry))
+        self._tasks.make_once(entry["name"], lambda: self._make(entry))
         return ()
 
     def _make(self, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -126,7 +127,7 @@ class EmbedShard(beam.DoFn):
             dataset_id=dataset.dataset_id,
         )
         table_name, sheet_name = embeddings.file_names(entry["name"])
-        directory, about = self._output.directory, {"num_examples": len(shard.ids)}
+        directory, about = self._tasks.directory, {"num_examples": len(shard.ids)}
         entries = [{**stage.write_file(directory, table_name, table), **about}]
         if shard.ids:
             sheet = sheets.contact_sheet(
@@ -218,13 +219,15 @@ def embed_shards(
                 pipeline
                 | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
                 | "EmbedShard"
-                >> beam.ParDo(EmbedShard(data_dir, model_dir, model_manifest, output, on_corrupt))
+                >> beam.ParDo(
+                    EmbedShard(data_dir, model_dir, model_manifest, output.tasks, on_corrupt)
+                )
             )
 
         progress = Progress("export", total=len(tasks), unit="shards")
-        beam_runner.run(build, options, progress=progress, count_done=output.num_done)
+        beam_runner.run(build, options, progress=progress, count_done=output.tasks.num_done)
 
-        markers = dict(zip(tasks, output.markers(tasks), strict=True))
+        markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
         files = [entry for marker in markers.values() for entry in marker["entries"]]
         num_read = dataset.num_examples(split)
         num_written = sum(entry.get("num_examples", 0) for entry in files)

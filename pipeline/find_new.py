@@ -17,9 +17,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import beam_runner, convert, examples, placement, quarantine, shards, storage
 from pipeline.describe_shards import num_buckets
 from pipeline.errors import StageError
-from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
 from pipeline.stage import read_sealed, sealed_json
+from pipeline.tasks import Tasks
 
 _HASH_BYTES = 16
 # Element of the shuffle: (name of a shard, hashes of ids, hashes of records), or
@@ -45,16 +45,16 @@ def _by_bucket(
 class ReadKnown(beam.DoFn):
     """Entry of a shard -> the hashes of its ids and of its records."""
 
-    def __init__(self, output: OutputDirectory, buckets: int):
+    def __init__(self, tasks: Tasks, buckets: int):
         """Takes the data set, and how many buckets there are."""
-        self._output, self._buckets = output, buckets
+        self._tasks, self._buckets = tasks, buckets
 
     def process(self, entry: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
         """Manifest entry -> (bucket, part)."""
         try:
-            shard = shards.Dataset(self._output.directory).read_shard(entry)
+            shard = shards.Dataset(self._tasks.directory).read_shard(entry)
         except StageError as error:
-            _mark(self._output, entry["name"], {"failed": str(error)})
+            _mark(self._tasks, entry["name"], {"failed": str(error)})
             return
         ids = [record_id.encode() for record_id in shard.ids]
         hashes = np.frombuffer(b"".join(map(_hash, shard.records)), np.uint8)
@@ -83,10 +83,10 @@ class KeepNew(beam.DoFn):
         reading: convert.Reading,
         validation_fraction: float,
         quarantined: frozenset[bytes],
-        output: OutputDirectory,
+        tasks: Tasks,
     ):
         """Takes the source, how it is split, ids known to be bad, and where to write."""
-        self._reading, self._output = reading, output
+        self._reading, self._tasks = reading, tasks
         self._validation_fraction, self._quarantined = validation_fraction, quarantined
 
     def process(self, element: tuple[int, Iterable[_Part]]) -> None:
@@ -114,8 +114,8 @@ class KeepNew(beam.DoFn):
             marker["failed"] = failed
         buffer = io.BytesIO()
         np.save(buffer, new)
-        storage.write_bytes(self._output.progress_path(_new_file(bucket)), buffer.getvalue())
-        _mark(self._output, str(bucket), marker)
+        storage.write_bytes(self._tasks.path(_new_file(bucket)), buffer.getvalue())
+        _mark(self._tasks, str(bucket), marker)
 
     def _still_bad(self, source: convert.ConvertedSource, new: np.ndarray) -> np.ndarray:
         """Those of the new that are in the set's quarantine, and would go there again."""
@@ -172,13 +172,13 @@ def _new_file(bucket: int) -> str:
     return f"new-{bucket:05d}.npy"
 
 
-def _mark(output: OutputDirectory, name: str, marker: dict[str, Any]) -> None:
-    storage.write_bytes(output.progress_path(f"new-{name}.seen"), sealed_json(marker))
+def _mark(tasks: Tasks, name: str, marker: dict[str, Any]) -> None:
+    storage.write_bytes(tasks.path(f"new-{name}.seen"), sealed_json(marker))
 
 
-def load_indices(output: OutputDirectory, name: str) -> np.ndarray:
+def load_indices(tasks: Tasks, name: str) -> np.ndarray:
     """The int64 indices in a file that `find_new` names."""
-    return np.load(io.BytesIO(storage.read_bytes(output.progress_path(name))))
+    return np.load(io.BytesIO(storage.read_bytes(tasks.path(name))))
 
 
 def find_new(
@@ -186,7 +186,7 @@ def find_new(
     reading: convert.Reading,
     num_records: int,
     base: dict[str, Any],
-    output: OutputDirectory,
+    tasks: Tasks,
     options: PipelineOptions,
 ) -> tuple[list[str], dict[str, int], int]:
     """Finds the records of a source whose ids a data set doesn't hold.
@@ -195,7 +195,7 @@ def find_new(
       reading: the source.
       num_records: how many it holds.
       base: the data set's manifest.
-      output: its directory, held by this process.
+      tasks: of its directory, which this process holds.
       options: Beam's.
 
     Returns:
@@ -214,19 +214,19 @@ def find_new(
     ]
     markers = [str(bucket) for bucket in range(buckets)]
     names = [_new_file(bucket) for bucket in range(buckets)]
-    storage.make_dirs(output.progress_path(""))
+    storage.make_dirs(tasks.path())
     for name in [*names, *(f"new-{m}.seen" for m in [*markers, *(e["name"] for e in entries)])]:
-        storage.remove(output.progress_path(name))
+        storage.remove(tasks.path(name))
     bad = frozenset(
-        fault["id"].encode() for fault in quarantine.read_all(output.directory, base["files"])
+        fault["id"].encode() for fault in quarantine.read_all(tasks.directory, base["files"])
     )
-    keep = KeepNew(reading, base["made_from"]["validation_fraction"], bad, output)
+    keep = KeepNew(reading, base["made_from"]["validation_fraction"], bad, tasks)
 
     def build(pipeline: beam.Pipeline) -> None:
         known = (
             pipeline
             | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
-            | "ReadKnown" >> beam.ParDo(ReadKnown(output, buckets))
+            | "ReadKnown" >> beam.ParDo(ReadKnown(tasks, buckets))
         )
         asked = (
             pipeline
@@ -241,13 +241,13 @@ def find_new(
         )
 
     def num_seen() -> int:
-        return sum(n.endswith(".seen") for n in storage.list_names(output.progress_path("")))
+        return sum(n.endswith(".seen") for n in storage.list_names(tasks.path()))
 
     progress = Progress("preprocess: what is new", total=buckets, unit="parts")
     beam_runner.run(build, options, progress=progress, count_done=num_seen)
 
     found = {
-        name: read_sealed(output.progress_path(f"new-{name}.seen"))
+        name: read_sealed(tasks.path(f"new-{name}.seen"))
         for name in [*markers, *(entry["name"] for entry in entries)]
     }
     failed = [marker["failed"] for marker in found.values() if marker and "failed" in marker]
@@ -264,4 +264,4 @@ def find_new(
             f"--append: {num_records} records read, {sum(splits.values())} new and {num_there} "
             "there already; expected all of them: run the same command again"
         )
-    return [n for n in names if storage.exists(output.progress_path(n))], splits, num_there
+    return [n for n in names if storage.exists(tasks.path(n))], splits, num_there

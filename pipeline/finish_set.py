@@ -61,7 +61,7 @@ def finish(
       StageError: a shard failed, records are missing, or too many are bad.
     """
     tasks = layout.tasks()
-    markers = dict(zip(tasks, output.markers(tasks), strict=True))
+    markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
     new = [entry for marker in markers.values() for entry in marker["entries"]]
     written = sum(entry.get("num_examples", 0) for entry in new)
     quarantined = sum(entry.get("num_quarantined", 0) for entry in new)
@@ -84,7 +84,7 @@ def finish(
     by_split = {split: [e for e in entries if e.get("split") == split] for split in splits}
     named = {split: layout.named.get(split) or base["num_shards"][split] for split in splits}
 
-    statistics = {s: describe_shards.read_statistics(output, s) for s in splits}
+    statistics = {s: describe_shards.read_statistics(output.tasks, s) for s in splits}
     duplicates = _write_duplicates(output, num_buckets)
     class_names = list(source.class_names)
     warnings = set_warnings.find(statistics, duplicates, class_names)
@@ -157,7 +157,7 @@ def _write_duplicates(output: OutputDirectory, num_buckets: int) -> set_warnings
     found = set_warnings.Duplicates()
 
     def lines() -> Iterator[bytes]:
-        for line in describe_shards.read_duplicates(output, num_buckets):
+        for line in describe_shards.read_duplicates(output.tasks, num_buckets):
             found.add(json.loads(line)["ids"])
             yield line
 

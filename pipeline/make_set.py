@@ -6,7 +6,7 @@ there already grows by append_set.py.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -50,6 +50,18 @@ class Settings:
             "seed": self.seed,
             "compression": self.compression,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run of the command is asked to do."""
+
+    reading: convert.Reading  # The source, and how it is converted.
+    settings: Settings
+    output_dir: str  # Local path or fsspec URL.
+    max_quarantined: quarantine.Limit  # How many records may be bad.
+    overwrite: bool  # Whether output of other inputs may go; see OutputDirectory.
+    options: PipelineOptions  # Beam's.
 
 
 def check(settings: Settings, source: convert.ConvertedSource) -> None:
@@ -103,64 +115,82 @@ def of_source(reading: convert.Reading, source: convert.ConvertedSource) -> dict
     }
 
 
-def make_set(
-    *,
-    reading: convert.Reading,
-    settings: Settings,
-    output_dir: str,
-    max_quarantined: quarantine.Limit,
-    overwrite: bool,
-    options: PipelineOptions,
-) -> dict[str, Any]:
+def make_set(request: Request) -> dict[str, Any]:
     """Turns an image set into a finished data set directory.
-
-    Args:
-      reading: the source, and how it is converted.
-      settings: of the data set.
-      output_dir: local path or fsspec URL.
-      max_quarantined: how many records may be bad.
-      overwrite: whether output of other inputs may be replaced.
-      options: Beam's.
 
     Returns:
       The manifest, with the key "reused" where nothing had to be done.
 
     Raises:
+      UsageError: settings that this source cannot have.
       StageError: the source or the output directory cannot be used.
     """
-    source = convert.open_reading(reading)
+    settings, source = request.settings, convert.open_reading(request.reading)
     check(settings, source)
     sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
     counts = num_shards(settings, sizes, source.image_shape)
     made_from = {
         **settings.shared(),
-        SOURCE: {**of_source(reading, source), "num_shards": counts},
+        SOURCE: {**of_source(request.reading, source), "num_shards": counts},
     }
-    layout = Layout(
-        **settings.shared(),
-        num_shards=counts,
-        first=dict.fromkeys(counts, 0),
-        named=counts,
-    )
-    output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
-    names = [*layout.tasks(), *map(quarantine.file_name, layout.tasks()), *finish_set.NAMES]
-    with output.opened(names, overwrite=overwrite) as finished:
+    zeros = dict.fromkeys(counts, 0)
+    layout = Layout(**settings.shared(), num_shards=counts, first=zeros, named=counts)
+    output = OutputDirectory(request.output_dir, stage="preprocess", made_from=made_from)
+    with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
-        buckets = describe_shards.num_buckets(source.num_records)
-        write_shards.write_shards(
-            reading=source.for_workers(),
-            layout=layout,
-            blocks=write_shards.blocks_of(source.num_records),
-            there=[],
-            num_buckets=buckets,
-            output=output,
-            options=options,
-        )
-        return finish_set.finish(
-            source=source,
-            layout=layout,
-            output=output,
-            max_quarantined=max_quarantined,
-            num_buckets=buckets,
-        )
+        blocks = write_shards.blocks_of(source.num_records)
+        return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
+
+
+def file_names(layout: Layout) -> list[str]:
+    """Every file that a job may make beside the manifest."""
+    tasks = layout.tasks()
+    return [*tasks, *map(quarantine.file_name, tasks), *finish_set.NAMES]
+
+
+def write_set(
+    request: Request,
+    *,
+    source: convert.ConvertedSource,
+    layout: Layout,
+    blocks: Sequence[write_shards.Block],
+    output: OutputDirectory,
+    base: Mapping[str, Any] | None = None,
+    num_there: int = 0,
+) -> dict[str, Any]:
+    """Writes shards into a directory that this process holds, and finishes the set.
+
+    Args:
+      request: what is asked for.
+      source: what is read.
+      layout: the shards to write.
+      blocks: the indices of the records that go into them.
+      output: the directory, made ready.
+      base: the manifest of the set that is appended to.
+      num_there: records of the source that are left out because they are in `base`.
+
+    Returns:
+      The manifest.
+    """
+    there = [entry for entry in base["files"] if "split" in entry] if base else []
+    num_records = source.num_records + sum(entry["num_examples"] for entry in there)
+    buckets = describe_shards.num_buckets(num_records)
+    write_shards.write_shards(
+        reading=source.for_workers(),
+        layout=layout,
+        blocks=blocks,
+        there=there,
+        num_buckets=buckets,
+        tasks=output.tasks,
+        options=request.options,
+    )
+    return finish_set.finish(
+        source=source,
+        layout=layout,
+        output=output,
+        max_quarantined=request.max_quarantined,
+        num_buckets=buckets,
+        base=base,
+        num_there=num_there,
+    )

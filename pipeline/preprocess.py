@@ -98,8 +98,7 @@ def run(beam_args: list[str]) -> None:
     command.import_beam()
     from pipeline import append_set, beam_runner, convert, make_set, quarantine
 
-    make = append_set.append if _APPEND.value else make_set.make_set
-    manifest = make(
+    request = make_set.Request(
         reading=convert.Reading(
             spec=_SOURCE.value,
             image_size=_size(_IMAGE_SIZE.value),
@@ -122,6 +121,8 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=beam_runner.parse_options(beam_args),
     )
+    make = append_set.append if _APPEND.value else make_set.make_set
+    manifest = make(request)
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
     print(f"preprocess: {_account(manifest)}, {_OUTPUT_DIR.value}")

@@ -27,8 +27,8 @@ from pipeline import (
 )
 from pipeline.describe_shards import IMAGES, STATISTICS
 from pipeline.errors import StageError
-from pipeline.output_directory import OutputDirectory
 from pipeline.progress import Progress
+from pipeline.tasks import Tasks
 
 # Indices hashed at a time: a megabyte of them, a fraction of a second of work.
 BLOCK_SIZE = 65_536
@@ -64,15 +64,15 @@ class Layout(NamedTuple):
 class AssignShards(beam.DoFn):
     """Block of indices -> the part of it that each shard gets."""
 
-    def __init__(self, reading: convert.Reading, layout: Layout, output: OutputDirectory):
+    def __init__(self, reading: convert.Reading, layout: Layout, tasks: Tasks):
         """Takes the source, the shards, and where files of indices are."""
-        self._reading, self._layout, self._output = reading, layout, output
+        self._reading, self._layout, self._tasks = reading, layout, tasks
 
     def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
         """Block -> ((split, shard), int64 indices as little-endian bytes)."""
         layout, source = self._layout, convert.open_reading(self._reading)
         is_file = isinstance(block, str)
-        indices = find_new.load_indices(self._output, block) if is_file else np.arange(*block)
+        indices = find_new.load_indices(self._tasks, block) if is_file else np.arange(*block)
         for source_split, here in source.by_source_split(indices):
             ids = source.ids(here)
             splits = placement.splits_of(source_split, ids, layout.validation_fraction)
@@ -94,11 +94,11 @@ class WriteShard(beam.DoFn):
         self,
         reading: convert.Reading,
         layout: Layout,
-        output: OutputDirectory,
+        tasks: Tasks,
         num_buckets: int,
     ):
         """Takes the source, the shards, where to write, and the buckets of image hashes."""
-        self._reading, self._layout, self._output = reading, layout, output
+        self._reading, self._layout, self._tasks = reading, layout, tasks
         self._num_buckets = num_buckets
 
     def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> Iterator[Any]:
@@ -113,9 +113,9 @@ class WriteShard(beam.DoFn):
 
         def make() -> tuple[list[dict[str, Any]], dict[str, float]]:
             started = time.perf_counter()
-            entry = tfrecord.write_file(self._output.directory, name, writing.records())
+            entry = tfrecord.write_file(self._tasks.directory, name, writing.records())
             faults = quarantine.write(
-                self._output.directory,
+                self._tasks.directory,
                 name,
                 writing.faults,
                 num_quarantined=len(writing.faults),
@@ -125,11 +125,11 @@ class WriteShard(beam.DoFn):
             of_split = [{**fault, "of_split": split} for fault in faults]
             return [{**entry, "split": split}, *of_split], secs
 
-        marker = self._output.make_once(name, make)
+        marker = self._tasks.make_once(name, make)
         if marker is None:
             return
         if marker["reused"]:
-            path = storage.join(self._output.directory, name)
+            path = storage.join(self._tasks.directory, name)
             data = storage.read_bytes(path)
             description = describe_shards.read_back(
                 data,
@@ -214,7 +214,7 @@ def write_shards(
     blocks: Sequence[Block],
     there: Sequence[dict[str, Any]],
     num_buckets: int,
-    output: OutputDirectory,
+    tasks: Tasks,
     options: PipelineOptions,
 ) -> None:
     """Runs the pipeline: afterwards each task has its marker, or says why it failed.
@@ -225,7 +225,7 @@ def write_shards(
       blocks: the indices of the records to write.
       there: manifest entries of shards that stay, and are described with the new ones.
       num_buckets: see describe_shards.num_buckets.
-      output: where to write; held by this process.
+      tasks: of the directory to write to, which this process holds.
       options: Beam's.
     """
 
@@ -233,7 +233,7 @@ def write_shards(
         assigned = (
             pipeline
             | "Blocks" >> beam.Create(blocks, reshuffle=True)
-            | "AssignShards" >> beam.ParDo(AssignShards(reading, layout, output))
+            | "AssignShards" >> beam.ParDo(AssignShards(reading, layout, tasks))
         )
         # A shard that no record falls into is a file too, with nothing in it.
         every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
@@ -242,7 +242,7 @@ def write_shards(
             | "AllParts" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
             | "WriteShard"
-            >> beam.ParDo(WriteShard(reading, layout, output, num_buckets)).with_outputs(
+            >> beam.ParDo(WriteShard(reading, layout, tasks, num_buckets)).with_outputs(
                 STATISTICS, IMAGES
             )
         )
@@ -251,20 +251,20 @@ def write_shards(
             | "Shards" >> beam.Create(there, reshuffle=True)  # manifest entries
             | "DescribeShard"
             >> beam.ParDo(
-                describe_shards.DescribeShard(output.directory, reading.image_shape, num_buckets)
+                describe_shards.DescribeShard(tasks.directory, reading.image_shape, num_buckets)
             ).with_outputs(STATISTICS, IMAGES)
         )
         _ = (
             (written[STATISTICS], described[STATISTICS])
             | "AllStatistics" >> beam.Flatten()
-            | "WriteStatistics" >> describe_shards.WriteStatistics(output)
+            | "WriteStatistics" >> describe_shards.WriteStatistics(tasks)
         )
         _ = (
             (written[IMAGES], described[IMAGES])
             | "AllImages" >> beam.Flatten()
             | "GroupByHash" >> beam.GroupByKey()  # (bucket, [part])
-            | "FindDuplicates" >> beam.ParDo(describe_shards.FindDuplicates(output))
+            | "FindDuplicates" >> beam.ParDo(describe_shards.FindDuplicates(tasks))
         )
 
     progress = Progress("preprocess", total=len(layout.keys()), unit="shards")
-    beam_runner.run(build, options, progress=progress, count_done=output.num_done)
+    beam_runner.run(build, options, progress=progress, count_done=tasks.num_done)

@@ -111,12 +111,14 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     of_set["compression"] = "none"
     of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
     return make(
-        reading=convert.Reading(source, **settings),
-        settings=make_set.Settings(**of_set),
-        output_dir=str(output_dir),
-        max_quarantined=limit,
-        overwrite=overwrite,
-        options=options,
+        make_set.Request(
+            reading=convert.Reading(source, **settings),
+            settings=make_set.Settings(**of_set),
+            output_dir=str(output_dir),
+            max_quarantined=limit,
+            overwrite=overwrite,
+            options=options,
+        )
     )
 
 

@@ -1,0 +1,122 @@
+"""What a Beam stage has done so far: a marker for each task, in `.progress/`.
+
+A marker carries size and sha256 of the task's files, so a file is taken for whole
+because of what it holds and not because something of its name exists.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import StageError
+from pipeline.stage import read_file, read_sealed, sealed_json
+
+DIRECTORY = ".progress"
+# What is being made; output_directory.py writes it.
+JOB = "job.json"
+
+
+class Tasks:
+    """The tasks of the job in one output directory; all that its workers know of it."""
+
+    def __init__(self, directory: str):
+        """Takes the output directory, local path or fsspec URL."""
+        self.directory = directory
+
+    def path(self, *names: str) -> str:
+        """Path of a file that the job needs on its way; it goes when the job is finished."""
+        return storage.join(self.directory, DIRECTORY, *names)
+
+    def _marker_path(self, task: str) -> str:
+        return self.path(f"{task}.json")
+
+    def make_once(
+        self, task: str, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
+    ) -> dict[str, Any] | None:
+        """Does one task unless an earlier try has; afterwards its marker stands.
+
+        Args:
+          task: name of the task, unique in the job.
+          make: writes the task's files and returns their entries, and the seconds
+            it spent on each kind of work.
+
+        Returns:
+          The marker, whose "reused" says whether an earlier try did it; None if the task
+          failed.
+        """
+        marker = self._whole_task(task)
+        if marker is None:
+            try:
+                entries, secs = make()
+            except (StageError, OSError) as error:
+                # Not raised, so that the other tasks go on; `markers` raises it in the end.
+                try:
+                    self._write_marker(task, {"failed": str(error)})
+                except OSError:
+                    # A full disk takes no marker either, and no other task can go on.
+                    raise StageError(f"{self.directory}: {task}: {error}; make room") from error
+                return None
+            marker = {"entries": entries, "secs": secs, "reused": False}
+        else:
+            marker = {**marker, "reused": True}
+        self._write_marker(task, marker)
+        return marker
+
+    def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
+        storage.write_bytes(self._marker_path(task), sealed_json(marker))
+
+    def _whole_task(self, task: str) -> dict[str, Any] | None:
+        """The marker of a task whose files are all as they were when it was marked."""
+        try:
+            marker = read_sealed(self._marker_path(task))
+            if marker is None or "failed" in marker:
+                return None
+            for entry in marker["entries"]:
+                read_file(self.directory, entry)
+        except StageError:
+            return None  # Damaged marker or file: the task is done again.
+        return marker
+
+    def num_done(self) -> int:
+        """How many tasks are done so far; what a progress line counts."""
+        names = storage.list_names(self.path())
+        return sum(name.endswith(".json") and name != JOB for name in names)
+
+    def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """The markers of `tasks`, in that order.
+
+        Raises:
+          StageError: a task failed, or has no marker.
+        """
+        markers, failed = [], []
+        for task in tasks:
+            marker = read_sealed(self._marker_path(task)) or {"failed": f"{task} was not done"}
+            if "failed" in marker:
+                failed.append(marker["failed"])
+            markers.append(marker)
+        if failed:
+            more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)" * (len(failed) > 1)
+            raise StageError(
+                f"{failed[0]}{more}; then run the same command again: it keeps the "
+                f"{len(tasks) - len(failed)} files that are whole"
+            )
+        return markers
+
+
+def timings(markers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the time of a job went: the contents of timings.json.
+
+    Args:
+      markers: task -> marker.
+    """
+    done = [marker for marker in markers.values() if not marker["reused"]]
+    kinds = sorted({kind for marker in done for kind in marker["secs"]})
+    return {
+        "total_secs": {kind: sum(m["secs"].get(kind, 0.0) for m in done) for kind in kinds},
+        "num_tasks": len(markers),
+        "num_tasks_reused": len(markers) - len(done),
+        "tasks": {
+            task: {"secs": marker["secs"], "reused": marker["reused"]}
+            for task, marker in markers.items()
+        },
+    }
