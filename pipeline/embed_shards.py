@@ -214,14 +214,13 @@ def embed_shards(
             _check_reusable(output_dir, finished, on_corrupt)
             return {**finished, "reused": True}
 
+        embed = EmbedShard(data_dir, model_dir, model_manifest, output.tasks, on_corrupt)
+
         def build(pipeline: beam.Pipeline) -> None:
             _ = (
                 pipeline
                 | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
-                | "EmbedShard"
-                >> beam.ParDo(
-                    EmbedShard(data_dir, model_dir, model_manifest, output.tasks, on_corrupt)
-                )
+                | "EmbedShard" >> beam.ParDo(embed)
             )
 
         progress = Progress("export", total=len(tasks), unit="shards")

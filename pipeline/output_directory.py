@@ -88,7 +88,8 @@ class OutputDirectory:
             if foreign:
                 raise StageError(
                     f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
-                    f"nor {tasks.DIRECTORY}/, so it is no output of this command; name a new directory"
+                    f"nor {tasks.DIRECTORY}/, so it is no output of this command; name a new "
+                    "directory"
                 )
         elif known["stage"] != self.stage:
             raise StageError(

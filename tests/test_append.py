@@ -170,6 +170,15 @@ def test_what_does_not_fit_is_refused(out, grown, settings, message):
     assert outputs_of(out) == before
 
 
+def test_other_classes_are_refused_and_named_ones_fit(idx_dir, grown, tmp_path):
+    out, names = tmp_path / "named", tuple("abcdefghij")
+    make_shards(f"idx:{idx_dir}", out, class_names=names)
+    with pytest.raises(StageError, match="the classes are 0, 1, .* pass their names as --class_na"):
+        make_shards(f"idx:{grown}", out, append=True)
+    manifest = make_shards(f"idx:{grown}", out, append=True, class_names=names)
+    assert manifest["class_names"] == list(names)
+
+
 def test_more_shards_than_new_records(out, grown):
     before = outputs_of(out)
     with pytest.raises(UsageError, match="more shards than the 60 records"):
