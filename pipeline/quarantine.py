@@ -67,11 +67,13 @@ def write(
     Returns:
       The file's entry with num_quarantined, in a list; an empty list if there is no fault.
     """
-    lines = [json.dumps(fault) + "\n" for fault in faults]
+    lines = [json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults]
     if not lines:
         return []
     storage.make_dirs(storage.join(directory, DIRECTORY))
-    entry = stage.write_file(directory, file_name(task), "".join(lines).encode())
+    # A path of bytes that are no UTF-8 has them written out.
+    data = "".join(lines).encode(errors="backslashreplace")
+    entry = stage.write_file(directory, file_name(task), data)
     return [{**entry, "num_quarantined": num_quarantined}]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import placement
 from pipeline.set_statistics import Statistics
 
 _MAX_SHOWN = 3
@@ -39,7 +40,7 @@ class Duplicates:
         """
         for split, found in ids.items():
             self.within[split] += len(found) - 1
-        for a, b in itertools.combinations(sorted(ids), 2):
+        for a, b in itertools.combinations(placement.in_order(ids), 2):
             between = self.between[a, b]
             between.count += 1
             if len(between.examples) < _MAX_SHOWN:

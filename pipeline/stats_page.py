@@ -33,7 +33,7 @@ ul.warnings { background: var(--warn); border-left: 4px solid var(--warn-line); 
               padding: .6rem .6rem .6rem 2rem; overflow-wrap: anywhere }
 .bar { display: inline-block; height: .7rem; background: var(--bar); vertical-align: middle;
        margin-right: .4rem; min-width: 1px }
-td.bars { text-align: left; min-width: 9rem }
+.bars th, .bars td { text-align: left; min-width: 6rem }
 .images { display: grid; gap: 6px }
 figure { margin: 0; text-align: center; min-width: 0 }
 figcaption { font-size: .75rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis;
@@ -98,11 +98,11 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<ul class="warnings">{items}</ul>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
+    """A table, of a CSS class, of cells that are HTML already."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{header}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="{kind}"><tr>{header}</tr>{body}</table></div>'
 
 
 def _cell(value: Any) -> str:
@@ -150,11 +150,11 @@ def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
             count = part["num_per_class"].get(name, 0)
             share = count / max(1, *part["num_per_class"].values())
             bar = f'<span class="bar" style="width:{100 * share:.1f}px"></span>' if count else ""
-            row.append(f'<td class="bars">{bar}{count:,}</td>')
+            row.append(f"<td>{bar}{count:,}</td>")
         rows.append(row)
     left = len(names) - len(rows)
     more = f'<p class="soft">and {left:,} more classes, in statistics.json</p>' if left > 0 else ""
-    return _table(["class", *map(html.escape, splits)], rows) + more
+    return _table(["class", *map(html.escape, splits)], rows, kind="bars") + more
 
 
 def _shown_size(image: np.ndarray) -> tuple[int, int]:

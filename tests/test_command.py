@@ -1,4 +1,4 @@
-"""The three commands as a user meets them: processes, flags, exit status, output."""
+"""The commands as a user meets them: processes, flags, exit status, output."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY, make_idx_set, run_command
 MODULES = ["pipeline.preprocess", "trainer.main", "pipeline.export"]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, "pipeline.verify"])
 def test_help_answers_without_the_heavy_imports(module):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", module, "--help"],
@@ -27,7 +27,7 @@ def test_help_answers_without_the_heavy_imports(module):
         check=True,
     )
     assert f"python -m {module}" in done.stdout
-    assert "--overwrite" in done.stdout
+    assert ("--max_shown" if module == "pipeline.verify" else "--overwrite") in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"tensorflow", "apache_beam", "pyarrow", "keras"}
 
@@ -172,7 +172,8 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
 
 
 def test_installed_commands_are_the_modules():
-    for command, module in zip(["vae-preprocess", "vae-train", "vae-export"], MODULES, strict=True):
+    names = ["vae-preprocess", "vae-train", "vae-export", "vae-verify"]
+    for command, module in zip(names, [*MODULES, "pipeline.verify"], strict=True):
         path = os.path.join(os.path.dirname(sys.executable), command)
         if not os.path.exists(path):
             pytest.skip("the package is not installed in this environment")

@@ -11,6 +11,7 @@ from pipeline import convert, shards, sources
 from pipeline.errors import StageError, UsageError
 from pipeline.sources.idx import open_idx
 from tests.conftest import (
+    REPOSITORY,
     blobs,
     make_folder_set,
     make_idx_set,
@@ -220,6 +221,29 @@ def test_a_source_of_one_s_own(tmp_path, monkeypatch):
     assert manifest["records"]["written"] == 40
     with pytest.raises(UsageError, match="no source 'my_sets.open_strips'"):
         sources.open_source("my_sets.open_strips:40")
+
+
+def test_the_source_that_readme_shows_is_one(tmp_path, monkeypatch):
+    import pickle
+
+    readme = (REPOSITORY / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "pickles.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    generator = np.random.default_rng(0)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name in names:
+        data = generator.integers(0, 256, (20, 3072), np.uint8)
+        batch = {"data": data, "labels": [i % 10 for i in range(20)]}
+        (tmp_path / name).write_bytes(pickle.dumps(batch))
+    manifest = make_shards(f"pickles.open_cifar:{tmp_path}", tmp_path / "out")
+    assert manifest["image_shape"] == [32, 32, 3]
+    assert manifest["records"] == {"read": 120, "written": 120, "quarantined": 0}
+    # Channels last: the last batch's first image as its authors say it is stored.
+    image = data[0].reshape(3, 32, 32).transpose(1, 2, 0)
+    found = {record[0]: record[1] for record in records_in(tmp_path / "out")["test"]}
+    assert found["test-0000000"] == image.tobytes()
 
 
 # IDX: names, layouts, damage.

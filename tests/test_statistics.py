@@ -80,10 +80,10 @@ def test_images_that_stand_twice_are_found_wherever_they_are(tmp_path, monkeypat
     x[150], x[151], u[3], u[40] = x[7], x[7], x[7], x[90]
     manifest, statistics = of_set(tmp_path, {"train": (x, y), "test": (u, v)})
     [warning] = manifest["warnings"]
-    assert warning.startswith("2 images stand both in test and in train: ")
-    assert "test-0000003 = train-0000007" in warning
-    assert "test-0000040 = train-0000090" in warning
-    assert statistics["duplicates_between"] == {"test, train": 2}
+    assert warning.startswith("2 images stand both in train and in test: ")
+    assert "train-0000007 = test-0000003" in warning
+    assert "train-0000090 = test-0000040" in warning
+    assert statistics["duplicates_between"] == {"train, test": 2}
     assert statistics["splits"]["train"]["num_duplicates"] == 2
     assert statistics["splits"]["test"]["num_duplicates"] == 0
     lines = [
