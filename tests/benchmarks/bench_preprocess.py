@@ -97,7 +97,6 @@ def _beam_record_by_record(images: np.ndarray, labels: np.ndarray, scratch: path
         _ = (
             pipeline
             | beam.Create(range(len(images)))
-            | beam.Reshuffle()
             | beam.Map(encode)
             | beam.io.WriteToTFRecord(str(scratch / "beam.tfrecord"), num_shards=4)
         )
