@@ -1,6 +1,7 @@
 """Growing a finished set: what is there stays as it is, byte for byte; what is new is added."""
 
 import json
+import random
 import shutil
 
 import numpy as np
@@ -303,3 +304,27 @@ def test_it_works_on_a_url(data_dir, out, grown, tmp_path):
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     fs.get(url, str(tmp_path / "copy"), recursive=True)
     assert outputs_of(tmp_path / "copy") == outputs_of(out)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grown_in_any_steps_it_is_the_set_made_at_once(tmp_path, seed):
+    """But for the shards its records lie in: records, splits, statistics, duplicates."""
+    generator = random.Random(seed)
+    source = make_idx_set(
+        tmp_path / "0", num_train=generator.randint(1, 80), num_test=generator.randint(1, 20)
+    )
+    settings = {
+        "validation_fraction": 0.3,
+        "compression": generator.choice(["none", "gzip"]),
+        "num_shards": generator.choice([1, None]),
+    }
+    make_shards(f"idx:{source}", tmp_path / "grown", **settings)
+    for step in range(1, 4):
+        source = grown_idx(tmp_path / str(step), source, extra=generator.randint(1, 30))
+        make_shards(f"idx:{source}", tmp_path / "grown", append=True, **settings)
+        assert run_command("pipeline.verify", tmp_path / "grown").returncode == 0
+    make_shards(f"idx:{source}", tmp_path / "at-once", **settings)
+    grown, at_once = tmp_path / "grown", tmp_path / "at-once"
+    assert records_in(grown) == records_in(at_once)
+    for name in ("statistics.json", "duplicates.jsonl"):
+        assert (grown / name).read_bytes() == (at_once / name).read_bytes()
