@@ -5,6 +5,7 @@ What cannot be made so is a fault of its record, with a reason, and goes to quar
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,14 @@ class ConvertedSource:
             )
         names = reading.class_names or tuple(source.class_names)
         self.own_class_names = list(names)  # As the source numbers them.
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise StageError(
+                f"--source={reading.spec}: the class name {twice!r} stands twice; expected a name "
+                "for each class: give others with --class_names"
+            )
+        if not self.num_records:
+            raise StageError(f"--source={reading.spec}: holds no records; expected at least one")
         self.class_names = list(reading.numbered_as or names)
         self.class_names += [name for name in names if name not in self.class_names]
         numbers = {name: number for number, name in enumerate(self.class_names)}
@@ -90,7 +99,7 @@ class ConvertedSource:
 
     def for_workers(self) -> Reading:
         """The reading by which workers open this source, and find it as it is here."""
-        num_bytes = max(1, int(np.prod(self._source.image_shape)))
+        num_bytes = max(1, math.prod(self._source.image_shape), math.prod(self.image_shape))
         return dataclasses.replace(
             self.reading,
             image_shape=self.image_shape,
@@ -106,6 +115,13 @@ class ConvertedSource:
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """The records' ids, with the prefix."""
         ids = self._source.ids(indices)
+        try:
+            b"\n".join(ids).decode()
+        except (TypeError, UnicodeDecodeError) as error:
+            raise StageError(
+                f"--source={self.reading.spec}: ids that are no UTF-8 bytes ({error}); expected "
+                "such: encode them"
+            ) from error
         prefix = self.reading.id_prefix.encode()
         return [prefix + record_id for record_id in ids] if prefix else ids
 
@@ -125,7 +141,18 @@ class ConvertedSource:
     def read(self, indices: np.ndarray) -> Records:
         """Reads and converts the records at `indices`."""
         images, labels = self._source.read(indices)
-        labels = self._renumbered(np.asarray(labels, np.int64))
+        labels = np.asarray(labels)
+        if len(images) != len(indices) or labels.shape != (len(indices),):
+            raise StageError(
+                f"--source={self.reading.spec}: gave {len(images)} images and labels "
+                f"{labels.shape} for {len(indices)} indices; expected one of each for each"
+            )
+        if len(labels) and labels.dtype.kind not in "iu":
+            raise StageError(
+                f"--source={self.reading.spec}: gave labels of {labels.dtype}; expected whole "
+                "numbers"
+            )
+        labels = self._renumbered(labels.astype(np.int64))
         uniform = isinstance(images, np.ndarray) and images.dtype == np.uint8
         if uniform and self.reading.transpose:
             images = images.swapaxes(1, 2)
@@ -146,11 +173,15 @@ class ConvertedSource:
 
     def _renumbered(self, labels: np.ndarray) -> np.ndarray:
         """Labels by the data set's class list; those outside the source's stay."""
+        if not len(self._labels):
+            return labels
         known = (labels >= 0) & (labels < len(self._labels))
         return np.where(known, self._labels[np.where(known, labels, 0)], labels)
 
     def _converted(self, image: np.ndarray, *, transposed: bool) -> np.ndarray | sources.Unreadable:
         """One image in the shape of all, as far as the conversions asked for go."""
+        if not isinstance(image, np.ndarray):
+            return sources.Unreadable(f"is a {type(image).__name__}, expected an array")
         if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
             return sources.Unreadable(f"is {image.dtype} {image.shape}, expected uint8 (H, W, C)")
         if self.reading.transpose and not transposed:

@@ -66,8 +66,13 @@ _OVERWRITE = flags.DEFINE_bool(
 flags.mark_flags_as_required(["source", "output_dir"])
 flags.register_validator(
     "name",
-    lambda name: name.isidentifier() and len(name) <= 100,  # File systems allow 255 bytes.
-    message="expected at most 100 letters, digits and underscores, not beginning with a digit",
+    lambda name: name.isidentifier() and len(name.encode()) <= 100,  # Of 255 in a file name.
+    message="expected at most 100 bytes of letters, digits and underscores, not a digit first",
+)
+flags.register_validator(
+    "id_prefix",
+    lambda text: text.isprintable() and len(text) <= 200,
+    message="expected at most 200 printable characters",
 )
 flags.register_validator(
     "num_shards",
@@ -76,13 +81,21 @@ flags.register_validator(
 )
 flags.register_validator(
     "image_size",
-    lambda text: text is None or re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text),
-    message="expected HxW in pixels, such as 28x28",
+    lambda text: text is None or re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", text),
+    message="expected HxW in pixels, such as 28x28, at most 9999x9999",
 )
 flags.register_validator(
     "class_names",
-    lambda names: names is None or (names and all(names) and len(set(names)) == len(names)),
-    message="expected names separated by commas, none of them empty or twice",
+    lambda names: (
+        names is None
+        or (
+            names
+            and all(names)
+            and len(set(names)) == len(names)
+            and all(map(str.isprintable, names))
+        )
+    ),
+    message="expected printable names separated by commas, none of them empty or twice",
 )
 
 

@@ -108,6 +108,6 @@ def check(
     shown = [f"{fault['where']}: {fault['reason']}" for fault in itertools.islice(faults, 3)]
     raise StageError(
         f"{num_quarantined} of {num_records} records cannot be had, --max_quarantined={limit.text} "
-        f"allows less ({'; '.join(shown)}); mend the input, or run the same command with a higher "
-        "--max_quarantined, which keeps what is done"
+        f"allows fewer ({'; '.join(shown)}); run the same command with a higher --max_quarantined, "
+        "which keeps what is done, or mend the input and pass --overwrite"
     )

@@ -113,8 +113,8 @@ class Statistics:
         names = dict(enumerate(class_names))
         return {
             "num_examples": self.num_examples,
-            "num_per_class": {name: self.label_counts[label] for label, name in names.items()}
-            | {
+            "num_per_class": {name: self.label_counts[label] for label, name in names.items()},
+            "num_outside_classes": {
                 str(label): count
                 for label, count in sorted(self.label_counts.items())
                 if label not in names

@@ -59,6 +59,8 @@ def find(
     """
     warnings = []
     for split, part in statistics.items():
+        if not part.num_examples:
+            warnings.append(f"{split} has no images")
         missing = [name for label, name in enumerate(class_names) if not part.label_counts[label]]
         if missing and part.num_examples:
             warnings.append(f"{split} has no image of class {_shown(missing)}")
@@ -77,9 +79,10 @@ def find(
     for (a, b), found in sorted(duplicates.between.items()):
         pairs = ", ".join(f"{x} = {y}" for x, y in found.examples)
         more = ", …" if found.count > len(found.examples) else ""
+        stand = "stands" if found.count == 1 else "stand"
         warnings.append(
-            f"{_images(found.count)} stand both in {a} and in {b}: {pairs}{more}; all of them are "
-            "in duplicates.jsonl"
+            f"{_images(found.count)} {stand} both in {a} and in {b}: {pairs}{more}; all of them "
+            "are in duplicates.jsonl"
         )
     for a, b in itertools.combinations(statistics, 2):
         if _inverted(statistics[a], statistics[b]):

@@ -88,7 +88,7 @@ def page(
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
-    ).encode()
+    ).encode(errors="backslashreplace")
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -140,19 +140,23 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
 
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
-    names = list(class_names)
-    for part in splits.values():
-        names += [name for name in part["num_per_class"] if name not in names]
+    outside = sorted({int(x) for part in splits.values() for x in part["num_outside_classes"]})
+    shown = [("num_per_class", name, name) for name in class_names]
+    shown += [("num_outside_classes", str(x), f"{x}, outside the list") for x in outside]
+    most = {
+        split: max(1, *part["num_per_class"].values(), *part["num_outside_classes"].values())
+        for split, part in splits.items()
+    }
     rows = []
-    for name in names[:_MAX_BARS]:
-        row = [_cell(name)]
-        for part in splits.values():
-            count = part["num_per_class"].get(name, 0)
-            share = count / max(1, *part["num_per_class"].values())
+    for key, name, text in shown[:_MAX_BARS]:
+        row = [_cell(text)]
+        for split, part in splits.items():
+            count = part[key].get(name, 0)
+            share = count / most[split]
             bar = f'<span class="bar" style="width:{100 * share:.1f}px"></span>' if count else ""
             row.append(f"<td>{bar}{count:,}</td>")
         rows.append(row)
-    left = len(names) - len(rows)
+    left = len(shown) - len(rows)
     more = f'<p class="soft">and {left:,} more classes, in statistics.json</p>' if left > 0 else ""
     return _table(["class", *map(html.escape, splits)], rows, kind="bars") + more
 

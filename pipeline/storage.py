@@ -95,7 +95,8 @@ def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterato
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                yield prefix + entry.name
+                if entry.is_file() or entry.is_symlink():  # No pipes and no devices.
+                    yield prefix + entry.name
             elif os.path.realpath(entry.path) not in above:
                 yield from _files_below(entry.path, f"{prefix}{entry.name}/", above)
 

@@ -104,7 +104,7 @@ def test_what_can_be_converted_is_not_quarantined(folder, tmp_path):
 def test_too_many_are_a_failure_that_a_higher_limit_turns_into_a_set(folder, tmp_path, limit):
     out = tmp_path / "out"
     with pytest.raises(
-        StageError, match=rf"8 of 71 .* --max_quarantined={limit} allows less .*png"
+        StageError, match=rf"8 of 71 .* --max_quarantined={limit} allows fewer .*png"
     ):
         make_shards(f"folder:{folder}", out, max_quarantined=limit)
     assert not (out / "manifest.json").exists()
@@ -264,4 +264,4 @@ def test_the_flags_reach_the_commands(damaged, trained, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "2 of 350 records cannot be had, --max_quarantined=1 allows less" in done.stderr
+    assert "2 of 350 records cannot be had, --max_quarantined=1 allows fewer" in done.stderr

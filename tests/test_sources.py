@@ -1,6 +1,7 @@
 """Every kind of source on real files: the same records whatever they come from, and bad sets."""
 
 import gzip
+import os
 import shutil
 import struct
 
@@ -418,6 +419,7 @@ class Payload:
         ({"y_train": np.full(300, 70_000)}, "labels up to 70000; expected class numbers"),
         ({"train_images": np.zeros((300, 12, 8), np.uint8)}, "are both images of train"),
         ({"x_val": np.zeros((3, 12, 8), np.uint8)}, "expected images and labels of each split"),
+        ({"y_train": np.zeros((300, 1, 1), np.uint8)}, "one whole number for each image"),
     ],
 )
 def test_a_bad_npz(tmp_path, changes, message):
@@ -449,6 +451,87 @@ def test_a_bad_csv(tmp_path, text, message):
     with pytest.raises(StageError, match=message) as error:
         make_shards(f"csv:{tmp_path}/set.csv", tmp_path / "out")
     assert "set.csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "first", ["\ufeff3", "1.0", '"1"', "x", ""], ids=["BOM", "float", "quoted", "word", "empty"]
+)
+def test_a_first_row_with_something_wrong_is_no_header(tmp_path, first):
+    images, labels = blobs(num_train=20, size=(8, 8))["train"]
+    path = write_csv(tmp_path / "set.csv", images, labels)
+    lines = path.read_text().splitlines()[1:]
+    lines[0] = first + "," + lines[0].split(",", 1)[1]
+    path.write_text("\n".join(lines) + "\n5\n")  # And a line of one character.
+    manifest = make_shards(f"csv:{path}", tmp_path / "out", max_quarantined="2", num_shards=1)
+    bad = 1 if first.startswith("\ufeff") else 2
+    assert manifest["records"] == {"read": 21, "written": 21 - bad, "quarantined": bad}
+
+
+@pytest.mark.parametrize("label", ["1_0", "+2", "-70000", "65536"])
+def test_labels_that_are_none_make_no_class(tmp_path, label):
+    images, labels = blobs(num_train=20, size=(8, 8))["train"]
+    path = write_csv(tmp_path / "set.csv", images, labels)
+    extra = ",".join([label, *["0"] * 64])
+    junk = "60000,1\n" + ",".join(["77", "a", *["0"] * 63])
+    path.write_text(path.read_text() + f"{extra}\n{junk}\n")
+    manifest = make_shards(f"csv:{path}", tmp_path / "out", max_quarantined="3", num_shards=1)
+    assert manifest["records"] == {"read": 23, "written": 20, "quarantined": 3}
+    assert len(manifest["class_names"]) == labels.max() + 1
+
+
+def test_a_set_of_labels_outside_any_class_list(tmp_path):
+    images, _ = blobs(num_train=30)["train"]
+    np.savez(tmp_path / "set.npz", x=images, y=np.full(30, -7))
+    manifest = make_shards(f"npz:{tmp_path}/set.npz", tmp_path / "out", num_shards=1)
+    assert manifest["class_names"] == []
+    np.savez(tmp_path / "set.npz", x=images, y=np.append(np.zeros(29, np.int64), 65_535))
+    manifest = make_shards(f"npz:{tmp_path}/set.npz", tmp_path / "high", num_shards=1)
+    assert len(manifest["class_names"]) == 65_536
+
+
+def test_a_folder_of_odd_names_pipes_and_links_to_nowhere(tmp_path):
+    folder = make_folder_set(tmp_path / "set", num_train=30, num_test=5)
+    odd = folder / "train" / os.fsdecode(b"class \xff\n<b>")
+    odd.mkdir()
+    image = next(folder.rglob("*.png"))
+    shutil.copy(image, odd / os.fsdecode(b"\xfe.png"))
+    os.mkfifo(odd / "pipe.png")
+    (odd / "nowhere.png").symlink_to(tmp_path / "nothing")
+    manifest = make_shards(f"folder:{folder}", tmp_path / "out", max_quarantined="1", num_shards=1)
+    assert manifest["records"] == {"read": 37, "written": 36, "quarantined": 1}
+    assert "class \\udcff\n<b>" in manifest["class_names"]
+    assert "<b>" not in (tmp_path / "out" / "stats.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class_names = ['a', 'b', 'a']", "the class name 'a' stands twice"),
+        ("split_sizes = {'train': 0}", "holds no records"),
+        ("ids = lambda self, i: [b'\\xff%d' % x for x in i]", "ids that are no UTF-8 bytes"),
+        ("ids = lambda self, i: [str(x) for x in i]", "ids that are no UTF-8 bytes"),
+        ("read = lambda self, i: (self.x[i][1:], self.y[i])", "gave .* images and labels"),
+        ("read = lambda self, i: (self.x[i], self.y[i] * 1.5)", "gave labels of float64"),
+    ],
+)
+def test_a_source_of_one_s_own_that_breaks_the_protocol(tmp_path, monkeypatch, body, message):
+    name = f"broken_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(
+        "import numpy as np\n"
+        "class Broken:\n"
+        "    x, y = np.zeros((9, 4, 4, 1), np.uint8), np.arange(9) % 3\n"
+        "    image_shape, class_names, split_sizes = (4, 4, 1), ['a', 'b', 'c'], {'train': 9}\n"
+        "    fingerprint = lambda self: 'x'\n"
+        "    ids = lambda self, i: [b'%d' % x for x in i]\n"
+        "    where = lambda self, i: str(i)\n"
+        "    read = lambda self, i: (self.x[i], self.y[i])\n"
+        f"    {body}\n"
+        "def make(rest):\n"
+        "    return Broken()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StageError, match=message):
+        make_shards(f"{name}.make:", tmp_path / "out", num_shards=1)
 
 
 def test_a_folder_that_does_not_say_what_is_a_class(tmp_path):

@@ -35,7 +35,8 @@ def test_statistics_are_numpy_s_and_the_sum_of_those_of_any_parts(records, data)
     np.testing.assert_allclose(summary["std_per_channel"], pixels.std(axis=0), atol=1e-6)
     assert (summary["min"], summary["max"]) == (images.min(), images.max())
     assert summary["num_blank"] == sum(np.ptp(image) == 0 for image in images)
-    assert sum(summary["num_per_class"].values()) == summary["num_examples"] == len(images)
+    counted = [*summary["num_per_class"].values(), *summary["num_outside_classes"].values()]
+    assert sum(counted) == summary["num_examples"] == len(images)
     assert summary["num_per_class"]["b"] == (labels == 1).sum()
     for label in set(labels.tolist()) & set(range(6)):
         mean = images[labels == label].astype(np.float64).mean(axis=0)
@@ -115,7 +116,9 @@ def test_blank_images_missing_classes_and_labels_outside_the_list(tmp_path):
     assert "test has no image of class e" in text
     count = int((y == 9).sum())
     assert f"train has {count} images with a label outside the class list: 9" in text
-    assert statistics["splits"]["train"]["num_per_class"]["9"] == count
+    assert statistics["splits"]["train"]["num_outside_classes"] == {"9": count}
+    page = (tmp_path / "out" / "stats.html").read_text()
+    assert "9, outside the list" in page
     assert manifest["class_names"] == list("abcdefghi")
 
 

@@ -51,7 +51,7 @@ def open_source(
         opener = getattr(importlib.import_module(module), function)
         if not callable(opener):
             raise AttributeError(f"{kind} is no function")
-    except (ValueError, ImportError, AttributeError) as error:
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         why = f" ({error})" if "." in kind else ""
         raise UsageError(f"--source={spec}: no source {kind!r}{why}; expected {FORMS}") from error
     if kind == "tfds":

@@ -11,6 +11,10 @@ from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
 
 _LABEL_NAMES = ("label", "class", "target", "y")
+_BOM = b"\xef\xbb\xbf"
+_NUMBER = re.compile(rb'\s*"?[-+]?\d*(\.\d*)?"?\s*')
+_OF_NUMBERS = b"0123456789,- \r"
+_WHOLE = re.compile(rb"\s*-?\d+\s*")
 # Bytes searched for line ends at a time.
 _BLOCK_BYTES = 1 << 24
 
@@ -26,9 +30,14 @@ class _Table:
             size += len(block)
         ends = np.concatenate([*ends, [size]]).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        # A line of nothing, or of a lone carriage return, is none.
-        self._lines = np.flatnonzero(ends - starts > 1)
+        if arrays.read_at(self._file, 0, len(_BOM)) == _BOM:
+            starts[0] = len(_BOM)
         self._starts, self._ends = starts, ends
+        # A line of nothing, or of a lone carriage return, is none.
+        lengths = ends - starts
+        empty = [i for i in np.flatnonzero(lengths == 1) if self._line(i) == b"\r"]
+        lengths[empty] = 0
+        self._lines = np.flatnonzero(lengths > 0)
         first = self._fields(0) if len(self._lines) else []
         if len(first) < 2:
             raise StageError(
@@ -36,7 +45,8 @@ class _Table:
                 "separated by commas"
             )
         self.num_columns, self._label = len(first), 0
-        if not all(re.fullmatch(rb"\s*-?\d+\s*", field) for field in first):
+        # A header, and not a row with something wrong in it, if most of it is no numbers.
+        if 2 * sum(bool(_NUMBER.fullmatch(field)) for field in first) < len(first):
             names = [field.decode(errors="replace").strip(' "\r').lower() for field in first]
             self._label = next((names.index(n) for n in _LABEL_NAMES if n in names), 0)
             self._lines = self._lines[1:]
@@ -46,33 +56,30 @@ class _Table:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def _line(self, line: int) -> bytes:
+        return arrays.read_at(self._file, self._starts[line], self._ends[line])
+
     def _fields(self, row: int) -> list[bytes]:
-        line = self._lines[row]
-        return arrays.read_at(self._file, self._starts[line], self._ends[line]).split(b",")
+        return self._line(self._lines[row]).split(b",")
 
     def where(self, row: int) -> str:
         return f"{self.path} line {self._lines[row] + 1}"
 
     def highest_label(self) -> int:
-        """The highest label of all rows that have one."""
+        """The highest label of the rows that look whole; the others are no class of the set."""
         highest = -1
         for row in range(len(self)):
-            line = self._lines[row]
-            start, end = self._starts[line], self._ends[line]
-            if self._label == 0:  # A label has few digits: no need to look at the pixels.
-                data = arrays.read_at(self._file, start, min(end, start + 24))
-                field = data.split(b",", 1)[0]
-            else:
-                fields = self._fields(row)
-                field = fields[self._label] if len(fields) == self.num_columns else b""
-            label = _label(field)
-            if label is not None:  # Else its record is quarantined when it is read.
-                highest = max(highest, label)
+            line = self._line(self._lines[row])
+            if line.count(b",") == self.num_columns - 1 and not line.translate(None, _OF_NUMBERS):
+                at_once = self._label == 0
+                label = _label(line.split(b",", 1 if at_once else -1)[self._label])
+                highest = max(highest, -1 if label is None else label)
         return highest
 
     def read(self, row: int, shape: tuple[int, ...]) -> tuple[np.ndarray | source.Unreadable, int]:
         """Image and label of a row."""
-        fields = self._fields(row)
+        line = self._line(self._lines[row])
+        fields = line.split(b",")
         if len(fields) != self.num_columns:
             return source.Unreadable(f"{len(fields)} columns, expected {self.num_columns}"), -1
         field = fields.pop(self._label)
@@ -82,6 +89,8 @@ class _Table:
             return source.Unreadable(reason), -1
         try:
             pixels = bytes(map(int, fields))
+            if b"_" in line or b"+" in line:  # Numbers to Python, but to nobody else.
+                raise ValueError
         except ValueError:
             place, bad = next((i, f) for i, f in enumerate(fields) if not _is_pixel(f))
             reason = f"pixel {place} is {_shown(bad)}, expected a whole number 0 to 255"
@@ -97,18 +106,14 @@ class _Table:
 
 def _label(field: bytes) -> int | None:
     """The label that a field says, if it says one."""
-    try:
-        label = int(field)
-    except ValueError:
+    if not _WHOLE.fullmatch(field) or len(field) > 20:
         return None
+    label = int(field)
     return label if -arrays.MAX_LABEL <= label <= arrays.MAX_LABEL else None
 
 
 def _is_pixel(field: bytes) -> bool:
-    try:
-        return 0 <= int(field) <= 255
-    except ValueError:
-        return False
+    return bool(_WHOLE.fullmatch(field)) and len(field) < 20 and 0 <= int(field) <= 255
 
 
 def _shown(field: bytes) -> str:

@@ -5,6 +5,7 @@ import concurrent.futures
 import hashlib
 import io
 import os
+import warnings
 
 import numpy as np
 
@@ -17,6 +18,7 @@ _EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm"),
 )
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Files read at once for the fingerprint: enough to keep an object store busy.
 _NUM_THREADS = 8
 # The Pillow modes of 8 bits a channel -> the mode that is stored.
@@ -37,7 +39,7 @@ def decode(data: bytes) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             mode = image.mode
             if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -63,6 +65,8 @@ class FolderSource:
         Raises:
           StageError: no such directory, no images, or no telling what is a class.
         """
+        # What Pillow warns of is either quarantined or no matter.
+        warnings.filterwarnings("ignore", module="PIL")
         self._directory = directory
         files = [p for p in storage.list_tree(directory) if p.lower().endswith(_EXTENSIONS)]
         parts = [path.split("/") for path in files]
@@ -91,8 +95,9 @@ class FolderSource:
             records.append((split, path, of_class))
         order = {split: i for i, split in enumerate(placement.in_order({r[0] for r in records}))}
         records.sort(key=lambda record: (order[record[0]], record[1]))
-        self.class_names = sorted({record[2] for record in records} - {""})
-        labels = {name: label for label, name in enumerate(self.class_names)}
+        classes = sorted({record[2] for record in records} - {""})
+        self.class_names = [name.encode(errors="backslashreplace").decode() for name in classes]
+        labels = {name: label for label, name in enumerate(classes)}
         self._paths = [record[1] for record in records]
         self._labels = np.array([labels.get(record[2], -1) for record in records], np.int64)
         self.split_sizes = dict(collections.Counter(record[0] for record in records))
@@ -103,7 +108,10 @@ class FolderSource:
         if self._scanned is None:
 
             def look(path: str) -> tuple[bytes, tuple[int, ...] | None]:
-                data = storage.read_bytes(storage.join(self._directory, path))
+                try:
+                    data = storage.read_bytes(storage.join(self._directory, path))
+                except OSError:  # A link to nowhere; its record will be quarantined.
+                    return b"", None
                 try:
                     shape = _shape_from_header(data)
                 except ValueError:
@@ -163,7 +171,7 @@ def _shape_from_header(data: bytes) -> tuple[int, int, int]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return image.height, image.width, 1 if image.mode in ("1", "L", "LA", "La") else 3
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error

@@ -107,7 +107,8 @@ def open_idx(place: str) -> arrays.ArraySource:
     directory, beginning = place, ""
     if not storage.is_dir(place):
         directory, _, beginning = place.rpartition("/")
-    files = _find_files(directory, beginning) if storage.is_dir(directory or ".") else {}
+        directory = directory or "."
+    files = _find_files(directory, beginning) if storage.is_dir(directory) else {}
     if not files and beginning:
         raise StageError(
             f"--source=idx:{place}: no such directory; expected IDX files in it, or files whose "

@@ -1,9 +1,11 @@
 """NumPy archives: `x_train`, `y_train`, … as Keras has them, `train_images`, … as MedMNIST has."""
 
+import lzma
 import math
 import re
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -15,6 +17,8 @@ from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
 
 _WORDS = r"train|training|val|valid|validation|test|testing"
+# What reading a damaged or encrypted archive raises; OSError is what bz2 raises.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError)
 _KEYS = {
     "images": re.compile(rf"(x|images?)(_({_WORDS}))?|({_WORDS})_(x|images?)"),
     "labels": re.compile(rf"(y|labels?)(_({_WORDS}))?|({_WORDS})_(y|labels?)"),
@@ -36,7 +40,7 @@ def _read_array(archive: zipfile.ZipFile, key: str, path: str) -> np.ndarray | a
         )
     offset = plain.tell()
     found = plain.seek(0, 2) - offset
-    if found != math.prod(shape) * dtype.itemsize:
+    if min(shape, default=0) < 0 or found != math.prod(shape) * dtype.itemsize:
         raise StageError(
             f"{path}: {key} promises {dtype} {shape}, and holds {found} bytes; save it again"
         )
@@ -55,7 +59,7 @@ def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.
     }
     try:
         return readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
         raise StageError(f"{where}: no NumPy array ({error}); save it with numpy.savez") from error
 
 
@@ -86,7 +90,8 @@ def open_npz(path: str) -> arrays.ArraySource:
     where = f"--source=npz:{path}"
     try:
         with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            keys = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = archive.namelist()
+            keys = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
             found: dict[str, dict[str, str]] = {}
             for key in keys:
                 for kind, pattern in _KEYS.items():
@@ -109,11 +114,11 @@ def open_npz(path: str) -> arrays.ArraySource:
                 images_key, labels_key = found[split]["images"], found[split]["labels"]
                 images = _as_images(_read_array(archive, images_key, path), f"{path}: {images_key}")
                 labels = _read_array(archive, labels_key, path)
-                if labels.ndim == 2 and labels.shape[1] == 1:  # MedMNIST's.
+                if len(labels.shape) == 2 and labels.shape[1] == 1:  # MedMNIST's.
                     labels = labels[:, 0]
                 splits[split] = images, labels
     except (FileNotFoundError, IsADirectoryError) as error:
         raise StageError(f"{where}: no such file; expected an .npz archive") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise StageError(f"{where}: no whole .npz archive ({error}); fetch it again") from error
     return arrays.ArraySource(splits, name=f"npz:{path}")
