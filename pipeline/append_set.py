@@ -1,7 +1,8 @@
 """A finished data set grown by the records of an image set that it doesn't hold yet.
 
 Shards that are there stay as they are; until the manifest is replaced, in one step at
-the end, the directory is the set that it was.
+the end, the directory is the set that it was (tensorflow-datasets, which goes by
+dataset_info.json, sees the new records a moment earlier).
 """
 
 import dataclasses
@@ -47,16 +48,30 @@ def append(request: Request) -> dict[str, Any]:
                 f"--output_dir={output_dir}: another process has changed it just now; run the same "
                 "command again"
             )
-        # An append that was killed may have changed what describes the set.
-        shards_alone = [e for e in base["files"] if e["name"] not in finish_set.NAMES]
-        if not held.is_complete({"files": shards_alone}):
+        if request.overwrite:
+            held.undo_append(base)
+        # What describes the set is written anew, and an append that was killed may have begun to.
+        described = [e for e in base["files"] if e["name"] in finish_set.NAMES]
+        if not held.is_complete(e for e in base["files"] if e not in described):
             raise StageError(
-                f"--output_dir={output_dir}: a file of the data set is missing or cut; see python "
-                "-m pipeline.verify, and make it again before you append to it"
+                f"--output_dir={output_dir}: a file of the data set is missing or damaged; see "
+                "python -m pipeline.verify, and make the set again with --overwrite before you "
+                "append to it"
             )
-        if _is_in(base, appended):
+
+        def nothing_new() -> dict[str, Any]:
             held.forget_finished(base)
+            if not held.is_complete(described):
+                raise StageError(
+                    f"--output_dir={output_dir}: has all records of the source, but a file that "
+                    "describes it is damaged, or of an append that was not finished; see python -m "
+                    "pipeline.verify, and finish that append, or make the set again with "
+                    "--overwrite"
+                )
             return {**base, "reused": True}
+
+        if _is_in(base, appended):
+            return nothing_new()
         try:
             blocks, num_new, num_there = find_new.find_new(
                 reading=source.for_workers(),
@@ -70,14 +85,13 @@ def append(request: Request) -> dict[str, Any]:
             held.forget_finished(base)
             raise
         if not num_new:
-            held.forget_finished(base)
-            return {**base, "reused": True}
+            return nothing_new()
         number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
         of_append = {**appended, "num_shards": layout.num_shards}
         made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": of_append}
         output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
         names = make_set.file_names(layout)
-        output.begin_append(names, base, overwrite=request.overwrite)
+        output.begin_append(names)
         print(
             f"preprocess: {sum(num_new.values()):,} new records, {num_there:,} are there already",
             file=sys.stderr,

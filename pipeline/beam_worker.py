@@ -14,14 +14,24 @@ import threading
 _LOOK_EVERY_SECS = 0.5
 
 
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        with open(f"/proc/{process}/stat", "rb") as file:
+            # Killed, and only not yet waited for by its parent, it counts as a process still.
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # No /proc on this system.
+
+
 def _end_with(command: int) -> None:
     """Ends this process once the command has: then nobody wants its shard any more."""
 
     def watch() -> None:
         while True:
-            try:
-                os.kill(command, 0)
-            except ProcessLookupError:
+            if not _is_running(command):
                 os._exit(1)
             threading.Event().wait(_LOOK_EVERY_SECS)
 

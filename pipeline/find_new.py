@@ -164,7 +164,7 @@ def _conflict(source: convert.ConvertedSource, index: int, record_id: bytes, sha
     return (
         f"the id {record_id.decode()!r} is in {shard} already, with another image or label than "
         f"in {source.where(index)}; expected records with new ids: give them others with "
-        "--id_prefix, or make the data set again with --overwrite"
+        "--id_prefix, or make a new data set of all of them"
     )
 
 

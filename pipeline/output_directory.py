@@ -7,7 +7,7 @@ done (tasks.py).
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import quarantine, storage, tasks
@@ -16,6 +16,7 @@ from pipeline.stage import (
     FORMAT_VERSION,
     MANIFEST,
     differences,
+    read_file,
     read_sealed,
     readable_json,
     sealed_json,
@@ -113,7 +114,7 @@ class OutputDirectory:
             if overwrite:
                 self._clear(known, job)
                 manifest = job = None
-        if manifest and self.is_complete(manifest):
+        if manifest and self.is_complete(manifest["files"]):
             self.forget_finished(manifest)
             return manifest
         if job and job["made_from"] != self.made_from:
@@ -123,22 +124,27 @@ class OutputDirectory:
         storage.remove(self._path(MANIFEST))
         return None
 
-    def begin_append(
-        self, names: Sequence[str], base: Mapping[str, Any], *, overwrite: bool
-    ) -> None:
+    def undo_append(self, base: Mapping[str, Any]) -> None:
+        """Removes what an unfinished append has added to a held, finished directory.
+
+        Args:
+          base: the directory's manifest.
+        """
+        job = read_sealed(self.tasks.path(tasks.JOB))
+        if job:
+            kept = {entry["name"] for entry in base["files"]}
+            self._remove_files([name for name in job["names"] if name not in kept])
+            storage.remove(self.tasks.path())
+
+    def begin_append(self, names: Sequence[str]) -> None:
         """Makes a held, finished directory ready for further files; it stays finished.
 
         Args:
           names: every file that the job will make or make anew.
-          base: the directory's manifest.
-          overwrite: whether what an unfinished job of other inputs has appended may go.
         """
         job = read_sealed(self.tasks.path(tasks.JOB))
         if job and job["made_from"] != self.made_from:
-            if not overwrite:
-                raise self._other_append(job)
-            kept = {entry["name"] for entry in base["files"]}
-            self._remove_files([name for name in job["names"] if name not in kept])
+            raise self._other_append(job)
         self._remove_unfinished()
         self._write_job(self.made_from, names)
 
@@ -165,13 +171,19 @@ class OutputDirectory:
         job = {"stage": self.stage, "made_from": made_from, "names": list(names)}
         storage.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
-    def is_complete(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether every file is there at its size; contents are checked when read."""
-        for entry in manifest["files"]:
+    def is_complete(self, files: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether files of the manifest are whole.
+
+        Those that hold records are large; of them it sees that they are there at their size,
+        and who reads them checks what they hold.
+        """
+        for entry in files:
             try:
                 if storage.num_bytes(self._path(entry["name"])) != entry["bytes"]:
                     return False
-            except FileNotFoundError:
+                if "num_examples" not in entry:
+                    read_file(self.directory, entry)
+            except (FileNotFoundError, StageError):
                 return False
         return True
 

@@ -60,7 +60,7 @@ _APPEND = flags.DEFINE_bool(
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite",
     False,
-    "Replace what another run of this command left in output_dir; with --append, undo another "
+    "Replace what another run of this command left in output_dir; with --append, undo an "
     "append that was not finished.",
 )
 flags.mark_flags_as_required(["source", "output_dir"])

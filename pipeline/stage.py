@@ -49,11 +49,22 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     lines = []
     for key in sorted({*there, *asked}):
         if there.get(key) != asked.get(key):
-            if isinstance(there.get(key), Mapping) and isinstance(asked.get(key), Mapping):
-                lines += [f"{key}.{line}" for line in differences(there[key], asked[key])]
+            values = there.get(key), asked.get(key)
+            if all(isinstance(value, Mapping) for value in values):
+                lines += [f"{key}.{line}" for line in differences(*values)]
+            elif isinstance(values[0], Mapping):
+                lines.append(f"{key} is there and not here")
+            elif isinstance(values[1], Mapping):
+                lines.append(f"{key} is here and not there")
             else:
-                lines.append(f"{key} is {there.get(key)!r} there and {asked.get(key)!r} here")
+                lines.append(f"{key} is {_short(values[0])} there and {_short(values[1])} here")
     return lines
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a checksum its beginning is enough."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
 
 
 def file_entry(name: str, data: bytes) -> dict[str, Any]:
@@ -96,7 +107,8 @@ def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:
         raise StageError(
             f"{path}: damaged: {found['bytes']} bytes with sha256 {found['sha256'][:12]}…, but "
             f"{MANIFEST} lists {entry['bytes']} bytes with {entry['sha256'][:12]}…; delete this "
-            "file and run the command that made the directory again, it remakes what is missing"
+            "file and run the command that made the directory again, it remakes what is missing "
+            "(all of it, with --overwrite, if it is a data set that was appended to)"
         )
     return data
 
@@ -118,7 +130,7 @@ def read_sealed(path: str) -> dict[str, Any] | None:
             return value
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, IsADirectoryError):
         pass  # No JSON, no object, or no seal: all the same to its reader.
     raise StageError(
         f"{path}: not as this program wrote it; damaged, changed by hand, or another program's: "

@@ -35,10 +35,12 @@ def run(arguments: list[str]) -> None:
     records = manifest["records"]
     text = f"{records['written']:,} records, {len(manifest['files'])} files"
     if count:
-        raise StageError(
-            f"{arguments[0]}: {count} faults in {text}; expected none: delete the shards that are "
-            "named and run the preprocess command again, which makes them anew"
-        )
+        faults = "1 fault" if count == 1 else f"{count} faults"
+        if any(key.startswith("appended") for key in manifest["made_from"]):
+            remedy = "make the set again with --overwrite, and append to it what was appended"
+        else:
+            remedy = "delete the files that are named and run the preprocess command again"
+        raise StageError(f"{arguments[0]}: {faults} in {text}; expected none: {remedy}")
     print(f"verify: whole: {text}, dataset_id {manifest['dataset_id']}, {arguments[0]}")
 
 

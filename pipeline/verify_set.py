@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import shards, stage, storage
+from pipeline import shards, stage, storage, tasks
 from pipeline.progress import Progress
 
 _HASH_BYTES = 16
@@ -98,6 +98,15 @@ def _find(dataset: shards.Dataset) -> Iterator[Found]:
         yield Found(path, offset, f"its id stands twice, also {what} at {where}")
     yield from _find_in_manifest(dataset, num_whole)
     listed = {*entries, stage.MANIFEST}
+    job = stage.read_sealed(tasks.Tasks(directory).path(tasks.JOB))
+    if job:
+        listed |= {*job["names"]}
+        yield Found(
+            storage.join(directory, tasks.DIRECTORY),
+            None,
+            "an --append was not finished here: run the same command to its end, or undo it with "
+            "--append --overwrite of a source that is in the set; what was there is as it was",
+        )
     for name in storage.list_names(directory):
         if ".tfrecord-" in name and name not in listed:
             path = storage.join(directory, name)

@@ -191,7 +191,7 @@ def test_only_a_finished_and_whole_set_grows(out, grown, tmp_path):
     with pytest.raises(StageError, match="no such directory"):
         make_shards(f"idx:{grown}", tmp_path / "none", append=True)
     (out / "blobs-test.tfrecord-00001-of-00004").unlink()
-    with pytest.raises(StageError, match="a file of the data set is missing or cut"):
+    with pytest.raises(StageError, match="a file of the data set is missing or damaged"):
         make_shards(f"idx:{grown}", out, append=True)
 
 
@@ -285,6 +285,33 @@ def test_an_unfinished_append_is_finished_or_undone(idx_dir, data_dir, out, grow
     shutil.copytree(data_dir, tmp_path / "fresh")
     make_shards(f"idx:{more}", tmp_path / "fresh", append=True, num_shards=1)
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+
+
+def test_an_append_that_was_killed_is_named_by_verify_and_undone_on_request(
+    idx_dir, data_dir, out, grown
+):
+    die_at_file(14, *command(grown, out))
+    assert list(out.glob("*-00004-of-00004"))
+    done = run_command("pipeline.verify", out, check=False)
+    assert done.returncode == 1
+    [line] = done.stdout.splitlines()
+    assert "an --append was not finished here: run the same command to its end, or undo" in line
+    assert make_shards(f"idx:{idx_dir}", out, append=True, overwrite=True)["reused"] is True
+    assert outputs_of(out) == outputs_of(data_dir)
+    assert run_command("pipeline.verify", out).returncode == 0
+
+
+def test_what_describes_a_grown_set_is_checked_too(out, grown):
+    make_shards(f"idx:{grown}", out, append=True, num_shards=2)
+    before = outputs_of(out)
+    for name in ("stats.html", "dataset_info.json"):
+        (out / name).write_bytes(before[name][:-1] + b"x")
+        with pytest.raises(StageError, match="a file that describes it is damaged"):
+            make_shards(f"idx:{grown}", out, append=True, num_shards=2)
+        (out / name).write_bytes(before[name])
+    (out / "blobs-train.tfrecord-00001-of-00004").unlink()
+    done = run_command("pipeline.verify", out, check=False)
+    assert "make the set again with --overwrite, and append to it what was appended" in done.stderr
 
 
 def test_overwrite_takes_what_an_unfinished_append_wrote_along(out, grown, tmp_path):

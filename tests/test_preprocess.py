@@ -149,9 +149,14 @@ def test_a_finished_directory_is_left_alone_and_remade_where_files_are_missing(
     assert first == second
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
-    (out / "blobs-test.tfrecord-00000-of-00004").unlink()
-    assert "reused" not in make_shards(f"idx:{idx_dir}", out)
-    assert outputs_of(out) == outputs_of(data_dir)
+    page = out / "stats.html"
+    for damage in (
+        (out / "blobs-test.tfrecord-00000-of-00004").unlink,
+        lambda: page.write_bytes(page.read_bytes()[:-1] + b"x"),
+    ):
+        damage()
+        assert "reused" not in make_shards(f"idx:{idx_dir}", out)
+        assert outputs_of(out) == outputs_of(data_dir)
 
 
 def test_other_inputs_need_overwrite_which_leaves_nothing_stale(idx_dir, tmp_path):
