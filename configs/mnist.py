@@ -3,45 +3,67 @@
     python -m pipeline.preprocess --source=idx:DIR --validation_fraction=0 --output_dir=/tmp/mnist
     python -m trainer.main --config=configs/mnist.py --config.data_dir=/tmp/mnist --workdir=/tmp/run
 
-The other files here are small edits of this one.
+A sweep is a loop: --config=configs/mnist.py:latent_dim=16,beta=0.5 sets what stands after the
+colon; without a beta it follows from latent_dim. The other files here are small edits of this one.
 """
 
 import ml_collections
 
+from configs import arguments
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The reference configuration; each key is explained on its line."""
+    given = arguments.parse(arg, latent_dim=int, beta=float)
     config = ml_collections.ConfigDict()
 
     # Data
     config.data_dir = ""  # output directory of preprocess; local path or URL
+    config.data_placement = "auto"  # device, memory_mapped (on the host), or auto: by size
     config.batch_size = 256  # examples in a global batch, over all replicas together
     config.num_epochs = 40  # passes over the split `train`
     config.seed = 0  # of initial weights, order and noise
 
-    # Model. The decoder mirrors the encoder: filters and strides in reverse order.
-    config.latent_dim = 12  # size of z
-    config.filters = (32, 64, 128)  # filters of each convolution of the encoder
+    # Model. The decoder mirrors the encoder: filters, strides and units in reverse order.
+    config.architecture = "convolutional"  # or mlp, a multilayer perceptron
+    config.latent_dim = given.get("latent_dim", 12)  # size of z
+    config.filters = (32, 64, 128)  # convolutional: filters of each layer of the encoder
     config.strides = (1, 2, 2)  # strides of the same; their product divides height and width
     config.kernel_size = 3  # height and width of every convolution
+    config.hidden_units = (200, 200)  # mlp: units of each hidden layer of the encoder
     config.activation = "leaky_relu"  # any name that keras.activations knows
+    config.warm_start_from = ""  # a published model directory whose weights to begin with
+
+    # Likelihood of an image given z
+    config.likelihood = "bernoulli"  # bernoulli, continuous_bernoulli or gaussian
+    config.gaussian_std = 0.1  # gaussian: standard deviation of a pixel, on the scale 0 to 1
+    config.binarize = "none"  # pixels to 0 or 1, by chance: static, once; dynamic, at each visit
 
     # Objective, in nats per image: reconstruction_loss + beta * kl
     # The articles' factor on a KL term averaged over latents, beside a mean over pixels:
     # 2 * fact * num_pixels / latent_dim, with fact = 6.5e-4.
-    config.beta = 2 * 6.5e-4 * 28 * 28 / 12
+    config.beta = given.get("beta", 2 * 6.5e-4 * 28 * 28 / config.latent_dim)
+    config.beta_warmup_steps = 0  # steps in which beta rises from 0
+    config.free_bits = 0.0  # nats a latent that the KL term leaves free
+    config.num_importance_samples = 1  # k; from 2 on the importance-weighted bound (IWAE)
     config.kl_route = "gradient_tape"  # how the KL term enters training
-    config.learning_rate = 1e-3  # of Adam
+
+    # Optimizer: Adam
+    config.learning_rate = 1e-3  # the highest of the schedule
+    config.learning_rate_schedule = "constant"  # or cosine, to 0 at the last step
+    config.learning_rate_warmup_steps = 0  # steps in which the rate rises from 0
+    config.clip_norm = 0.0  # global norm to which gradients are cut; 0: they are not
 
     # Machine
     config.strategy = "mirrored"  # mirrored: all GPUs, else the CPU; one_device: the first of them
     config.num_virtual_devices = 0  # n ≥ 1: n replicas on the CPU, for tests; 0: real devices
-    config.precision = "float32"  # float32 or mixed_bfloat16; weights and losses stay float32
+    config.precision = "float32"  # or mixed_bfloat16, mixed_float16; losses stay float32
     config.jit_compile = False  # compile each replica's forward and backward pass with XLA
     config.deterministic = False  # forbid operations whose result depends on timing
 
     # Loop
+    config.early_stopping_patience = 0  # epochs without a better validation loss; 0: all epochs
     config.steps_per_loop = 20  # steps on the device between two looks of the host
     config.checkpoint_every_steps = 500  # one is also saved after each epoch and on SIGTERM
-    config.keep_checkpoints = 2  # newest checkpoints that stay
+    config.keep_checkpoints = 2  # newest checkpoints that stay, beside the best by validation
     return config.lock()

@@ -10,7 +10,4 @@ from configs import mnist
 
 def get_config() -> ml_collections.ConfigDict:
     """mnist.py with 2 latents and the beta that the same factor gives for them."""
-    config = mnist.get_config()
-    config.latent_dim = 2
-    config.beta = 2 * 6.5e-4 * 28 * 28 / 2
-    return config
+    return mnist.get_config("latent_dim=2")

@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = mnist.get_config()
     config.filters = (4, 8)
     config.strides = (2, 2)
+    config.hidden_units = (16, 8)
     config.latent_dim = 3
     config.batch_size = 32
     config.num_epochs = 2

@@ -1,7 +1,7 @@
 """A finished data set's shards: their names, and what they hold read back."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +113,10 @@ class Dataset:
         """Number of records in a split."""
         return sum(entry["num_examples"] for entry in self.shards(split))
 
+    def has_examples(self, split: str) -> bool:
+        """Whether there is such a split, and a record in it."""
+        return split in self.splits and self.num_examples(split) > 0
+
     def read_shard(self, entry: Mapping[str, Any]) -> Shard:
         """Reads a shard whole; file checksum, record checksums and counts are checked.
 
@@ -148,14 +152,20 @@ class Dataset:
             )
         return self._shard(good, faults)
 
-    def read_split(self, split: str) -> tuple[np.ndarray, list[Loss]]:
+    def read_split(
+        self, split: str, allocate: Callable[[tuple[int, ...], type], np.ndarray] = np.empty
+    ) -> tuple[np.ndarray, list[Loss]]:
         """All images of a split in the order of its shards, and what cannot be had.
+
+        Args:
+          split: which one.
+          allocate: (shape, dtype) -> the array to fill.
 
         Returns:
           uint8 (n, H, W, C).
           A loss for each damaged shard; none unless faults are to be quarantined.
         """
-        out = np.empty((self.num_examples(split), *self.image_shape), np.uint8)
+        out = allocate((self.num_examples(split), *self.image_shape), np.uint8)
         filled, losses = 0, []
         for entry in self.shards(split):
             shard = self.read_shard(entry)

@@ -36,7 +36,9 @@ def test_replicas_together_see_each_record_of_the_epoch_once(
         weight = 0.0
         for replica in range(num_replicas):
             places = batches.replica_places(replica, num_replicas, batch_size)
-            rows, weights, total = batches.slice_of_batch(order, batch, places, batch_size)
+            rows, weights, total = batches.slice_of_batch(
+                order, num_examples, batch, places, batch_size=batch_size
+            )
             present = weights.numpy() == 1
             seen += rows.numpy()[present].tolist()
             weight += weights.numpy().sum()
@@ -52,10 +54,10 @@ def test_noise_belongs_to_the_place_and_not_to_the_replica(batch_size, num_repli
         for replica in range(replicas):
             places = batches.replica_places(replica, replicas, batch_size)
             parts.append(
-                batches.noise(7, tf.constant(step), places, batch_size=batch_size, latent_dim=3)
+                batches.noise(7, tf.constant(step), places, batch_size=batch_size, shape=(3,))
             )
         return np.concatenate(parts)[:batch_size]
 
     np.testing.assert_array_equal(drawn(1), drawn(num_replicas))
-    other = batches.noise(7, step ^ 1, tf.range(batch_size), batch_size=batch_size, latent_dim=3)
+    other = batches.noise(7, step ^ 1, tf.range(batch_size), batch_size=batch_size, shape=(3,))
     assert not np.array_equal(drawn(1), other)

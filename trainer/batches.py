@@ -1,5 +1,7 @@
 """Which records and which noise step t sees, and which of them each replica takes.
 
+Where the records lie is in data.py.
+
 All of it is a function of (seed, t) and of places in the global batch, so any
 number of replicas sees the same, and a run that resumes at step t needs nothing
 but t.
@@ -54,13 +56,19 @@ def replica_places(replica: int | tf.Tensor, num_replicas: int, batch_size: int)
 
 
 def slice_of_batch(
-    order: tf.Tensor, batch: tf.Tensor, places: tf.Tensor, batch_size: int
+    order: tf.Tensor,
+    num_examples: tf.Tensor,
+    batch: tf.Tensor,
+    places: tf.Tensor,
+    *,
+    batch_size: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """What stands at some places of a batch.
 
     Args:
-      order: int32 (num_examples,), the order of the epoch.
-      batch: int32 scalar, number of the batch in the epoch.
+      order: int32 (at least num_examples,), the order in which to visit the records.
+      num_examples: int32 scalar, how many of them there are.
+      batch: int32 scalar, number of the batch in that order.
       places: int32 (n,), places in the global batch.
       batch_size: size of the global batch.
 
@@ -69,7 +77,6 @@ def slice_of_batch(
       weights: float32 (n,), 1 for an example, 0 where there is none.
       total: float32 scalar, the weight of the whole global batch.
     """
-    num_examples = tf.shape(order)[0]
     first = batch * batch_size
     present = (places < batch_size) & (first + places < num_examples)
     rows = tf.gather(order, tf.minimum(first + places, num_examples - 1))
@@ -78,22 +85,65 @@ def slice_of_batch(
 
 
 def noise(
-    key: int, number: tf.Tensor, places: tf.Tensor, *, batch_size: int, latent_dim: int
+    key: int,
+    number: tf.Tensor,
+    places: tf.Tensor,
+    *,
+    batch_size: int,
+    shape: tuple[int, ...],
 ) -> tf.Tensor:
     """Standard normal noise for some places of a global batch.
 
-    Every replica draws the whole batch's noise, a few thousand numbers, and takes
-    its part: so it is keyed by the place and never by the replica.
+    Every replica draws the whole batch's noise and takes its part: so it is keyed by
+    the place and never by the replica.
 
     Args:
       key: from `noise_key`.
       number: int32 scalar, which batch: the global step, or the batch of an evaluation.
       places: int32 (n,), places in the global batch.
       batch_size: size of the global batch.
-      latent_dim: size of z.
+      shape: of one place's noise.
 
     Returns:
-      float32 (n, latent_dim).
+      float32 (n, *shape).
     """
-    whole = tf.random.stateless_normal([batch_size, latent_dim], seed=tf.stack([key, number]))
+    whole = tf.random.stateless_normal([batch_size, *shape], seed=tf.stack([key, number]))
     return tf.gather(whole, tf.minimum(places, batch_size - 1))
+
+
+def binarize(
+    images: tf.Tensor, key: int, number: tf.Tensor, places: tf.Tensor, *, batch_size: int
+) -> tf.Tensor:
+    """Black or white pixels, white with the probability that the image gives: anew for each batch.
+
+    Args:
+      images: float32 (n, H, W, C) in [0, 1].
+      key: from `noise_key`.
+      number: int32 scalar, which batch, as for `noise`.
+      places: int32 (n,), places in the global batch.
+      batch_size: size of the global batch.
+
+    Returns:
+      float32 (n, H, W, C), each 0 or 1.
+    """
+    whole = tf.random.stateless_uniform(
+        [batch_size, *images.shape[1:]], seed=tf.stack([key, number])
+    )
+    uniform = tf.gather(whole, tf.minimum(places, batch_size - 1))  # in [0, 1)
+    return tf.cast(uniform < images, tf.float32)
+
+
+def binarize_once(images: np.ndarray, *, seed: int, split: str) -> None:
+    """The same once and for all, in place: a function of seed, split and place in the split.
+
+    Args:
+      images: uint8 (n, H, W, C), the whole split; becomes 0 or 255.
+      seed: of the config.
+      split: name of the split.
+    """
+    for number, image in enumerate(images):
+        key = np.frombuffer(_key(seed, f"pixels of {split}", number), np.uint64)
+        bits = np.random.Philox(key=key).random_raw(-(-image.size // 4)).view(np.uint16)
+        # 0..254: below a pixel p with a probability of p / 255, to 2^-16.
+        uniform = (bits[: image.size].astype(np.uint32) * 255) >> 16
+        image[...] = np.where(uniform.reshape(image.shape) < image, 255, 0)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import stage, storage
-from pipeline.errors import UsageError
+from pipeline.errors import StageError, UsageError
 
 DIRECTORY = "checkpoints"
 _NAME = re.compile(r"step-(\d{10})\.npz")
@@ -42,8 +42,19 @@ class Checkpoint(NamedTuple):
     arrays: dict[str, np.ndarray]  # variable name -> value
 
 
-def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
-    """Writes a checkpoint, then removes all but the newest `keep`; returns its path."""
+def path_of(workdir: str, step: int) -> str:
+    """Where the checkpoint of a step lies."""
+    return storage.join(workdir, DIRECTORY, f"step-{step:010d}.npz")
+
+
+def newest_path(workdir: str) -> str | None:
+    """Where the newest checkpoint lies, if there is any."""
+    steps = _steps(workdir)
+    return path_of(workdir, max(steps)) if steps else None
+
+
+def save(workdir: str, checkpoint: Checkpoint, *, keep: int, best_step: int | None = None) -> None:
+    """Writes a checkpoint, then removes all but the newest `keep` and that of `best_step`."""
     about = {
         "format_version": stage.FORMAT_VERSION,
         "step": checkpoint.step,
@@ -51,25 +62,23 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int) -> str:
         "run": checkpoint.run,
         "names": sorted(checkpoint.arrays),
     }
-    directory = storage.join(workdir, DIRECTORY)
-    storage.make_dirs(directory)
-    path = storage.join(directory, f"step-{checkpoint.step:010d}.npz")
+    storage.make_dirs(storage.join(workdir, DIRECTORY))
     buffer = io.BytesIO()
     np.savez(
         buffer,
         **{_ABOUT: np.frombuffer(stage.canonical_json(about), np.uint8)},
         **checkpoint.arrays,
     )
-    storage.write_bytes(path, buffer.getvalue())
-    for _, name in sorted(_steps(workdir), reverse=True)[keep:]:
-        storage.remove(storage.join(directory, name))
-    return path
+    storage.write_bytes(path_of(workdir, checkpoint.step), buffer.getvalue())
+    for step in sorted(_steps(workdir), reverse=True)[keep:]:
+        if step != best_step:
+            storage.remove(path_of(workdir, step))
 
 
-def _steps(workdir: str) -> list[tuple[int, str]]:
-    """(step, file name) of every checkpoint there."""
+def _steps(workdir: str) -> list[int]:
+    """The step of every checkpoint there."""
     names = storage.list_names(storage.join(workdir, DIRECTORY))
-    return [(int(found[1]), name) for name in names if (found := _NAME.fullmatch(name))]
+    return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
 
 
 def _read(path: str) -> Checkpoint:
@@ -95,8 +104,8 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
       UsageError: the checkpoint belongs to another run; says what differs.
     """
     storage.remove_unfinished(storage.join(workdir, DIRECTORY))
-    for _, name in sorted(_steps(workdir), reverse=True):
-        path = storage.join(workdir, DIRECTORY, name)
+    for step in sorted(_steps(workdir), reverse=True):
+        path = path_of(workdir, step)
         try:
             checkpoint = _read(path)
         except _DAMAGED as error:
@@ -105,6 +114,23 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
         refuse_other_run(workdir, checkpoint.run, run)
         return checkpoint
     return None
+
+
+def read_arrays(workdir: str, step: int) -> dict[str, np.ndarray]:
+    """All arrays of the checkpoint of a step.
+
+    Raises:
+      StageError: it is missing or damaged.
+    """
+    path = path_of(workdir, step)
+    try:
+        return _read(path).arrays
+    except (FileNotFoundError, *_DAMAGED) as error:
+        raise StageError(
+            f"{path}: the checkpoint with the best validation loss is missing or damaged "
+            f"({error}); publish the last weights with --config.early_stopping_patience=0, or "
+            "train anew with --overwrite"
+        ) from error
 
 
 def refuse_other_run(workdir: str, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:

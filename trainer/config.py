@@ -1,26 +1,38 @@
 """What a config may say, and which of its keys shape the result."""
 
+import math
 from typing import Any
 
 import keras
 import ml_collections
 
 from pipeline.errors import UsageError
+from trainer import data, likelihoods, schedules
 
-KL_ROUTES = ("gradient_tape",)
-STRATEGIES = ("mirrored", "one_device")
-PRECISIONS = ("float32", "mixed_bfloat16")
+_CHOICES = {
+    "data_placement": data.PLACEMENTS,
+    "architecture": ("convolutional", "mlp"),
+    "likelihood": likelihoods.NAMES,
+    "binarize": ("none", "static", "dynamic"),
+    "kl_route": ("gradient_tape",),
+    "learning_rate_schedule": schedules.LEARNING_RATES,
+    "strategy": ("mirrored", "one_device", "multi_worker"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+}
 
 # Keys that may change when a run goes on: they say where and how long it runs,
 # not which path it takes.
 _FREE_KEYS = frozenset(
     {
         "data_dir",
+        "data_placement",
         "num_epochs",
+        "warm_start_from",  # Its content counts, not its place: Run.identity has it.
         "strategy",
         "num_virtual_devices",
         "jit_compile",
         "deterministic",
+        "early_stopping_patience",
         "steps_per_loop",
         "checkpoint_every_steps",
         "keep_checkpoints",
@@ -31,6 +43,13 @@ _AT_LEAST = {
     "num_epochs": 1,
     "latent_dim": 1,
     "kernel_size": 1,
+    "num_importance_samples": 1,
+    "beta": 0,
+    "beta_warmup_steps": 0,
+    "free_bits": 0,
+    "clip_norm": 0,
+    "learning_rate_warmup_steps": 0,
+    "early_stopping_patience": 0,
     "num_virtual_devices": 0,
     "steps_per_loop": 1,
     "checkpoint_every_steps": 1,
@@ -41,12 +60,12 @@ _AT_MOST = {
     "batch_size": 2**20,
     "latent_dim": 2**16,
     "kernel_size": 2**8,
+    "num_importance_samples": 2**16,
     "num_virtual_devices": 2**6,
 }
 # Activations of Keras that give another shape than they take. By name: to run one would
 # start TensorFlow's devices, before num_virtual_devices has had its say.
 _RESHAPING = ("glu",)
-_ONE_OF = {"kl_route": KL_ROUTES, "strategy": STRATEGIES, "precision": PRECISIONS}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -65,18 +84,21 @@ def check(config: ml_collections.ConfigDict) -> None:
             "python -m pipeline.preprocess"
         )
     for key, least in _AT_LEAST.items():
-        if config[key] < least:
+        if not config[key] >= least:  # Written so that NaN fails too.
             refuse(key, f"at least {least}")
     for key, most in _AT_MOST.items():
         if config[key] > most:
             refuse(key, f"at most {most}")
-    for key, choices in _ONE_OF.items():
+    for key, choices in _CHOICES.items():
         if config[key] not in choices:
             refuse(key, f"one of {', '.join(choices)}")
-    if not config.learning_rate > 0:
-        refuse("learning_rate", "a number above 0")
-    if not config.beta >= 0:
-        refuse("beta", "a number of at least 0")
+    for key in ("learning_rate", "gaussian_std"):
+        if not 0 < config[key] < math.inf:
+            refuse(key, "a number above 0")
+    if config.binarize != "none" and config.likelihood != "bernoulli":
+        refuse("binarize", f"none, since likelihood is {config.likelihood}, and not bernoulli")
+    if config.free_bits and config.num_importance_samples > 1:
+        refuse("free_bits", "0, since the importance-weighted bound has no KL term")
     try:
         keras.activations.get(config.activation)
         known = config.activation not in _RESHAPING
@@ -84,15 +106,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         known = False
     if not known:
         refuse("activation", "a name that keras.activations knows and that keeps the shape")
-    for key in ("filters", "strides"):
+    for key in ("filters", "strides", "hidden_units"):
         if not config[key] or any(not isinstance(n, int) or n < 1 for n in config[key]):
-            refuse(key, "one number of at least 1 for each convolution, as in (32,64,128)")
+            refuse(key, "one number of at least 1 for each layer, as in (32,64,128)")
     if len(config.filters) != len(config.strides):
         refuse("strides", f"as many as filters, which has {len(config.filters)}")
 
 
 def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:
-    """Refuses strides that don't divide the image.
+    """Refuses strides of convolutions that don't divide the image.
 
     Args:
       config: as checked.
@@ -101,6 +123,8 @@ def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int,
     Raises:
       UsageError: with the size and the stride at which it fails.
     """
+    if config.architecture != "convolutional":
+        return
     for name, size in zip(("height", "width"), image_shape[:2], strict=True):
         left = size
         for place, stride in enumerate(config.strides):
@@ -113,10 +137,26 @@ def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int,
             left //= stride
 
 
+def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
+    """Refuses a warm-up of the learning rate that is as long as the run.
+
+    Raises:
+      UsageError: with both lengths.
+    """
+    if config.learning_rate_warmup_steps >= total_steps:
+        raise UsageError(
+            f"--config.learning_rate_warmup_steps={config.learning_rate_warmup_steps}: expected "
+            f"fewer than the run's {total_steps} steps"
+        )
+
+
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The part of a config that determines the path of a run, as a JSON value."""
+    free = _FREE_KEYS
+    if config.learning_rate_schedule != "constant":
+        free = free - {"num_epochs"}  # The rate of a step depends on the last one's number.
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in sorted(config.to_dict().items())
-        if key not in _FREE_KEYS
+        if key not in free
     }

@@ -1,37 +1,75 @@
-"""The two terms of the VAE's objective, per example, in nats. Pure functions."""
+"""The terms of the objective, per example, in nats. Pure functions.
+
+What a decoder's output says about an image is in likelihoods.py.
+"""
 
 import tensorflow as tf
 
 
-def reconstruction_loss(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Negative log-likelihood of pixels under independent Bernoulli variables.
+def kl_per_latent(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
+    """Kullback-Leibler divergence of N(mean, exp(log_var)) from N(0, 1).
 
-    −log p(x|z) = Σ_pixels BCE(x, sigmoid(logits)), Kingma and Welling (2014),
-    "Auto-Encoding Variational Bayes", appendix C.1, with x in [0, 1] taken as
-    the probability of a white pixel.
-
-    Args:
-      images: float32 (n, H, W, C) in [0, 1].
-      logits: float32 (n, H, W, C).
-
-    Returns:
-      float32 (n,), nats per image, ≥ 0.
-    """
-    per_pixel = tf.nn.sigmoid_cross_entropy_with_logits(labels=images, logits=logits)
-    return tf.reduce_sum(per_pixel, axis=[1, 2, 3])
-
-
-def kl(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
-    """Kullback-Leibler divergence of N(mean, exp(log_var)) from N(0, 1), over all latents.
-
-    ½ Σ (exp(log_var) + mean² − 1 − log_var), same paper, appendix B.
+    ½ (exp(log_var) + mean² − 1 − log_var), Kingma and Welling (2014), "Auto-Encoding
+    Variational Bayes", appendix B.
 
     Args:
       mean: float32 (n, latent_dim).
       log_var: float32 (n, latent_dim).
 
     Returns:
-      float32 (n,), nats per image, ≥ 0.
+      float32 (n, latent_dim), nats, ≥ 0.
     """
     # expm1(v) − v ≥ 0 even in float32, where exp(v) − 1 − v can round below 0.
-    return 0.5 * tf.reduce_sum(tf.math.expm1(log_var) - log_var + tf.square(mean), axis=1)
+    return 0.5 * (tf.math.expm1(log_var) - log_var + tf.square(mean))
+
+
+def kl(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
+    """`kl_per_latent` summed over the latents: float32 (n,), nats per image, ≥ 0."""
+    return tf.reduce_sum(kl_per_latent(mean, log_var), axis=1)
+
+
+def kl_with_free_bits(mean: tf.Tensor, log_var: tf.Tensor, free_bits: float) -> tf.Tensor:
+    """The KL term with nothing to gain below `free_bits` nats a latent.
+
+    Σ_latents max(free_bits, kl_per_latent), Kingma et al. (2016), "Improved Variational
+    Inference with Inverse Autoregressive Flow", equation 15, per example where they take
+    the mean over a minibatch first: so it does not depend on how a batch is divided.
+
+    Returns:
+      float32 (n,), nats per image.
+    """
+    return tf.reduce_sum(tf.maximum(kl_per_latent(mean, log_var), free_bits), axis=1)
+
+
+def log_prior_to_posterior(z: tf.Tensor, noise: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
+    """Log-ratio log p(z) − log q(z | x) at z = mean + exp(log_var / 2) · noise.
+
+    Its expectation over the noise is −kl.
+
+    Args:
+      z: float32 (n, k, latent_dim).
+      noise: float32 (n, k, latent_dim).
+      log_var: float32 (n, latent_dim).
+
+    Returns:
+      float32 (n, k), nats.
+    """
+    # The constants ½ log 2π of both densities cancel.
+    log_var = log_var[:, tf.newaxis]  # (n, 1, latent_dim)
+    return 0.5 * tf.reduce_sum(tf.square(noise) - tf.square(z) + log_var, axis=2)
+
+
+def log_mean_exp(log_weights: tf.Tensor) -> tf.Tensor:
+    """Logarithm of the mean of exp(log_weights) over the samples: the importance-weighted bound.
+
+    log 1/k Σ w_i, Burda, Grosse and Salakhutdinov (2016), "Importance Weighted
+    Autoencoders", equation 8.
+
+    Args:
+      log_weights: float32 (n, k).
+
+    Returns:
+      float32 (n,).
+    """
+    num_samples = tf.cast(tf.shape(log_weights)[1], log_weights.dtype)
+    return tf.reduce_logsumexp(log_weights, axis=1) - tf.math.log(num_samples)

@@ -1,8 +1,8 @@
-"""What a run reports: metrics.jsonl, timings.jsonl and TensorBoard.
+"""The numbers that a run reports: metrics.jsonl and timings.jsonl.
 
 metrics.jsonl holds only what is a function of the inputs, so that an interrupted
 run and an uninterrupted one write the same lines; anything with a clock in it goes
-to timings.jsonl and TensorBoard.
+to timings.jsonl and TensorBoard (board.py).
 """
 
 import json
@@ -10,36 +10,51 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline import storage
 from pipeline.errors import StageError
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
-TENSORBOARD = "tensorboard"
 
 
-def from_sums(sums: Sequence[float], *, beta: float, num_pixels: int) -> dict[str, float]:
+# A latent whose posterior mean varies less than this over the data is not in use: Burda,
+# Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", section 5.2.
+_ACTIVE_VARIANCE = 0.01
+
+
+def from_sums(sums: Sequence[float], *, num_pixels: int, bernoulli: bool) -> dict[str, float]:
     """Means over examples from sums over them.
 
     Args:
       sums: as in `step.SUMS`.
-      beta: weight of the KL term.
       num_pixels: H·W·C.
+      bernoulli: whether the likelihood is, so that the first term is a cross-entropy.
 
     Returns:
-      loss, reconstruction_loss, kl and elbo in nats per image; bce in nats per pixel.
+      loss, reconstruction_loss, kl and elbo in nats per image; if bernoulli, bce in nats
+      per pixel.
     """
-    reconstruction_loss, kl, num_examples = sums
-    reconstruction_loss, kl = reconstruction_loss / num_examples, kl / num_examples
-    return {
-        "loss": reconstruction_loss + beta * kl,
-        "reconstruction_loss": reconstruction_loss,
-        "kl": kl,
-        "elbo": -(reconstruction_loss + kl),
-        "bce": reconstruction_loss / num_pixels,
+    loss, reconstruction_loss, kl, num_examples = sums
+    made = {
+        "loss": loss / num_examples,
+        "reconstruction_loss": reconstruction_loss / num_examples,
+        "kl": kl / num_examples,
+        "elbo": -(reconstruction_loss + kl) / num_examples,
     }
+    return made | ({"bce": made["reconstruction_loss"] / num_pixels} if bernoulli else {})
+
+
+def active_units(sums_of_latents: np.ndarray, num_examples: float) -> int:
+    """How many latents are in use: those with Var_x(E[z | x]) > 0.01.
+
+    Args:
+      sums_of_latents: float64 (2·latent_dim,), sums of the posterior means, then of their
+        squares.
+      num_examples: over how many examples.
+    """
+    mean, square = np.split(sums_of_latents / num_examples, 2)
+    return int(np.count_nonzero(square - mean**2 > _ACTIVE_VARIANCE))
 
 
 def describe(metrics: dict[str, float]) -> str:
@@ -47,6 +62,7 @@ def describe(metrics: dict[str, float]) -> str:
     return " ".join(
         f"{name} {metrics[name]:.4f}" if name == "bce" else f"{name} {metrics[name]:.2f}"
         for name in ("loss", "reconstruction_loss", "kl", "bce")
+        if name in metrics
     )
 
 
@@ -56,12 +72,17 @@ class JsonLines:
     A run writes a few lines an epoch, so the whole file stays small.
     """
 
-    def __init__(self, path: str, *, up_to_step: int):
+    def __init__(self, path: str, *, up_to_step: int, writes: bool = True):
         """Opens the file and drops what an earlier try wrote after `up_to_step`.
 
         Lines of the split `test` go too: they are about the end of a run, which is to come.
+
+        Args:
+          path: local path or fsspec URL.
+          up_to_step: the step from which the run goes on.
+          writes: whether to write at all; without it the lines are only kept in memory.
         """
-        self._path = path
+        self._path, self._writes = path, writes
         self._lines = []
         if storage.exists(path):
             for number, line in enumerate(
@@ -83,50 +104,11 @@ class JsonLines:
         self._lines.append(json.dumps(value))
         self._write()
 
-    def last(self, split: str) -> dict[str, Any] | None:
-        """The newest line of a split."""
-        for line in reversed(self._lines):
-            value = json.loads(line)
-            if value.get("split") == split:
-                return value
-        return None
+    def of(self, split: str) -> list[dict[str, Any]]:
+        """The lines of a split, oldest first."""
+        values = [json.loads(line) for line in self._lines]
+        return [value for value in values if value.get("split") == split]
 
     def _write(self) -> None:
-        storage.write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
-
-
-class TensorBoard:
-    """TensorBoard summaries of a run, one event file a try."""
-
-    def __init__(self, workdir: str):
-        """Opens a writer below `workdir`."""
-        # Events of a URL stay in a scratch directory of the machine until they are published.
-        self._target = storage.join(workdir, TENSORBOARD)
-        self._scratch = storage.scratch_directory() if storage.is_url(workdir) else None
-        self._writer = tf.summary.create_file_writer(self._scratch or self._target)
-
-    def scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
-        """Writes numbers under `<prefix>/<name>`."""
-        with self._writer.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(f"{prefix}/{name}", value, step=step)
-
-    def reconstructions(self, step: int, originals: np.ndarray, made: np.ndarray) -> None:
-        """Writes pictures, each an original above its reconstruction.
-
-        Args:
-          step: global step.
-          originals: float32 (n, H, W, C) in [0, 1].
-          made: the same for the reconstructions.
-        """
-        pairs = np.concatenate([originals, made], axis=1)  # (n, 2H, W, C)
-        if pairs.shape[-1] not in (1, 3, 4):  # What a picture can show of other channels.
-            pairs = pairs[..., :1]
-        with self._writer.as_default():
-            tf.summary.image("reconstructions", pairs, step=step, max_outputs=len(pairs))
-
-    def flush(self) -> None:
-        """Makes everything written so far visible to readers."""
-        self._writer.flush()
-        if self._scratch:
-            storage.publish_tree(self._scratch, self._target)
+        if self._writes:
+            storage.write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())

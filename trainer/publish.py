@@ -1,4 +1,4 @@
-"""The published model directory: a SavedModel and its manifest, the contract with export."""
+"""The published model directory: SavedModel, weights and manifest, the contract with export."""
 
 import hashlib
 import os
@@ -11,23 +11,30 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline import command, stage, storage
-from trainer import losses
+from pipeline import command, examples, stage, storage
+from trainer import likelihoods, losses
+from trainer import weights as weights_lib
 from trainer.model import VAE
 
 
-def _signatures(vae: VAE, image_shape: tuple[int, int, int], latent_dim: int) -> dict[str, Any]:
+def _signatures(
+    vae: VAE, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """Name -> (function, its input specification)."""
     pixels = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
-    latents = [tf.TensorSpec((None, latent_dim), tf.float32, name="z")]
+    latents = [tf.TensorSpec((None, config.latent_dim), tf.float32, name="z")]
+
+    likelihood = likelihoods.make(config)
 
     def embed(images):
-        floats, mean, log_var, logits = vae(images, tf.zeros((tf.shape(images)[0], latent_dim)))
+        floats = examples.to_floats(images)
+        mean, log_var = vae.encoder(floats)
+        logits = vae.decoder(mean)
         return {
             "mean": mean,
             "log_var": log_var,
-            "reconstruction": tf.sigmoid(logits),
-            "reconstruction_loss": losses.reconstruction_loss(floats, logits),
+            "reconstruction": likelihood.mean(logits),
+            "reconstruction_loss": likelihood.negative_log(floats, logits),
             "kl": losses.kl(mean, log_var),
         }
 
@@ -39,7 +46,7 @@ def _signatures(vae: VAE, image_shape: tuple[int, int, int], latent_dim: int) ->
         return {"images": embed(images)["reconstruction"]}
 
     def decode(z):
-        return {"images": tf.sigmoid(vae.decoder(z, training=False))}
+        return {"images": likelihood.mean(vae.decoder(z))}
 
     return {
         "encode": (encode, pixels),
@@ -55,14 +62,16 @@ def _save(
     weights: list[np.ndarray],
     directory: str,
 ) -> None:
-    """Writes the SavedModel of a copy that knows nothing of strategies and replicas."""
+    """Writes weights and SavedModel of a copy that knows nothing of strategies and replicas."""
     vae = VAE(config, image_shape)
     for variable, value in zip(vae.variables, weights, strict=True):
         variable.assign(value)
+    with open(os.path.join(directory, weights_lib.FILE), "wb") as file:
+        file.write(weights_lib.serialize(vae))
     archive = keras.export.ExportArchive()
     archive.track(vae.encoder)
     archive.track(vae.decoder)
-    for name, (function, specification) in _signatures(vae, image_shape, config.latent_dim).items():
+    for name, (function, specification) in _signatures(vae, config, image_shape).items():
         archive.add_endpoint(name=name, fn=function, input_signature=specification)
     with command.quiet_stderr():
         archive.write_out(directory, verbose=False)
@@ -76,6 +85,7 @@ def publish(
     image_shape: tuple[int, int, int],
     weights: list[np.ndarray],
     step: int,
+    trained_steps: int,
     metrics: Mapping[str, Any],
     records: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -91,8 +101,9 @@ def publish(
       run: what the run is a function of.
       image_shape: (H, W, C).
       weights: values of `VAE.variables`.
-      step: steps trained.
-      metrics: the last ones of each split.
+      step: after how many steps the weights were these.
+      trained_steps: how many steps were trained; more, if the best weights are not the last.
+      metrics: those of the weights, by split.
       records: how many of the data set were read, used and quarantined.
 
     Returns:
@@ -119,6 +130,7 @@ def publish(
             "config": {k: v for k, v in config.to_dict().items() if k != "data_dir"},
             "image_shape": list(image_shape),
             "step": step,
+            "trained_steps": trained_steps,
             "metrics": dict(metrics),
             "records": dict(records),
             "files": files,

@@ -1,4 +1,4 @@
-"""The state of one run: its data on the devices, its model, and how far it has come."""
+"""The state of one run: its data, its model, and how far it has come."""
 
 import math
 
@@ -9,31 +9,37 @@ import tensorflow as tf
 
 from pipeline import shards, stage
 from pipeline.errors import StageError
-from trainer import batches, checkpoints, strategies
+from trainer import batches, checkpoints, data, schedules, strategies, weights
 from trainer import config as config_lib
 from trainer import metrics as metrics_lib
 from trainer.model import VAE
-from trainer.step import SUMS, Steps, place_on_devices
+from trainer.optimizer import Optimizer
+from trainer.step import SUMS, Steps
 
-# Reconstructions shown on TensorBoard, from the first records of a split.
-_NUM_PICTURES = 8
+
+class Stopped(Exception):
+    """A signal came, here or at another worker, and steps ended before their time."""
 
 
 class Run:
-    """One run: its data on the devices, its model, and its files in workdir."""
+    """One run: its data, its model, and its files in workdir."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: shards.Dataset):
         self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.is_chief = strategies.is_chief(config)  # Only the chief writes.
         self.losses: list[shards.Loss] = []  # What of the data cannot be had.
-        self._read: dict[str, np.ndarray] = {}  # split -> images, until they are on the devices
+        self._arrays: dict[str, np.ndarray] = {}  # split -> images, until they are placed
         self.num_examples = dataset.num_examples("train")
         if dataset.on_corrupt == "quarantine":  # The order depends on how many there are.
             self._read_data()
-            self.num_examples = len(self._read.get("train", ()))
-        sizes = [dataset.num_examples(split) for split in self._splits()]
+            self.num_examples = len(self._arrays.get("train", ()))
         quarantined = sum(loss.num_records for loss in self.losses)
-        self.records = {"read": sum(sizes), "used": sum(sizes) - quarantined}
-        self.records["quarantined"] = quarantined
+        num_read = sum(dataset.num_examples(split) for split in self._splits())
+        self.records = {
+            "read": num_read,
+            "used": num_read - quarantined,
+            "quarantined": quarantined,
+        }
         self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
         self.total_steps = self.steps_per_epoch * config.num_epochs
         # What every weight is a function of, and what a checkpoint must agree with.
@@ -42,42 +48,58 @@ class Run:
             "config": config_lib.identity(config),
             "quarantined": {loss.name: stage.content_id(loss.faults) for loss in self.losses},
         }
+        self._warm = None
+        if config.warm_start_from:
+            self._warm = weights.read(config.warm_start_from, "--config.warm_start_from")
+            self.identity["warm_start"] = self._warm.manifest["model_id"]
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
+        self.best_step: int | None = None  # Whose checkpoint stays, beside the newest.
 
     def _splits(self) -> list[str]:
         """The splits that a run uses."""
         return [s for s in ("train", "validation", "test") if s in self.dataset.splits]
 
+    def _num_bytes(self) -> int:
+        num_examples = sum(self.dataset.num_examples(split) for split in self._splits())
+        return num_examples * math.prod(self.dataset.image_shape)
+
     def _read_data(self) -> None:
+        config = self.config
+        allocate = data.allocator(config.data_placement, self._num_bytes())
         for split in self._splits():
-            images, losses = self.dataset.read_split(split)
+            images, losses = self.dataset.read_split(split, allocate)
             self.losses += losses
-            if len(images):
-                self._read[split] = images
+            if not len(images):
+                continue
+            if config.binarize == "static":
+                batches.binarize_once(images, seed=config.seed, split=split)
+            self._arrays[split] = images
 
     def build(self) -> None:
-        """Makes strategy, model and optimizer, and puts the data on the devices."""
+        """Makes strategy, model and optimizer, and places the data."""
         config = self.config
         keras.config.set_image_data_format("channels_last")
         self.strategy = strategies.make(config)
         with self.strategy.scope():
             self.vae = VAE(config, self.dataset.image_shape)
-            self.optimizer = keras.optimizers.Adam(config.learning_rate, name="adam")
-            self.optimizer.build(self.vae.variables)
+            if self._warm:
+                weights.assign(self.vae, self._warm, model_dir=config.warm_start_from)
+            self.optimizer = Optimizer(config, self.vae, total_steps=self.total_steps)
         self.steps = Steps(config, self.strategy, self.vae, self.optimizer)
-        self.images = {}  # split -> images on the devices, and their number
-        if not self._read:
+        if not self._arrays:
             self._read_data()
-        for split, images in self._read.items():
-            self.images[split] = place_on_devices(self.strategy, images), len(images)
-        self._read = {}
+        self.splits: dict[str, data.Split] = {
+            split: data.place(self.strategy, images, config, num_bytes=self._num_bytes())
+            for split, images in self._arrays.items()
+        }
+        self._arrays = {}
 
     @property
-    def _variables(self) -> dict[str, keras.Variable]:
+    def _variables(self) -> dict[str, keras.Variable | tf.Variable]:
         """Name -> variable, of model and optimizer."""
         named = {f"model/{v.path}": v for v in self.vae.variables}
-        return named | {f"optimizer/{v.path}": v for v in self.optimizer.variables}
+        return named | {f"optimizer/{name}": v for name, v in self.optimizer.variables.items()}
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Takes over the state of a checkpoint."""
@@ -95,61 +117,117 @@ class Run:
             variable.assign(checkpoint.arrays[name])
 
     def save(self) -> str:
-        """Writes a checkpoint of the present state."""
-        return checkpoints.save(
-            self.workdir,
-            checkpoints.Checkpoint(
-                step=self.step,
-                epoch_sums=self.epoch_sums.tolist(),
-                run=self.identity,
-                arrays={name: v.numpy() for name, v in self._variables.items()},
-            ),
-            keep=self.config.keep_checkpoints,
+        """Writes a checkpoint of the present state; returns its path.
+
+        Raises:
+          StageError: a weight is NaN or infinite, so there is nothing worth saving.
+        """
+        arrays = {name: v.numpy() for name, v in self._variables.items()}
+        bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+        if bad:
+            raise self._diverged(f"{bad[0]!r} is NaN or infinite after step {self.step}")
+        checkpoint = checkpoints.Checkpoint(
+            step=self.step,
+            epoch_sums=self.epoch_sums.tolist(),
+            run=self.identity,
+            arrays=arrays,
         )
+        path = checkpoints.path_of(self.workdir, self.step)
+        if self.is_chief:
+            keep = self.config.keep_checkpoints
+            checkpoints.save(self.workdir, checkpoint, keep=keep, best_step=self.best_step)
+        return path
+
+    def take_best_weights(self) -> None:
+        """Gives the model the weights of `best_step`, to publish them; the run ends with that."""
+        arrays = checkpoints.read_arrays(self.workdir, self.best_step)
+        for variable in self.vae.variables:
+            variable.assign(arrays[f"model/{variable.path}"])
+
+    def schedules(self) -> dict[str, float]:
+        """Learning rate and weight of the KL term in the next step."""
+        return {
+            "learning_rate": float(self.optimizer.learning_rate),
+            "beta": float(schedules.beta(self.config, tf.constant(self.step))),
+        }
+
+    def _diverged(self, what: str) -> StageError:
+        newest = checkpoints.newest_path(self.workdir)
+        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return StageError(f"{what}; {good}: try a smaller --config.learning_rate")
 
     def metrics(self, sums) -> dict[str, float]:
         """Means from the sums of some examples."""
         return metrics_lib.from_sums(
-            sums, beta=self.config.beta, num_pixels=math.prod(self.dataset.image_shape)
+            sums,
+            num_pixels=math.prod(self.dataset.image_shape),
+            bernoulli=self.config.likelihood == "bernoulli",
         )
 
-    def train_steps(self, order: tf.Tensor, num_steps: int) -> None:
+    @property
+    def epoch_is_complete(self) -> bool:
+        """Whether all steps of an epoch are done and its metrics are not reported yet."""
+        return self.step % self.steps_per_epoch == 0 and bool(self.epoch_sums[-1])
+
+    def visit_epoch(self) -> data.Visit:
+        """The records of the epoch that the next step belongs to."""
+        epoch = self.step // self.steps_per_epoch
+        return self.splits["train"].visit(
+            batches.permutation(self.config.seed, epoch, self.num_examples)
+        )
+
+    def _step_arguments(self, visit: data.Visit, num_steps: int) -> tuple:
+        records, first = visit.batches(self.step % self.steps_per_epoch, num_steps)
+        return records, first, tf.constant(self.step), tf.constant(num_steps)
+
+    def trace(self) -> None:
+        """Builds the graph of the training steps, which takes seconds, and runs none."""
+        self.steps.train.get_concrete_function(*self._step_arguments(self.visit_epoch(), 1))
+
+    def train_steps(self, visit: data.Visit, num_steps: int) -> None:
         """Trains some steps of one epoch and adds up their sums.
+
+        Args:
+          visit: from `visit_epoch`.
+          num_steps: at most config.steps_per_loop, and within the epoch.
 
         Raises:
           StageError: a term became NaN or infinite.
+          Stopped: a signal came; the steps that were done are counted.
         """
-        rows = self.steps.train(
-            self.images["train"][0],
-            order,
-            tf.constant(self.step % self.steps_per_epoch),
-            tf.constant(self.step),
-            tf.constant(num_steps),
-        ).numpy()
+        rows, stopped = self.steps.train(*self._step_arguments(visit, num_steps))
+        rows = rows.numpy()
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if bad.size:
-            raise StageError(
+            raise self._diverged(
                 f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
-                f"{self.step + 1} to {self.step + num_steps}); checkpoints in "
-                f"{self.workdir} are from before it: try a smaller --config.learning_rate"
+                f"{self.step + 1} to {self.step + len(rows)})"
             )
         for row in rows.astype(np.float64):  # One by one: the same sum however steps are grouped.
             self.epoch_sums += row
-        self.step += num_steps
+        self.step += len(rows)
+        if stopped:
+            raise Stopped
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Metrics of the present weights on a whole split."""
-        images, count = self.images[split]
-        rows = self.steps.evaluate(
-            images,
-            tf.range(count),
-            tf.constant(batches.steps_per_epoch(count, self.config.batch_size)),
-        ).numpy()
-        return self.metrics(rows.astype(np.float64).sum(axis=0))
+        """Metrics of the present weights on a whole split.
 
-    def show_reconstructions(self, board: metrics_lib.TensorBoard, split: str) -> None:
-        """Writes a few originals and reconstructions to TensorBoard."""
-        pixels = self.strategy.experimental_local_results(self.images[split][0])[0][:_NUM_PICTURES]
-        noise = tf.zeros((len(pixels), self.config.latent_dim))
-        images, _, _, logits = self.vae(pixels, noise)
-        board.reconstructions(self.step, images.numpy(), tf.sigmoid(logits).numpy())
+        Raises:
+          Stopped: a signal came.
+        """
+        records = self.splits[split]
+        visit = records.visit(np.arange(records.num_examples, dtype=np.int32))
+        num_batches = batches.steps_per_epoch(records.num_examples, self.config.batch_size)
+        total, at_a_time = 0.0, self.config.steps_per_loop
+        for number in range(0, num_batches, at_a_time):
+            count = min(at_a_time, num_batches - number)
+            placed, first = visit.batches(number, count)
+            rows, stopped = self.steps.evaluate(
+                placed, first, tf.constant(number), tf.constant(count)
+            )
+            if stopped:
+                raise Stopped
+            for row in rows.numpy().astype(np.float64):
+                total = total + row
+        active = metrics_lib.active_units(total[len(SUMS) :], records.num_examples)
+        return {**self.metrics(total[: len(SUMS)]), "active_units": active}

@@ -1,30 +1,22 @@
 """The distributed training and evaluation steps, many to one call.
 
-The data set lies on every device; the host hands over the epoch's order and step
-numbers and gets back one row of sums a step.
+The host hands over records on the devices, their order and step numbers, and gets
+back one row of sums a step.
 """
 
+from collections.abc import Callable
+
 import ml_collections
-import numpy as np
 import tensorflow as tf
 
-from trainer import batches, losses
+from pipeline import examples
+from trainer import batches, objective, schedules
 from trainer.model import VAE
+from trainer.optimizer import Optimizer
 
-# Columns of what both loops return, a row for each batch: sums over the examples of
-# the global batch, in nats, and their number.
-SUMS = ("reconstruction_loss", "kl", "num_examples")
-
-
-def place_on_devices(strategy: tf.distribute.Strategy, images: np.ndarray):
-    """Copies an array to the device of every replica, uint8 (n, H, W, C)."""
-    devices = strategy.extended.worker_devices
-
-    def copy(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-        with tf.device(devices[context.replica_id_in_sync_group]):
-            return tf.constant(images)
-
-    return strategy.experimental_distribute_values_from_function(copy)
+# First columns of what both loops return, a row for each batch: sums over the examples
+# of the global batch, in nats, and their number.
+SUMS = ("loss", "reconstruction_loss", "kl", "num_examples")
 
 
 class Steps:
@@ -35,120 +27,190 @@ class Steps:
         config: ml_collections.ConfigDict,
         strategy: tf.distribute.Strategy,
         vae: VAE,
-        optimizer,
+        optimizer: Optimizer,
     ):
         """Takes the parts; model and optimizer were built in the strategy's scope.
 
         Args:
-          config: batch_size, latent_dim, beta, seed, jit_compile.
+          config: batch_size, seed, jit_compile, binarize, and the objective's keys.
           strategy: as made by `strategies.make`.
           vae: the model.
-          optimizer: a built Keras optimizer.
+          optimizer: of its weights.
         """
         self._config, self._strategy = config, strategy
         self._vae, self._optimizer = vae, optimizer
-        self._train_key = batches.noise_key(config.seed, "train noise")
-        self._evaluate_key = batches.noise_key(config.seed, "evaluation noise")
+        self._keys = {
+            purpose: batches.noise_key(config.seed, purpose)
+            for purpose in ("train noise", "evaluation noise", "train pixels", "evaluation pixels")
+        }
         self._forward_and_backward = tf.function(
             self._forward_and_backward, jit_compile=config.jit_compile
         )
+        self._is_cluster = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        # Set from another thread to end a call between two steps.
+        with tf.device("CPU:0"):
+            self._stop = tf.Variable(False, trainable=False)
 
-    def _my_slice(self, images, order, batch, number, key):
-        """Pixels, weights and noise of this replica's part of a batch, and the batch's weight."""
-        config = self._config
+    def stop(self) -> None:
+        """Makes a call that is under way return after its current step, and later ones at once."""
+        self._stop.assign(True)
+
+    def _my_slice(self, records, batch, number, purpose):
+        """Images, weights and noise of this replica's part of a batch, and the batch's weight."""
+        config, (images, order, num_examples) = self._config, records
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         places = batches.replica_places(
             replica, self._strategy.num_replicas_in_sync, config.batch_size
         )
-        rows, weights, total = batches.slice_of_batch(order, batch, places, config.batch_size)
+        rows, weights, total = batches.slice_of_batch(
+            order, num_examples, batch, places, batch_size=config.batch_size
+        )
+        floats = examples.to_floats(tf.gather(images, rows))
+        if config.binarize == "dynamic":
+            floats = batches.binarize(
+                floats,
+                self._keys[f"{purpose} pixels"],
+                number,
+                places,
+                batch_size=config.batch_size,
+            )
         noise = batches.noise(
-            key, number, places, batch_size=config.batch_size, latent_dim=config.latent_dim
+            self._keys[f"{purpose} noise"],
+            number,
+            places,
+            batch_size=config.batch_size,
+            shape=objective.noise_shape(config),
         )
-        return tf.gather(images, rows), weights, noise, total
+        return floats, weights, noise, total
 
-    def _terms(self, pixels, noise):
-        """reconstruction_loss and kl of each example, both float32 (n,)."""
-        images, mean, log_var, logits = self._vae(pixels, noise)
-        return losses.reconstruction_loss(images, logits), losses.kl(mean, log_var)
-
-    def _forward_and_backward(self, pixels, weights, noise, total):
-        """Sums of the terms and the gradients of the batch's mean loss, this replica's share."""
+    def _forward_and_backward(self, images, weights, noise, total, beta):
+        """Sums of the terms, and this replica's share of the batch's gradients."""
         with tf.GradientTape() as tape:
-            reconstruction_loss, kl = self._terms(pixels, noise)
-            per_example = reconstruction_loss + self._config.beta * kl  # (n,)
+            mean, log_var = self._vae.encoder(images)
+            terms = objective.terms(
+                self._vae, images, mean, log_var, noise, config=self._config, beta=beta
+            )
             # Divided by the weight of the global batch, once: gradients of replicas add up.
-            loss = tf.reduce_sum(weights * per_example) / total
+            loss = self._optimizer.scale_loss(tf.reduce_sum(weights * terms.loss) / total)
         variables = [variable.value for variable in self._vae.variables]
-        gradients = tape.gradient(loss, variables)
-        return _sums(weights, reconstruction_loss, kl), gradients
+        return _sums(weights, terms), tape.gradient(loss, variables)
 
-    def _train_replica(self, images, order, batch, step):
+    def _gradients_replica(self, records, batch, step):
+        """Sums of this replica, and the gradients of the whole batch."""
+        images, weights, noise, total = self._my_slice(records, batch, step, "train")
         sums, gradients = self._forward_and_backward(
-            *self._my_slice(images, order, batch, step, self._train_key)
+            images, weights, noise, total, schedules.beta(self._config, step)
         )
-        self._optimizer.apply(gradients, self._vae.variables)  # Sums over replicas first.
-        return sums
+        gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+        return sums, self._optimizer.unscale(gradients)
 
-    def _evaluate_replica(self, images, order, batch):
-        pixels, weights, noise, _ = self._my_slice(images, order, batch, batch, self._evaluate_key)
-        return _sums(weights, *self._terms(pixels, noise))
+    def _train_batch(self, records, batch, step):
+        run = self._strategy.run
+        sums, gradients = run(self._gradients_replica, args=(records, batch, step))
+        if self._optimizer.scales_loss:
+            # Summed gradients are the same on every replica, so any of them can tell.
+            first = [self._strategy.experimental_local_results(g)[0] for g in gradients]
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in first])
+            tf.cond(
+                finite,
+                lambda: run(self._optimizer.apply, args=(gradients,)),
+                lambda: None,
+            )
+            self._optimizer.adapt_scale(finite)
+        else:
+            run(self._optimizer.apply, args=(gradients,))
+        return self._reduce(sums)
 
-    def _loop(self, replica_step, num_batches):
-        """Runs `replica_step(i)` for each batch on all replicas; float32 (num_batches, 3)."""
-        rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(len(SUMS),))
-        for i in tf.range(num_batches):
-            per_replica = replica_step(i)
-            rows = rows.write(i, self._strategy.reduce("SUM", per_replica, axis=None))
-        return rows.stack()
+    def _evaluate_replica(self, records, batch, number):
+        images, weights, noise, _ = self._my_slice(records, batch, number, "evaluation")
+        mean, log_var = self._vae.encoder(images)
+        terms = objective.terms(
+            self._vae,
+            images,
+            mean,
+            log_var,
+            noise,
+            config=self._config,
+            beta=tf.constant(self._config.beta, tf.float32),
+        )
+        of_latents = tf.concat([mean, tf.square(mean)], axis=1)  # (n, 2·latent_dim)
+        return tf.concat(
+            [_sums(weights, terms), tf.linalg.matvec(of_latents, weights, transpose_a=True)], axis=0
+        )
+
+    def _evaluate_batch(self, records, batch, number):
+        sums = self._strategy.run(self._evaluate_replica, args=(records, batch, number))
+        return self._reduce(sums)
+
+    def _reduce(self, sums):
+        """Sums over all replicas; in a cluster, behind them, how many are asked to stop."""
+        if self._is_cluster:
+            sums = self._strategy.run(self._with_stop, args=(sums,))
+        return self._strategy.reduce("SUM", sums, axis=None)
+
+    def _with_stop(self, sums):
+        return tf.concat([sums, [tf.cast(self._stop, tf.float32)]], axis=0)
+
+    def _loop(self, run_batch: Callable, num_batches, width: int):
+        """Rows of `run_batch(i)` for each batch, fewer if stopped, and whether it was."""
+        rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(width,))
+        i, stopped = 0, not self._is_cluster and self._stop.value()
+        while i < num_batches and not stopped:
+            row = run_batch(i)
+            rows = rows.write(i, row[:width])
+            # Workers have to agree on the last step, so each of them tells the others; a single
+            # process reads the variable without waiting for the devices.
+            stopped = row[width] > 0 if self._is_cluster else self._stop.value()
+            i += 1
+        return rows.stack()[:i], stopped
 
     @tf.function
-    def train(self, images, order, first_batch, first_step, num_steps):
-        """Trains `num_steps` steps within one epoch.
+    def train(self, records, first_batch, first_step, num_steps):
+        """Trains up to `num_steps` steps within one epoch.
 
         Args:
-          images: the training set, from `place_on_devices`.
-          order: int32 (num_examples,), the epoch's order.
-          first_batch: int32 scalar, number in the epoch of the first batch.
+          records: (images, order, num_examples), as from data.py.
+          first_batch: int32 scalar, number in the order of the first batch.
           first_step: int32 scalar, global number of the first step.
           num_steps: int32 scalar.
 
         Returns:
-          float32 (num_steps, 3), a row of SUMS for each step.
+          float32 (num_steps, 4), a row of SUMS for each step; fewer rows after `stop`.
+          Whether a call of `stop`, in any process, has ended it: bool scalar.
         """
         return self._loop(
-            lambda i: self._strategy.run(
-                self._train_replica, args=(images, order, first_batch + i, first_step + i)
-            ),
+            lambda i: self._train_batch(records, first_batch + i, first_step + i),
             num_steps,
+            len(SUMS),
         )
 
     @tf.function
-    def evaluate(self, images, order, num_batches):
-        """Runs the model over a split without training it.
+    def evaluate(self, records, first_batch, first_number, num_batches):
+        """Runs the model over batches without training it.
 
         The noise of a batch depends on its number alone, so two evaluations of one
         model are equal.
 
         Args:
-          images: the split, from `place_on_devices`.
-          order: int32 (num_examples,), which records to visit.
+          records: as for `train`.
+          first_batch: int32 scalar, number in the order of the first batch.
+          first_number: int32 scalar, number in the split of the same batch.
           num_batches: int32 scalar.
 
         Returns:
-          float32 (num_batches, 3), a row of SUMS for each batch.
+          float32 (num_batches, 4 + 2·latent_dim), a row of SUMS for each batch, then the sums
+          of the posterior means and of their squares, a column a latent; fewer rows after
+          `stop`.
+          Whether it was stopped, as for `train`.
         """
         return self._loop(
-            lambda i: self._strategy.run(self._evaluate_replica, args=(images, order, i)),
+            lambda i: self._evaluate_batch(records, first_batch + i, first_number + i),
             num_batches,
+            len(SUMS) + 2 * self._config.latent_dim,
         )
 
 
-def _sums(weights, reconstruction_loss, kl):
-    """One row of SUMS, float32 (3,)."""
-    return tf.stack(
-        [
-            tf.reduce_sum(weights * reconstruction_loss),
-            tf.reduce_sum(weights * kl),
-            tf.reduce_sum(weights),
-        ]
-    )
+def _sums(weights, terms: objective.Terms):
+    """One row of SUMS, float32 (4,)."""
+    columns = [tf.reduce_sum(weights * column) for column in terms]
+    return tf.stack([*columns, tf.reduce_sum(weights)])

@@ -1,5 +1,8 @@
 """The devices a run uses, as a tf.distribute strategy."""
 
+import json
+import os
+
 import ml_collections
 import tensorflow as tf
 
@@ -23,6 +26,35 @@ def _virtual_cpus(count: int) -> list[str]:
     return [f"CPU:{number}" for number in range(count)]
 
 
+def _cluster() -> tuple[dict[str, list[str]], str, int]:
+    """What TF_CONFIG says: task type -> addresses, and the type and number of this process.
+
+    Raises:
+      UsageError: TF_CONFIG is absent or malformed.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        value = json.loads(text)
+        cluster = {kind: list(addresses) for kind, addresses in value["cluster"].items()}
+        kind, number = value["task"]["type"], int(value["task"]["index"])
+        cluster[kind][number]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UsageError(
+            f"TF_CONFIG={text!r}: expected "
+            '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}} for '
+            "strategy multi_worker; python -m trainer.launch sets it for workers on one machine"
+        ) from error
+    return cluster, kind, number
+
+
+def is_chief(config: ml_collections.ConfigDict) -> bool:
+    """Whether this process writes: the only one, or the first worker of a cluster."""
+    if config.strategy != "multi_worker":
+        return True
+    cluster, kind, number = _cluster()
+    return number == 0 and (kind == "chief" or "chief" not in cluster)
+
+
 def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
     """The strategy that a config asks for.
 
@@ -31,7 +63,8 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
 
     Returns:
       MirroredStrategy over all GPUs, else over the CPU or its parts; OneDeviceStrategy
-      on the first of these for `one_device`.
+      on the first of these for `one_device`; for `multi_worker` the same over all processes
+      that TF_CONFIG names, once all of them are there.
     """
     reduction = None  # TensorFlow's choice: NCCL between GPUs.
     if config.num_virtual_devices:
@@ -39,7 +72,9 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
         # Parts of one CPU share its memory. The default would open a collective group, of
         # which a process can have only one size.
         reduction = tf.distribute.ReductionToOneDevice()
-    else:
+    if config.strategy == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if not config.num_virtual_devices:
         gpus = tf.config.list_logical_devices("GPU")
         devices = [f"GPU:{number}" for number in range(len(gpus))] or ["CPU:0"]
     if config.strategy == "one_device":

@@ -1,7 +1,7 @@
 """The training loop: resume, train, evaluate, checkpoint, stop, publish."""
 
+import contextlib
 import json
-import signal
 import sys
 import time
 
@@ -11,10 +11,12 @@ import tensorflow as tf
 from pipeline import quarantine, shards, stage, storage
 from pipeline.errors import Interrupted, StageError, UsageError
 from pipeline.progress import Progress
-from trainer import batches, checkpoints, publish
+from trainer import board as board_lib
+from trainer import checkpoints, publish
 from trainer import config as config_lib
 from trainer import metrics as metrics_lib
-from trainer.run import Run
+from trainer.run import Run, Stopped
+from trainer.stop_signal import StopSignal
 
 EXPORT = "export"
 # Written before anything else, so it marks a workdir as one of ours.
@@ -25,28 +27,187 @@ _NAMES = (
     checkpoints.DIRECTORY,
     metrics_lib.METRICS,
     metrics_lib.TIMINGS,
-    metrics_lib.TENSORBOARD,
+    board_lib.DIRECTORY,
 )
 
 
-class _StopSignal:
-    """Whether SIGTERM or SIGINT has come; a second SIGINT ends the process at once."""
+class _Reports:
+    """Where a run reports: the lines that are kept, and TensorBoard."""
 
-    def __init__(self):
-        self.received = False
+    def __init__(self, run: Run):
+        """Opens the files and drops what an earlier try wrote after run.step."""
 
-    def __enter__(self):
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
+        def open_lines(name: str) -> metrics_lib.JsonLines:
+            path = storage.join(run.workdir, name)
+            return metrics_lib.JsonLines(path, up_to_step=run.step, writes=run.is_chief)
 
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self.metrics = open_lines(metrics_lib.METRICS)
+        self.timings = open_lines(metrics_lib.TIMINGS)
+        self.board = board_lib.Board(run.workdir) if run.is_chief else None
 
-    def _note(self, number, _):
-        self.received = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def _train_to_epoch_end(run: Run, progress: Progress) -> None:
+    """Trains what is left of the current epoch, with checkpoints on the way.
+
+    Raises:
+      Stopped: a signal came.
+    """
+    every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
+    while True:
+        done = run.step % run.steps_per_epoch
+        num_steps = min(
+            run.config.steps_per_loop, run.steps_per_epoch - done, every - run.step % every
+        )
+        run.train_steps(visit, num_steps)
+        progress.update(done + num_steps, metrics_lib.describe(run.metrics(run.epoch_sums)))
+        if run.epoch_is_complete:
+            return  # It is reported before it is saved.
+        if run.step % every == 0:
+            run.save()
+
+
+def _report_epoch(run: Run, reports: _Reports, epoch: int) -> str:
+    """Writes the metrics of an epoch that has just ended; returns them as text.
+
+    Raises:
+      Stopped: a signal came; nothing is written.
+    """
+    shown = {"train": run.metrics(run.epoch_sums)}
+    if "validation" in run.splits:
+        shown["validation"] = run.evaluate("validation")
+    for split, values in shown.items():
+        reports.metrics.append({"step": run.step, "epoch": epoch, "split": split, **values})
+    if reports.board:
+        for split, values in shown.items():
+            reports.board.scalars(run.step, split, values)
+        reports.board.scalars(run.step, "schedule", run.schedules())
+        pixels = run.splits[list(shown)[-1]].head(board_lib.NUM_RECORDS)
+        reports.board.show_model(run.step, run.vae, pixels, run.config)
+    text = metrics_lib.describe(shown["train"])
+    if "validation" in shown:
+        text += f" | validation loss {shown['validation']['loss']:.2f}"
+        _warn_if_collapsed(run, shown["validation"])
+    return text
+
+
+def _warn_if_collapsed(run: Run, values: dict[str, float]) -> None:
+    """Says on standard error that no latent is in use, and what may help."""
+    if values["active_units"] == 0:
+        print(
+            f"train: warning: the posterior has collapsed: none of {run.config.latent_dim} latents "
+            f"is active, kl {values['kl']:.4f}; try a smaller --config.beta, "
+            "--config.beta_warmup_steps or --config.free_bits",
+            file=sys.stderr,
+        )
+
+
+def _best_step(lines: metrics_lib.JsonLines) -> int | None:
+    """The step with the smallest validation loss, the first of equals."""
+    validation = lines.of("validation")
+    return min(validation, key=lambda line: line["loss"])["step"] if validation else None
+
+
+def _is_over(run: Run, lines: metrics_lib.JsonLines, step: int) -> bool:
+    """Whether there is nothing to train after `step`: the last one, or no better for long."""
+    patience, validation = run.config.early_stopping_patience, lines.of("validation")
+    if step == run.total_steps or not patience:
+        return step == run.total_steps
+    since_best = [line for line in validation if line["step"] > _best_step(lines)]
+    return len(since_best) >= patience
+
+
+def _fit(run: Run, reports: _Reports) -> None:
+    """Trains from run.step to the end.
+
+    Raises:
+      Stopped: a signal came; all that was done is in the run's state.
+    """
+    while run.epoch_is_complete or not _is_over(run, reports.metrics, run.step):
+        epoch = (run.step - run.epoch_is_complete) // run.steps_per_epoch + 1
+        progress = Progress(
+            f"epoch {epoch}/{run.config.num_epochs}", total=run.steps_per_epoch, unit="steps"
+        )
+        began, first_step = time.monotonic(), run.step
+        try:
+            if not run.epoch_is_complete:  # It was stopped before its report.
+                _train_to_epoch_end(run, progress)
+            train_secs, num_steps = time.monotonic() - began, run.step - first_step
+            text = _report_epoch(run, reports, epoch)
+        except Stopped:
+            progress.close()
+            raise
+        timing = {"train_secs": train_secs, "epoch_secs": time.monotonic() - began}
+        if num_steps:
+            timing["images_per_sec"] = num_steps * run.config.batch_size / train_secs
+            timing["step_secs"] = train_secs / num_steps
+            text = f"{timing['images_per_sec']:,.0f} images/s, {text}"
+        reports.timings.append({"step": run.step, "epoch": epoch, **timing})
+        if reports.board:
+            reports.board.scalars(run.step, "time", timing)
+            reports.board.flush()
+        progress.close(f"{progress.label}, step {run.step:,}, {text}")
+        run.epoch_sums[:] = 0
+        run.best_step = _best_step(reports.metrics)
+        run.save()
+
+
+def _evaluate_test(run: Run, reports: _Reports, step: int) -> None:
+    """Writes the metrics of the weights to publish, which are those after `step`.
+
+    Raises:
+      Stopped: a signal came; nothing is written.
+    """
+    if "test" in run.splits:
+        about = {"step": step, "epoch": step // run.steps_per_epoch, "split": "test"}
+        values = run.evaluate("test")
+        reports.metrics.append({**about, **values})
+        if "validation" not in run.splits:
+            _warn_if_collapsed(run, values)
+
+
+def _fit_and_publish(run: Run) -> dict | None:
+    """Goes from run.step to the published model; returns its manifest, None unless the chief.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+    """
+    reports = _Reports(run)
+    run.best_step = _best_step(reports.metrics)
+    if run.step < run.total_steps and not run.epoch_is_complete:
+        run.trace()  # Before signals wait for a step: until then there is nothing to save.
+    with StopSignal(run.steps.stop):
+        try:
+            _fit(run, reports)
+        except Stopped:
+            raise _interrupted(run, run.save()) from None
+        published_step = run.step
+        if run.config.early_stopping_patience and run.best_step != run.step:
+            published_step = run.best_step
+            run.take_best_weights()
+        try:
+            _evaluate_test(run, reports, published_step)
+        except Stopped:
+            raise _interrupted(run, checkpoints.path_of(run.workdir, run.step)) from None
+    if not run.is_chief:
+        return None
+    lines = {split: reports.metrics.of(split) for split in ("train", "validation", "test")}
+    at_step = {
+        split: line
+        for split, of_split in lines.items()
+        for line in of_split
+        if line["step"] == published_step
+    }
+    return publish.publish(
+        storage.join(run.workdir, EXPORT),
+        config=run.config,
+        run=run.identity,
+        image_shape=run.dataset.image_shape,
+        weights=[variable.numpy() for variable in run.vae.variables],
+        step=published_step,
+        trained_steps=run.step,
+        metrics=at_step,
+        records=run.records,
+    )
 
 
 def _interrupted(run: Run, path: str) -> Interrupted:
@@ -54,81 +215,6 @@ def _interrupted(run: Run, path: str) -> Interrupted:
         f"stopped by a signal at step {run.step} of {run.total_steps}, state saved in {path}; "
         "run the same command to go on"
     )
-
-
-def _train_to_epoch_end(run: Run, progress: Progress, stop: _StopSignal) -> None:
-    """Trains what is left of the current epoch, with checkpoints on the way.
-
-    Raises:
-      Interrupted: a signal came; the state is saved.
-    """
-    config, per_epoch = run.config, run.steps_per_epoch
-    epoch, batch = divmod(run.step, per_epoch)
-    order = tf.constant(batches.permutation(config.seed, epoch, run.num_examples))
-    while batch < per_epoch:
-        to_checkpoint = config.checkpoint_every_steps - run.step % config.checkpoint_every_steps
-        num_steps = min(config.steps_per_loop, per_epoch - batch, to_checkpoint)
-        run.train_steps(order, num_steps)
-        batch += num_steps
-        progress.update(batch, metrics_lib.describe(run.metrics(run.epoch_sums)))
-        if batch == per_epoch:
-            return  # The end of an epoch is reported before it is saved.
-        if stop.received:
-            progress.close()
-            raise _interrupted(run, run.save())
-        if num_steps == to_checkpoint:
-            run.save()
-
-
-def _report_epoch(
-    run: Run, lines: metrics_lib.JsonLines, board: metrics_lib.TensorBoard, *, epoch: int
-) -> str:
-    """Writes the metrics of an epoch that has just ended; returns them as text."""
-    about = {"step": run.step, "epoch": epoch}
-    train = run.metrics(run.epoch_sums)
-    lines.append({**about, "split": "train", **train})
-    board.scalars(run.step, "train", train)
-    text = metrics_lib.describe(train)
-    if "validation" not in run.images:
-        run.show_reconstructions(board, "train")
-        return text
-    validation = run.evaluate("validation")
-    lines.append({**about, "split": "validation", **validation})
-    board.scalars(run.step, "validation", validation)
-    run.show_reconstructions(board, "validation")
-    return f"{text} | validation loss {validation['loss']:.2f}"
-
-
-def _fit(run: Run, lines: metrics_lib.JsonLines, stop: _StopSignal) -> None:
-    """Trains from run.step to the end, or raises Interrupted with the state saved."""
-    config = run.config
-    board = metrics_lib.TensorBoard(run.workdir)
-    timings = metrics_lib.JsonLines(
-        storage.join(run.workdir, metrics_lib.TIMINGS), up_to_step=run.step
-    )
-    while run.step < run.total_steps:
-        epoch = run.step // run.steps_per_epoch + 1
-        progress = Progress(
-            f"epoch {epoch}/{config.num_epochs}", total=run.steps_per_epoch, unit="steps"
-        )
-        began, first_step = time.monotonic(), run.step
-        _train_to_epoch_end(run, progress, stop)
-        train_secs = time.monotonic() - began
-        text = _report_epoch(run, lines, board, epoch=epoch)
-        rate = (run.step - first_step) * config.batch_size / train_secs
-        timing = {
-            "images_per_sec": rate,
-            "train_secs": train_secs,
-            "epoch_secs": time.monotonic() - began,
-        }
-        timings.append({"step": run.step, "epoch": epoch, **timing})
-        board.scalars(run.step, "time", timing)
-        board.flush()
-        progress.close(f"{progress.label}, step {run.step:,}, {rate:,.0f} images/s, {text}")
-        run.epoch_sums[:] = 0
-        path = run.save()
-        if stop.received and run.step < run.total_steps:
-            raise _interrupted(run, path)
 
 
 def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> None:
@@ -171,7 +257,13 @@ def _finished(run: Run) -> dict | None:
     manifest = stage.read_manifest(export_dir, "train", "--workdir")
     there = {key: manifest["made_from"].get(key) for key in run.identity}
     checkpoints.refuse_other_run(run.workdir, there, run.identity)
-    if manifest["step"] != run.total_steps:
+    trained_steps = manifest["trained_steps"]
+    lines = metrics_lib.JsonLines(
+        storage.join(run.workdir, metrics_lib.METRICS), up_to_step=trained_steps, writes=False
+    )
+    by_patience = run.config.early_stopping_patience and _best_step(lines)
+    published_step = by_patience or trained_steps
+    if not _is_over(run, lines, trained_steps) or manifest["step"] != published_step:
         return None
     try:
         for entry in manifest["files"]:
@@ -180,24 +272,6 @@ def _finished(run: Run) -> dict | None:
         print(f"train: {error}; publishing it again", file=sys.stderr)
         return None
     return manifest
-
-
-def _publish(run: Run, lines: metrics_lib.JsonLines) -> dict:
-    """Evaluates on `test`, publishes the model and returns its manifest."""
-    if "test" in run.images:
-        end = {"step": run.step, "epoch": run.config.num_epochs, "split": "test"}
-        lines.append(end | run.evaluate("test"))
-    last = {split: lines.last(split) for split in ("train", "validation", "test")}
-    return publish.publish(
-        storage.join(run.workdir, EXPORT),
-        config=run.config,
-        run=run.identity,
-        image_shape=run.dataset.image_shape,
-        weights=[variable.numpy() for variable in run.vae.variables],
-        step=run.step,
-        metrics={split: line for split, line in last.items() if line},
-        records=run.records,
-    )
 
 
 def _check_losses(run: Run, limit: quarantine.Limit) -> None:
@@ -251,22 +325,31 @@ def train(
     config_lib.check(config)
     dataset = shards.Dataset(config.data_dir, on_corrupt=on_corrupt)
     config_lib.check_image_shape(config, dataset.image_shape)
-    if "train" not in dataset.splits or not dataset.num_examples("train"):
+    if not dataset.has_examples("train"):
         raise StageError(
             f"data_dir={config.data_dir}: no records in split 'train'; found {dataset.splits}"
         )
+    if config.early_stopping_patience and not dataset.has_examples("validation"):
+        raise UsageError(
+            f"--config.early_stopping_patience={config.early_stopping_patience}: "
+            f"data_dir={config.data_dir} has no split 'validation' to judge by; make the data set "
+            "with --validation_fraction, or set it to 0"
+        )
     run = Run(config, workdir, dataset)
+    config_lib.check_length(config, run.total_steps)
     _check_losses(run, max_quarantined)
     _refuse_foreign(workdir, run, overwrite=overwrite)
     storage.make_dirs(workdir)
-    with storage.lock(workdir), _StopSignal() as stop:
+    with storage.lock(workdir) if run.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
             checkpoint = checkpoints.restore_newest(workdir, run.identity)
             manifest = _finished(run)
         done = "already finished" if manifest else "finished"
         if not manifest:
-            manifest = _resume(run, checkpoint, stop, overwrite=overwrite)
+            manifest = _resume(run, checkpoint, overwrite=overwrite)
+    if not manifest:
+        return {}  # Only the chief publishes.
     shown = "; ".join(
         f"{split}: {metrics_lib.describe(line)}" for split, line in manifest["metrics"].items()
     )
@@ -275,9 +358,7 @@ def train(
     return manifest
 
 
-def _resume(
-    run: Run, checkpoint: checkpoints.Checkpoint | None, stop: _StopSignal, *, overwrite: bool
-) -> dict:
+def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool) -> dict | None:
     """Takes a run from its checkpoint, or from the start, to its published model."""
     config, workdir = run.config, run.workdir
     if checkpoint and checkpoint.step > run.total_steps:
@@ -288,22 +369,20 @@ def _resume(
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    storage.remove_unfinished(workdir)
     run.build()  # Reads the data: what fails there leaves an old run as it was.
-    if overwrite:
-        for name in _NAMES:
-            storage.remove(storage.join(workdir, name))
     if checkpoint:
         run.restore(checkpoint)
-    storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
-    _write_quarantine(run)
-    lines = metrics_lib.JsonLines(storage.join(workdir, metrics_lib.METRICS), up_to_step=run.step)
+    if run.is_chief:
+        storage.remove_unfinished(workdir)
+        for name in _NAMES if overwrite else ():
+            storage.remove(storage.join(workdir, name))
+        storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
+        _write_quarantine(run)
     where = f"step {run.step:,}" if run.step else "the start"
-    counts = ", ".join(f"{split} {count:,}" for split, (_, count) in run.images.items())
+    counts = ", ".join(f"{split} {data.num_examples:,}" for split, data in run.splits.items())
     print(
         f"train: from {where} to step {run.total_steps:,}, "
         f"{run.strategy.num_replicas_in_sync} replica(s), {counts}",
         file=sys.stderr,
     )
-    _fit(run, lines, stop)
-    return _publish(run, lines)
+    return _fit_and_publish(run)

@@ -1,0 +1,87 @@
+"""The objective of training, per example: the VAE's, or the importance-weighted one."""
+
+from typing import NamedTuple
+
+import ml_collections
+import tensorflow as tf
+
+from trainer import likelihoods, losses
+from trainer.model import VAE
+
+
+class Terms(NamedTuple):
+    """What one pass says about n images, each float32 (n,), nats per image."""
+
+    loss: tf.Tensor  # what training minimises
+    reconstruction_loss: tf.Tensor  # a mean over samples where there are several
+    kl: tf.Tensor
+
+
+def noise_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Shape of the noise that one image takes: (samples, latent_dim)."""
+    return config.num_importance_samples, config.latent_dim
+
+
+def decode_samples(
+    vae: VAE, mean: tf.Tensor, log_var: tf.Tensor, noise: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws k samples for each of n images and decodes them.
+
+    Args:
+      vae: the model.
+      mean: float32 (n, latent_dim).
+      log_var: float32 (n, latent_dim).
+      noise: float32 (n, k, latent_dim), standard normal.
+
+    Returns:
+      z float32 (n, k, latent_dim) and logits float32 (n, k, H, W, C).
+    """
+    num_samples, latent_dim = noise.shape[1:]
+    z = mean[:, tf.newaxis] + tf.exp(log_var / 2)[:, tf.newaxis] * noise
+    logits = vae.decoder(tf.reshape(z, (-1, latent_dim)))  # (n·k, H, W, C)
+    return z, tf.reshape(logits, (-1, num_samples, *logits.shape[1:]))
+
+
+def terms(
+    vae: VAE,
+    images: tf.Tensor,
+    mean: tf.Tensor,
+    log_var: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    config: ml_collections.ConfigDict,
+    beta: tf.Tensor,
+) -> Terms:
+    """The terms for images whose posterior is known.
+
+    With one sample the loss is reconstruction_loss + beta · kl, kl in closed form (and
+    with free bits, if config has them). With k of them it is
+    −log 1/k Σ exp(log p(x|z) + beta · (log p(z) − log q(z|x))), which is the bound of Burda,
+    Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", at beta 1.
+
+    Args:
+      vae: the model.
+      images: float32 (n, H, W, C) in [0, 1].
+      mean: float32 (n, latent_dim).
+      log_var: float32 (n, latent_dim).
+      noise: float32 (n, *noise_shape(config)).
+      config: likelihood, free_bits.
+      beta: float32 scalar, weight of the KL term.
+
+    Returns:
+      The terms of each image.
+    """
+    likelihood = likelihoods.make(config)
+    z, logits = decode_samples(vae, mean, log_var, noise)
+    negative_log = likelihood.negative_log(images[:, tf.newaxis], logits)  # (n, k)
+    reconstruction_loss = tf.reduce_mean(negative_log, axis=1)
+    kl = losses.kl(mean, log_var)
+    if noise.shape[1] > 1:
+        toward_prior = losses.log_prior_to_posterior(z, noise, log_var)  # (n, k)
+        loss = -losses.log_mean_exp(beta * toward_prior - negative_log)
+    elif config.free_bits:
+        penalty = losses.kl_with_free_bits(mean, log_var, config.free_bits)
+        loss = reconstruction_loss + beta * penalty
+    else:
+        loss = reconstruction_loss + beta * kl
+    return Terms(loss, reconstruction_loss, kl)

@@ -1,0 +1,91 @@
+"""Adam as Keras has it, fed with gradients that are summed, clipped and tested already.
+
+Keras clips and tests the gradients of each replica before it sums them, so what its
+optimizer does would depend on the number of replicas.
+"""
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from trainer import schedules
+from trainer.model import VAE
+
+# Keras' own for mixed_float16: keras.optimizers.LossScaleOptimizer.
+_FIRST_SCALE = 2.0**15
+_GROWTH_STEPS = 2000
+
+
+class _Adam(keras.optimizers.Adam):
+    """Adam that takes gradients summed over replicas."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+
+class Optimizer:
+    """The update of a step: Adam, clipping, and for mixed_float16 a scale of the loss."""
+
+    def __init__(self, config: ml_collections.ConfigDict, vae: VAE, *, total_steps: int):
+        """Builds the state, under the current distribution strategy.
+
+        Args:
+          config: the optimizer's keys, and precision.
+          vae: the model, whose weights the state belongs to.
+          total_steps: steps of the whole run.
+        """
+        self._vae, self._clip_norm = vae, config.clip_norm
+        self._adam = _Adam(schedules.learning_rate(config, total_steps), name="adam")
+        self._adam.build(vae.variables)
+        self.scales_loss = config.precision == "mixed_float16"
+        self._scaling = {}
+        if self.scales_loss:
+            self._scaling = {
+                "scale": tf.Variable(_FIRST_SCALE, trainable=False),
+                "steps_since_change": tf.Variable(0, trainable=False),
+            }
+
+    @property
+    def variables(self) -> dict[str, keras.Variable | tf.Variable]:
+        """Name -> variable, all that a checkpoint has to hold."""
+        named = {variable.path: variable for variable in self._adam.variables}
+        return named | {f"scaling/{name}": value for name, value in self._scaling.items()}
+
+    @property
+    def learning_rate(self) -> tf.Tensor:
+        """The rate of the next step."""
+        return self._adam.learning_rate
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """A loss made large enough that its gradients don't vanish in float16."""
+        return loss * self._scaling["scale"] if self.scales_loss else loss
+
+    def unscale(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Gradients of the loss from those of the scaled loss."""
+        if not self.scales_loss:
+            return gradients
+        return [gradient / self._scaling["scale"] for gradient in gradients]
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        """Updates the weights; in a replica's context.
+
+        Args:
+          gradients: of the batch's mean loss, summed over replicas, one for each of the
+            model's variables.
+        """
+        if self._clip_norm:
+            # To a global norm: Pascanu, Mikolov and Bengio (2013), "On the difficulty of
+            # training recurrent neural networks", algorithm 1.
+            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
+        self._adam.apply(gradients, self._vae.variables)
+
+    def adapt_scale(self, finite: tf.Tensor) -> None:
+        """Halves the scale after a step with an overflow, doubles it after many without one.
+
+        Args:
+          finite: bool scalar, whether the step's gradients were.
+        """
+        scale, steps = self._scaling["scale"], self._scaling["steps_since_change"]
+        grows = steps + 1 >= _GROWTH_STEPS
+        scale.assign(tf.where(finite, tf.where(grows, scale * 2, scale), scale / 2))
+        steps.assign(tf.where(finite & ~grows, steps + 1, 0))

@@ -1,0 +1,50 @@
+"""What changes with the step: the learning rate and the weight of the KL term."""
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+LEARNING_RATES = ("constant", "cosine")
+
+
+def learning_rate(
+    config: ml_collections.ConfigDict, total_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The schedule of a config.
+
+    `constant` stays; `cosine` falls to 0 at the last step along half a period of a cosine,
+    Loshchilov and Hutter (2017), "SGDR". Before both the rate rises from 0 in a straight
+    line for learning_rate_warmup_steps.
+
+    Args:
+      config: learning_rate, learning_rate_schedule, learning_rate_warmup_steps.
+      total_steps: steps of the whole run, more than those of the warm-up.
+
+    Returns:
+      A schedule from the number of steps done, int, to the rate of the next one, float32.
+    """
+    warmup_steps = config.learning_rate_warmup_steps
+    # Keras has no constant rate with a warm-up; with alpha = 1 its cosine decays by nothing.
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup_steps else config.learning_rate,
+        total_steps - warmup_steps,
+        alpha=1.0 if config.learning_rate_schedule == "constant" else 0.0,
+        warmup_target=config.learning_rate if warmup_steps else None,
+        warmup_steps=warmup_steps,
+    )
+
+
+def beta(config: ml_collections.ConfigDict, step: tf.Tensor) -> tf.Tensor:
+    """The weight of the KL term in a step: up to config.beta in a straight line, then constant.
+
+    Args:
+      config: beta, beta_warmup_steps.
+      step: int32 scalar, number of steps done.
+
+    Returns:
+      float32 scalar; 0 in the first step of a warm-up.
+    """
+    if not config.beta_warmup_steps:
+        return tf.constant(config.beta, tf.float32)
+    share = tf.cast(step, tf.float32) / config.beta_warmup_steps
+    return config.beta * tf.minimum(share, 1.0)
