@@ -35,7 +35,7 @@ def from_sums(sums: Sequence[float], *, num_pixels: int, bernoulli: bool) -> dic
       loss, reconstruction_loss, kl and elbo in nats per image; if bernoulli, bce in nats
       per pixel.
     """
-    loss, reconstruction_loss, kl, num_examples = sums
+    loss, reconstruction_loss, kl, num_examples = map(float, sums)
     made = {
         "loss": loss / num_examples,
         "reconstruction_loss": reconstruction_loss / num_examples,

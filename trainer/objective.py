@@ -22,24 +22,39 @@ def noise_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
     return config.num_importance_samples, config.latent_dim
 
 
-def decode_samples(
-    vae: VAE, mean: tf.Tensor, log_var: tf.Tensor, noise: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+class Samples(NamedTuple):
+    """k draws from the posteriors of n images, each float32 (n, k), in nats."""
+
+    negative_log: tf.Tensor  # −log p(x | z)
+    toward_prior: tf.Tensor  # log p(z) − log q(z | x)
+
+
+def draw(
+    vae: VAE,
+    images: tf.Tensor,
+    mean: tf.Tensor,
+    log_var: tf.Tensor,
+    noise: tf.Tensor,
+    likelihood: likelihoods.Likelihood,
+) -> Samples:
     """Draws k samples for each of n images and decodes them.
 
     Args:
       vae: the model.
+      images: float32 (n, H, W, C) in [0, 1].
       mean: float32 (n, latent_dim).
       log_var: float32 (n, latent_dim).
       noise: float32 (n, k, latent_dim), standard normal.
-
-    Returns:
-      z float32 (n, k, latent_dim) and logits float32 (n, k, H, W, C).
+      likelihood: of an image given z.
     """
     num_samples, latent_dim = noise.shape[1:]
-    z = mean[:, tf.newaxis] + tf.exp(log_var / 2)[:, tf.newaxis] * noise
+    z = mean[:, tf.newaxis] + tf.exp(log_var / 2)[:, tf.newaxis] * noise  # (n, k, latent_dim)
     logits = vae.decoder(tf.reshape(z, (-1, latent_dim)))  # (n·k, H, W, C)
-    return z, tf.reshape(logits, (-1, num_samples, *logits.shape[1:]))
+    logits = tf.reshape(logits, (-1, num_samples, *logits.shape[1:]))
+    return Samples(
+        likelihood.negative_log(images[:, tf.newaxis], logits),
+        losses.log_prior_to_posterior(z, noise, log_var),
+    )
 
 
 def terms(
@@ -65,20 +80,17 @@ def terms(
       mean: float32 (n, latent_dim).
       log_var: float32 (n, latent_dim).
       noise: float32 (n, *noise_shape(config)).
-      config: likelihood, free_bits.
+      config: likelihood, num_importance_samples, free_bits.
       beta: float32 scalar, weight of the KL term.
 
     Returns:
       The terms of each image.
     """
-    likelihood = likelihoods.make(config)
-    z, logits = decode_samples(vae, mean, log_var, noise)
-    negative_log = likelihood.negative_log(images[:, tf.newaxis], logits)  # (n, k)
-    reconstruction_loss = tf.reduce_mean(negative_log, axis=1)
+    samples = draw(vae, images, mean, log_var, noise, likelihoods.make(config))
+    reconstruction_loss = tf.reduce_mean(samples.negative_log, axis=1)
     kl = losses.kl(mean, log_var)
-    if noise.shape[1] > 1:
-        toward_prior = losses.log_prior_to_posterior(z, noise, log_var)  # (n, k)
-        loss = -losses.log_mean_exp(beta * toward_prior - negative_log)
+    if config.num_importance_samples > 1:
+        loss = -losses.log_mean_exp(beta * samples.toward_prior - samples.negative_log)
     elif config.free_bits:
         penalty = losses.kl_with_free_bits(mean, log_var, config.free_bits)
         loss = reconstruction_loss + beta * penalty

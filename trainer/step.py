@@ -5,6 +5,7 @@ back one row of sums a step.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_collections
 import tensorflow as tf
@@ -19,6 +20,16 @@ from trainer.optimizer import Optimizer
 SUMS = ("loss", "reconstruction_loss", "kl", "num_examples")
 
 
+class Slice(NamedTuple):
+    """A replica's part of a global batch: n places, some of which may hold no example."""
+
+    images: tf.Tensor  # float32 (n, H, W, C) in [0, 1]
+    weights: tf.Tensor  # float32 (n,), 0 where there is no example
+    noise: tf.Tensor  # float32 (n, *objective.noise_shape(config))
+    total: tf.Tensor  # float32 scalar, weight of the whole global batch
+    places: tf.Tensor  # int32 (n,), places in the global batch
+
+
 class Steps:
     """Training and evaluation of one model on one strategy."""
 
@@ -27,7 +38,7 @@ class Steps:
         config: ml_collections.ConfigDict,
         strategy: tf.distribute.Strategy,
         vae: VAE,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
     ):
         """Takes the parts; model and optimizer were built in the strategy's scope.
 
@@ -35,10 +46,10 @@ class Steps:
           config: batch_size, seed, jit_compile, binarize, and the objective's keys.
           strategy: as made by `strategies.make`.
           vae: the model.
-          optimizer: of its weights.
+          optimizer: of its weights; None if it is only evaluated.
         """
-        self._config, self._strategy = config, strategy
-        self._vae, self._optimizer = vae, optimizer
+        self.config, self.strategy = config, strategy
+        self.vae, self._optimizer = vae, optimizer
         self._keys = {
             purpose: batches.noise_key(config.seed, purpose)
             for purpose in ("train noise", "evaluation noise", "train pixels", "evaluation pixels")
@@ -55,61 +66,61 @@ class Steps:
         """Makes a call that is under way return after its current step, and later ones at once."""
         self._stop.assign(True)
 
-    def _my_slice(self, records, batch, number, purpose):
-        """Images, weights and noise of this replica's part of a batch, and the batch's weight."""
-        config, (images, order, num_examples) = self._config, records
+    def my_slice(self, records, batch, number, purpose) -> Slice:
+        """The part of a batch that a replica takes; in a replica's context.
+
+        Args:
+          records: as for `train`.
+          batch: int32 scalar, number of the batch in their order.
+          number: int32 scalar, number by which noise belongs to it.
+          purpose: "train" or "evaluation".
+        """
+        config, (images, order, num_examples) = self.config, records
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        size = {"batch_size": config.batch_size}
         places = batches.replica_places(
-            replica, self._strategy.num_replicas_in_sync, config.batch_size
+            replica, self.strategy.num_replicas_in_sync, config.batch_size
         )
-        rows, weights, total = batches.slice_of_batch(
-            order, num_examples, batch, places, batch_size=config.batch_size
-        )
+        rows, weights, total = batches.slice_of_batch(order, num_examples, batch, places, **size)
         floats = examples.to_floats(tf.gather(images, rows))
         if config.binarize == "dynamic":
-            floats = batches.binarize(
-                floats,
-                self._keys[f"{purpose} pixels"],
-                number,
-                places,
-                batch_size=config.batch_size,
-            )
-        noise = batches.noise(
-            self._keys[f"{purpose} noise"],
-            number,
-            places,
-            batch_size=config.batch_size,
-            shape=objective.noise_shape(config),
-        )
-        return floats, weights, noise, total
+            key = self._keys[f"{purpose} pixels"]
+            floats = batches.binarize(floats, key, number, places, **size)
+        shape = objective.noise_shape(config)
+        noise = batches.noise(self._keys[f"{purpose} noise"], number, places, shape=shape, **size)
+        return Slice(floats, weights, noise, total, places)
 
-    def _forward_and_backward(self, images, weights, noise, total, beta):
+    def _terms(self, mine: Slice, beta) -> tuple[objective.Terms, tf.Tensor]:
+        """The objective's terms, each (n,), and the posterior means, (n, latent_dim)."""
+        mean, log_var = self.vae.encoder(mine.images)
+        terms = objective.terms(
+            self.vae, mine.images, mean, log_var, mine.noise, config=self.config, beta=beta
+        )
+        return terms, mean
+
+    def _forward_and_backward(self, mine: Slice, beta):
         """Sums of the terms, and this replica's share of the batch's gradients."""
         with tf.GradientTape() as tape:
-            mean, log_var = self._vae.encoder(images)
-            terms = objective.terms(
-                self._vae, images, mean, log_var, noise, config=self._config, beta=beta
-            )
+            terms, _ = self._terms(mine, beta)
             # Divided by the weight of the global batch, once: gradients of replicas add up.
-            loss = self._optimizer.scale_loss(tf.reduce_sum(weights * terms.loss) / total)
-        variables = [variable.value for variable in self._vae.variables]
-        return _sums(weights, terms), tape.gradient(loss, variables)
+            loss = tf.reduce_sum(mine.weights * terms.loss) / mine.total
+            loss = self._optimizer.scale_loss(loss)
+        variables = [variable.value for variable in self.vae.variables]
+        return _sums(mine.weights, terms), tape.gradient(loss, variables)
 
     def _gradients_replica(self, records, batch, step):
         """Sums of this replica, and the gradients of the whole batch."""
-        images, weights, noise, total = self._my_slice(records, batch, step, "train")
-        sums, gradients = self._forward_and_backward(
-            images, weights, noise, total, schedules.beta(self._config, step)
-        )
+        mine = self.my_slice(records, batch, step, "train")
+        sums, gradients = self._forward_and_backward(mine, schedules.beta(self.config, step))
         gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
         return sums, self._optimizer.unscale(gradients)
 
     def _train_batch(self, records, batch, step):
-        run = self._strategy.run
+        run = self.strategy.run
         sums, gradients = run(self._gradients_replica, args=(records, batch, step))
         if self._optimizer.scales_loss:
             # Summed gradients are the same on every replica, so any of them can tell.
-            first = [self._strategy.experimental_local_results(g)[0] for g in gradients]
+            first = [self.strategy.experimental_local_results(g)[0] for g in gradients]
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in first])
             tf.cond(
                 finite,
@@ -122,31 +133,21 @@ class Steps:
         return self._reduce(sums)
 
     def _evaluate_replica(self, records, batch, number):
-        images, weights, noise, _ = self._my_slice(records, batch, number, "evaluation")
-        mean, log_var = self._vae.encoder(images)
-        terms = objective.terms(
-            self._vae,
-            images,
-            mean,
-            log_var,
-            noise,
-            config=self._config,
-            beta=tf.constant(self._config.beta, tf.float32),
-        )
+        mine = self.my_slice(records, batch, number, "evaluation")
+        terms, mean = self._terms(mine, tf.constant(self.config.beta, tf.float32))
         of_latents = tf.concat([mean, tf.square(mean)], axis=1)  # (n, 2·latent_dim)
-        return tf.concat(
-            [_sums(weights, terms), tf.linalg.matvec(of_latents, weights, transpose_a=True)], axis=0
-        )
+        of_latents = tf.linalg.matvec(of_latents, mine.weights, transpose_a=True)
+        return tf.concat([_sums(mine.weights, terms), of_latents], axis=0)
 
     def _evaluate_batch(self, records, batch, number):
-        sums = self._strategy.run(self._evaluate_replica, args=(records, batch, number))
+        sums = self.strategy.run(self._evaluate_replica, args=(records, batch, number))
         return self._reduce(sums)
 
     def _reduce(self, sums):
         """Sums over all replicas; in a cluster, behind them, how many are asked to stop."""
         if self._is_cluster:
-            sums = self._strategy.run(self._with_stop, args=(sums,))
-        return self._strategy.reduce("SUM", sums, axis=None)
+            sums = self.strategy.run(self._with_stop, args=(sums,))
+        return self.strategy.reduce("SUM", sums, axis=None)
 
     def _with_stop(self, sums):
         return tf.concat([sums, [tf.cast(self._stop, tf.float32)]], axis=0)
@@ -206,7 +207,7 @@ class Steps:
         return self._loop(
             lambda i: self._evaluate_batch(records, first_batch + i, first_number + i),
             num_batches,
-            len(SUMS) + 2 * self._config.latent_dim,
+            len(SUMS) + 2 * self.config.latent_dim,
         )
 
 

@@ -1,0 +1,62 @@
+"""Measures a published model on a data set: ELBO, log-likelihood, active units.
+
+    python -m trainer.evaluate --model_dir=DIR --data_dir=DIR --num_importance_samples=5000
+
+Prints a table and writes the same as JSON. The numbers are a function of model, data set,
+split and number of samples.
+This file holds flags and nothing else; the measurement is in measure.py.
+"""
+
+from absl import flags
+
+from pipeline import command
+
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "Model directory, <workdir>/export of training."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Output directory of preprocess.")
+_SPLIT = flags.DEFINE_string("split", "test", "Which split.")
+_NUM_IMPORTANCE_SAMPLES = flags.DEFINE_integer(
+    "num_importance_samples",
+    5000,
+    "Samples an image for the log-likelihood; the time grows with it.",
+    lower_bound=1,
+    upper_bound=10**7,
+)
+_OUTPUT_FILE = flags.DEFINE_string(
+    "output_file", None, "Where to write the JSON; <model_dir>/evaluation-<split>.json if not set."
+)
+_NUM_VIRTUAL_DEVICES = flags.DEFINE_integer(
+    "num_virtual_devices",
+    0,
+    "n: n replicas on the CPU; 0: all GPUs, else the CPU.",
+    lower_bound=0,
+    upper_bound=64,
+)
+flags.mark_flags_as_required(["model_dir", "data_dir"])
+
+
+def run(_: list[str]) -> None:
+    """Measures as the flags say and prints the table."""
+    command.import_tensorflow()
+    from trainer import measure
+
+    measured = measure.measure(
+        model_dir=_MODEL_DIR.value,
+        data_dir=_DATA_DIR.value,
+        split=_SPLIT.value,
+        num_importance_samples=_NUM_IMPORTANCE_SAMPLES.value,
+        num_virtual_devices=_NUM_VIRTUAL_DEVICES.value,
+    )
+    path = measure.write(measured, _MODEL_DIR.value, _OUTPUT_FILE.value)
+    print(measure.table(measured))
+    print(f"evaluate: {path}")
+
+
+def main() -> None:
+    """Entry point of `vae-evaluate`."""
+    command.run(run, name="evaluate", doc=__doc__, module=__name__, beam=False)
+
+
+if __name__ == "__main__":
+    main()
