@@ -9,12 +9,12 @@ colon; without a beta it follows from latent_dim. The other files here are small
 
 import ml_collections
 
-from configs import arguments
+from configs import parse_arguments
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The reference configuration; each key is explained on its line."""
-    given = arguments.parse(arg, latent_dim=int, beta=float)
+    given = parse_arguments(arg, latent_dim=int, beta=float)
     config = ml_collections.ConfigDict()
 
     # Data

@@ -13,12 +13,12 @@ python -m trainer.evaluate --model_dir=/tmp/iwae/export --data_dir=/tmp/mnist --
 
 import ml_collections
 
-from configs import arguments, mnist
+from configs import mnist, parse_arguments
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """mnist.py with their model and objective; `num_importance_samples=K` after the colon."""
-    given = arguments.parse(arg, num_importance_samples=int)
+    given = parse_arguments(arg, num_importance_samples=int)
     config = mnist.get_config("latent_dim=50,beta=1.0")
     config.architecture = "mlp"
     config.hidden_units = (200, 200)

@@ -1,6 +1,7 @@
 """Small image sets as real files, and the commands run as a user runs them."""
 
 import gzip
+import json
 import os
 import pathlib
 import signal
@@ -158,9 +159,27 @@ def outputs_of(directory: pathlib.Path) -> dict[str, bytes]:
     }
 
 
+def state_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """All weights and optimizer slots of a run's newest checkpoint, with its name."""
+    path = sorted((workdir / "checkpoints").glob("step-*.npz"))[-1]
+    with np.load(path) as file:
+        return {"name": np.array(path.name), **{name: file[name] for name in file.files}}
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
+    """The finished runs in two directories are the same to the last bit and the last line."""
+    first, second = state_of(a), state_of(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    ids = [json.loads((d / "export" / "manifest.json").read_text())["model_id"] for d in (a, b)]
+    assert ids[0] == ids[1]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet_libraries():
-    """Two CPU devices for all tests of this process, and no start-up messages."""
+    """Four CPU devices for all tests of this process, and no start-up messages."""
     from pipeline import command
 
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", GRPC_VERBOSITY="ERROR")
@@ -169,7 +188,7 @@ def quiet_libraries():
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
 
 

@@ -8,7 +8,8 @@ from trainer import checkpoints
 def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_path, capsys):
     arrays = {"model/a": np.random.default_rng(0).random((20, 3)), "model/b": np.arange(3)}
     saved = checkpoints.Checkpoint(5, [1.0, 2.0, 3.0], {"key": 1}, arrays)
-    path = checkpoints.save(str(tmp_path), saved, keep=2)
+    checkpoints.save(str(tmp_path), saved, keep=2)
+    path = checkpoints.path_of(str(tmp_path), 5)
     with open(path, "rb") as file:
         whole = file.read()
     chance = random.Random(0)
@@ -41,3 +42,11 @@ def test_only_the_newest_stay(tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-0000000004.npz", "step-0000000030.npz"]
     assert checkpoints.restore_newest(str(tmp_path), {}).step == 30
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint = checkpoints.Checkpoint(step, [], {}, {})
+        checkpoints.save(str(tmp_path), checkpoint, keep=1, best_step=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-0000000002.npz", "step-0000000004.npz"]

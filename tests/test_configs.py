@@ -18,7 +18,7 @@ def load(name):
 
 
 def test_all_configs_are_there():
-    assert NAMES == ["fashion_mnist", "mnist", "mnist_z2", "smoke"]
+    assert NAMES == ["fashion_mnist", "mnist", "mnist_likelihood", "mnist_z2", "smoke"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,8 +46,7 @@ def test_every_key_is_commented_and_read():
                 name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
                 if name in ("config", "_config"):
                     read.add(node.attr)
-    # What only one value can be had of is read by the check.
-    read |= set(config_lib._ONE_OF) & {"kl_route"}
+    read |= {"kl_route"}  # Only one value can be had, which the check sees to.
     assert set(load("mnist")) - read == set()
 
 
@@ -69,19 +68,50 @@ def test_betas_are_the_articles_factor_in_nats():
         ("num_virtual_devices", -1, "at least 0"),
         ("learning_rate", 0.0, "a number above 0"),
         ("learning_rate", float("nan"), "a number above 0"),
-        ("beta", -1.0, "a number of at least 0"),
+        ("beta", -1.0, "at least 0"),
         ("kl_route", "no_route", "one of gradient_tape"),
-        ("strategy", "parameter_server", "one of mirrored, one_device"),
+        ("strategy", "parameter_server", "one of mirrored, one_device, multi_worker"),
         ("precision", "float64", "one of float32, mixed_bfloat16"),
         ("batch_size", 3_000_000_000, "at most 1048576"),
         ("num_virtual_devices", 100_000, "at most 64"),
         ("activation", "glu", "that keeps the shape"),
         ("activation", "lru", "a name that keras.activations knows"),
-        ("filters", (), "one number of at least 1 for each convolution"),
+        ("filters", (), "one number of at least 1 for each layer"),
         ("filters", (4, 8, 16), "as many as filters, which has 3"),
         ("strides", (2, 0), "one number of at least 1"),
+        ("hidden_units", (8, -1), "one number of at least 1 for each layer"),
+        ("architecture", "transformer", "one of convolutional, mlp"),
+        ("likelihood", "poisson", "one of bernoulli, continuous_bernoulli, gaussian"),
+        ("binarize", "yes", "one of none, static, dynamic"),
+        ("data_placement", "gpu", "one of auto, device, memory_mapped"),
+        ("learning_rate_schedule", "step", "one of constant, cosine"),
+        ("learning_rate", float("inf"), "a number above 0"),
+        ("gaussian_std", 0.0, "a number above 0"),
+        ("beta", float("nan"), "at least 0"),
+        ("free_bits", -0.5, "at least 0"),
+        ("num_importance_samples", 0, "at least 1"),
+        ("early_stopping_patience", -1, "at least 0"),
     ],
 )
 def test_values_out_of_range(key, value, expected):
     with pytest.raises(UsageError, match=expected):
         config_lib.check(smoke_config("somewhere", **{key: value}))
+
+
+def test_settings_that_exclude_each_other():
+    with pytest.raises(UsageError, match="binarize=dynamic: expected none, since likelihood is ga"):
+        config_lib.check(smoke_config("x", binarize="dynamic", likelihood="gaussian"))
+    with pytest.raises(UsageError, match="free_bits=0.5: expected 0"):
+        config_lib.check(smoke_config("x", free_bits=0.5, num_importance_samples=5))
+
+
+def test_what_stands_after_the_colon():
+    mnist = importlib.import_module("configs.mnist")
+    assert mnist.get_config("latent_dim=7").beta == pytest.approx(2 * 6.5e-4 * 784 / 7)
+    config = mnist.get_config("beta=0.5,latent_dim=3")
+    assert (config.latent_dim, config.beta) == (3, 0.5)
+    likelihood = importlib.import_module("configs.mnist_likelihood")
+    assert likelihood.get_config("num_importance_samples=50").num_importance_samples == 50
+    for text in ("latent_dims=7", "latent_dim=x", "7", "latent_dim=7,"):
+        with pytest.raises(ValueError, match="is none of latent_dim=INT, beta=FLOAT"):
+            mnist.get_config(text)

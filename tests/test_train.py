@@ -1,34 +1,12 @@
 import json
-import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from pipeline import shards, stage
 from pipeline.errors import StageError, UsageError
-from tests.conftest import REPOSITORY, die_at_file, outputs_of, smoke_config
+from tests.conftest import assert_same_run, outputs_of, smoke_config, state_of
 from trainer import train
-
-
-def state_of(workdir) -> dict[str, np.ndarray]:
-    """All weights and optimizer slots of the newest checkpoint, with its name."""
-    path = sorted((workdir / "checkpoints").glob("step-*.npz"))[-1]
-    with np.load(path) as file:
-        return {"name": np.array(path.name), **{name: file[name] for name in file.files}}
-
-
-def assert_same_run(a, b):
-    """The runs in two directories are the same to the last bit and the last line."""
-    first, second = state_of(a), state_of(b)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    ids = [json.loads((d / "export" / "manifest.json").read_text())["model_id"] for d in (a, b)]
-    assert ids[0] == ids[1]
 
 
 def test_a_run_leaves_what_it_promises(trained, data_dir):
@@ -121,41 +99,6 @@ def test_one_device_is_mirrored_with_one_replica(data_dir, trained, tmp_path):
 def test_metrics_do_not_depend_on_where_the_host_looks(data_dir, trained, tmp_path, changes):
     train.train(smoke_config(data_dir, **changes), workdir=str(tmp_path))
     assert_same_run(tmp_path, trained)
-
-
-# The files of a run of 22 steps, in order: config.json, checkpoints of steps 5 and 10, metrics
-# (train, then validation), timings and a checkpoint for each epoch's end, test metrics, the model.
-@pytest.mark.parametrize("file_number", [1, 3, 5, 6, 7, 9, 12, 14, 16, 17, 19])
-def test_killed_at_any_file_and_started_again_it_ends_the_same(
-    data_dir, trained, tmp_path, file_number
-):
-    flags = ("--config=configs/smoke.py", f"--config.data_dir={data_dir}", f"--workdir={tmp_path}")
-    die_at_file(file_number, "trainer.main", *flags, "--config.batch_size=27")
-    assert not (tmp_path / "export" / "manifest.json").exists()
-    train.train(smoke_config(data_dir), workdir=str(tmp_path))
-    assert_same_run(tmp_path, trained)
-    assert not list((tmp_path / "checkpoints").glob(".writing*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_state_and_exits_75(data_dir, tmp_path, number):
-    def command(workdir):
-        config = ["--config=configs/smoke.py", f"--config.data_dir={data_dir}"]
-        longer = ["--config.num_epochs=300", "--config.steps_per_loop=2"]
-        return [sys.executable, "-m", "trainer.main", *config, *longer, f"--workdir={workdir}"]
-
-    cut = subprocess.Popen(
-        command(tmp_path), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    # Its first plain progress line that tells of an epoch: it is in the loop.
-    for line in cut.stderr:
-        if line.startswith(b"epoch 2/"):
-            break
-    cut.send_signal(number)
-    _, errors = cut.communicate()
-    assert cut.returncode == 75, errors
-    found = re.search(r"stopped by a signal at step (\d+) of", errors.decode())
-    assert int(state_of(tmp_path)["name"].item()[5:15]) == int(found[1])
 
 
 def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(
