@@ -61,3 +61,33 @@ def test_noise_belongs_to_the_place_and_not_to_the_replica(batch_size, num_repli
     np.testing.assert_array_equal(drawn(1), drawn(num_replicas))
     other = batches.noise(7, step ^ 1, tf.range(batch_size), batch_size=batch_size, shape=(3,))
     assert not np.array_equal(drawn(1), other)
+
+
+def test_binarising_once_keeps_the_mean_and_depends_on_seed_and_place_alone():
+    images = np.repeat(np.arange(256, dtype=np.uint8), 4000).reshape(-1, 256, 1, 1).copy()
+    images = np.ascontiguousarray(images.reshape(256, 4000).T)[..., None, None]  # (4000, 256, 1, 1)
+    made, again, other = images.copy(), images.copy(), images.copy()
+    batches.binarize_once(made, seed=0, split="train")
+    batches.binarize_once(again[:7], seed=0, split="train")
+    batches.binarize_once(other, seed=1, split="train")
+    assert set(np.unique(made)) == {0, 255}
+    np.testing.assert_array_equal(made[:7], again[:7])
+    assert (made != other).mean() > 0.2
+    assert not made[:, 0].any()
+    assert made[:, 255].all()
+    # Five standard deviations of a mean over 4,000.
+    np.testing.assert_allclose((made / 255).mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.04)
+
+
+def test_binarising_at_each_visit():
+    images = tf.reshape(tf.range(256, dtype=tf.float32) / 255, (1, 256, 1, 1))
+    images = tf.repeat(images, 3000, axis=0)
+
+    def made(number, places):
+        return batches.binarize(images[: len(places)], 5, number, places, batch_size=3000).numpy()
+
+    whole = made(0, tf.range(3000))
+    assert set(np.unique(whole)) == {0, 1}
+    np.testing.assert_allclose(whole.mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.05)
+    np.testing.assert_array_equal(made(0, tf.range(1000, 2000)), whole[1000:2000])
+    assert (made(1, tf.range(3000)) != whole).mean() > 0.2

@@ -42,12 +42,16 @@ def test_tensorboard_events_hold_losses_and_pictures(trained):
     events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
     tags = events.Tags()["tensors"]
-    assert {"train/loss", "train/kl", "validation/bce", "time/images_per_sec"} <= set(tags)
-    pictures = events.Tensors("reconstructions")
-    assert len(pictures) == 2
-    width, height, first = pictures[0].tensor_proto.string_val[:3]
-    assert (width, height) == (b"8", b"24")
-    assert first.startswith(b"\x89PNG")
+    assert {"train/loss", "train/kl", "validation/bce", "validation/active_units"} <= set(tags)
+    assert {"time/images_per_sec", "time/step_secs", "schedule/learning_rate"} <= set(tags)
+    # An image above its reconstruction; 64 samples in rows of 8.
+    for tag, size in {"reconstructions": (b"8", b"24"), "samples": (b"64", b"96")}.items():
+        pictures = events.Tensors(tag)
+        assert len(pictures) == 2
+        width, height, first = pictures[0].tensor_proto.string_val[:3]
+        assert (width, height) == size
+        assert first.startswith(b"\x89PNG")
+    assert len(events.Tensors("posterior/mean")) == len(events.Tensors("posterior/std")) == 2
 
 
 def test_the_published_model_keeps_its_contract(trained, data_dir):
@@ -72,18 +76,40 @@ def test_the_published_model_keeps_its_contract(trained, data_dir):
     )
 
 
-def test_replicas_walk_the_same_path(data_dir, tmp_path):
-    # A batch of 27 on 2 replicas, the last one short; 3 replicas leave one with nothing of it.
-    lines = []
-    for count in (1, 2, 3):
-        workdir = tmp_path / str(count)
-        train.train(smoke_config(data_dir, num_virtual_devices=count), workdir=str(workdir))
-        lines.append([json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()])
-    for other in lines[1:]:
-        for line, reference in zip(other, lines[0], strict=True):
-            assert line["split"] == reference["split"]
-            for key in ("loss", "reconstruction_loss", "kl"):
-                assert line[key] == pytest.approx(reference[key], rel=1e-5)
+def lines_of(workdir, split=None) -> list[dict]:
+    """The lines of metrics.jsonl, of one split or all."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if split in (None, line["split"])]
+
+
+def assert_same_path(a, b):
+    """The metrics in two directories are equal to 1e-5."""
+    for line, reference in zip(lines_of(a), lines_of(b), strict=True):
+        assert line.keys() == reference.keys()
+        for key, value in reference.items():
+            close = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert line[key] == close, key
+
+
+@pytest.mark.parametrize(
+    ("counts", "changes"),
+    [
+        # 272 records: 11 steps an epoch, the last with 2 records, for 3 and 4 replicas one or two
+        # of them with nothing of it; 55 steps.
+        ((1, 2, 3, 4), {"num_epochs": 5}),
+        # Fewer records in a batch than replicas, so one has nothing of any.
+        ((1, 4), {"batch_size": 3, "num_epochs": 1}),
+        # What would differ if it came before the sum over replicas.
+        ((1, 3), {"clip_norm": 0.5, "learning_rate_schedule": "cosine", "beta_warmup_steps": 7}),
+        ((1, 2), {"num_importance_samples": 4, "binarize": "dynamic", "architecture": "mlp"}),
+    ],
+    ids=["50 steps", "empty slices", "clipping", "importance samples"],
+)
+def test_replicas_walk_the_same_path(data_dir, tmp_path, counts, changes):
+    for count in counts:
+        config = smoke_config(data_dir, num_virtual_devices=count, **changes)
+        train.train(config, workdir=str(tmp_path / str(count)))
+        assert_same_path(tmp_path / str(count), tmp_path / "1")
 
 
 def test_one_device_is_mirrored_with_one_replica(data_dir, trained, tmp_path):
@@ -95,8 +121,18 @@ def test_one_device_is_mirrored_with_one_replica(data_dir, trained, tmp_path):
     )
 
 
-@pytest.mark.parametrize("changes", [{"steps_per_loop": 1}, {"steps_per_loop": 7}])
-def test_metrics_do_not_depend_on_where_the_host_looks(data_dir, trained, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps_per_loop": 1},
+        {"steps_per_loop": 7},
+        {"data_placement": "memory_mapped"},
+        {"data_placement": "memory_mapped", "steps_per_loop": 1000},
+    ],
+)
+def test_the_result_depends_neither_on_where_the_host_looks_nor_on_where_the_data_lie(
+    data_dir, trained, tmp_path, changes
+):
     train.train(smoke_config(data_dir, **changes), workdir=str(tmp_path))
     assert_same_run(tmp_path, trained)
 
@@ -242,7 +278,7 @@ def test_nan_stops_the_run_with_the_steps_and_keeps_the_checkpoint(data_dir, tmp
 def test_other_ways_to_compute_come_near(data_dir, trained, tmp_path):
     reference = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
     for number, changes in enumerate(
-        [{"precision": "mixed_bfloat16"}, {"jit_compile": True}, {"num_virtual_devices": 2}]
+        [{"precision": "mixed_bfloat16"}, {"precision": "mixed_float16"}, {"jit_compile": True}]
     ):
         workdir = tmp_path / str(number)
         config = smoke_config(data_dir, **changes)
@@ -279,3 +315,96 @@ def test_it_works_on_urls(data_dir, trained, tmp_path):
         local.write_bytes(fs.cat_file(path))
     assert_same_run(tmp_path / "copy", trained)
     assert list((tmp_path / "copy" / "tensorboard").iterdir())
+
+
+def test_early_stopping_publishes_the_best_weights(data_dir, tmp_path):
+    # A rate at which the loss soon rises again.
+    config = smoke_config(
+        data_dir, early_stopping_patience=2, learning_rate=0.05, num_epochs=40, keep_checkpoints=1
+    )
+    workdir = tmp_path / "run"
+    manifest = train.train(config, workdir=str(workdir))
+    validation = lines_of(workdir, "validation")
+    losses = [line["loss"] for line in validation]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 40
+    assert manifest["step"] == validation[best]["step"] < manifest["trained_steps"]
+    assert manifest["metrics"]["validation"] == validation[best]
+    assert manifest["metrics"]["test"]["step"] == manifest["step"]
+    published = np.load(workdir / "export" / "weights.npz")
+    best_checkpoint = np.load(workdir / "checkpoints" / f"step-{manifest['step']:010d}.npz")
+    for name in published.files:
+        np.testing.assert_array_equal(published[name], best_checkpoint[f"model/{name}"])
+
+    def again(**changes):
+        with config.unlocked():
+            config.update(changes)
+        return train.train(config, workdir=str(workdir))
+
+    assert again()["model_id"] == manifest["model_id"]
+    longer = again(early_stopping_patience=3)  # It goes on where it was, for an epoch or more.
+    assert longer["trained_steps"] > manifest["trained_steps"]
+    last = again(early_stopping_patience=0, num_epochs=longer["trained_steps"] // 11)
+    assert last["step"] == last["trained_steps"]
+
+
+def test_early_stopping_needs_a_validation_split(tmp_path, idx_dir):
+    from tests.conftest import make_shards
+
+    make_shards(f"idx:{idx_dir}", tmp_path / "data", validation_fraction=0, num_shards=1)
+    config = smoke_config(tmp_path / "data", early_stopping_patience=1)
+    with pytest.raises(UsageError, match="has no split 'validation' to judge by"):
+        train.train(config, workdir=str(tmp_path / "run"))
+
+
+def test_a_warm_start_begins_with_the_weights_and_is_bound_to_them(data_dir, trained, tmp_path):
+    import shutil
+
+    tiny = {"learning_rate": 1e-30, "num_epochs": 1}  # So that they stay what they are.
+    config = smoke_config(data_dir, warm_start_from=str(trained / "export"), **tiny)
+    train.train(config, workdir=str(tmp_path / "run"))
+    for name, value in state_of(trained).items():
+        if name.startswith("model/"):
+            np.testing.assert_array_equal(state_of(tmp_path / "run")[name], value)
+
+    shutil.copytree(trained / "export", tmp_path / "moved")
+    config.warm_start_from = str(tmp_path / "moved")
+    train.train(config, workdir=str(tmp_path / "run"))  # The same content: already finished.
+    train.train(smoke_config(data_dir, **tiny), workdir=str(tmp_path / "other"))
+    config.warm_start_from = str(tmp_path / "other" / "export")
+    with pytest.raises(UsageError, match="warm_start is '.*' there and '.*' here"):
+        train.train(config, workdir=str(tmp_path / "run"))
+    config = smoke_config(data_dir, warm_start_from=str(trained / "export"), latent_dim=4)
+    with pytest.raises(StageError, match=r"its weight 'decoder_dense/kernel' is \(3, .*\(4, "):
+        train.train(config, workdir=str(tmp_path / "wide"))
+
+
+def test_a_float16_step_that_overflows_changes_the_scale_and_nothing_else(data_dir, tmp_path):
+    config = smoke_config(data_dir, precision="mixed_float16", num_epochs=1, steps_per_loop=1)
+    train.train(config, workdir=str(tmp_path))
+    with np.load(tmp_path / "checkpoints" / "step-0000000011.npz") as file:
+        state = {name: file[name] for name in file.files}
+    skipped = int(np.log2(2.0**15 / state["optimizer/scaling/scale"]))
+    assert state["optimizer/adam/iteration"] == 11 - skipped
+    assert state["optimizer/scaling/steps_since_change"] <= 11 - skipped
+
+
+def test_a_collapsed_posterior_is_warned_of(data_dir, tmp_path, capsys):
+    config = smoke_config(data_dir, beta=1e4, num_epochs=3, learning_rate=1e-2)
+    train.train(config, workdir=str(tmp_path))
+    assert lines_of(tmp_path, "validation")[-1]["active_units"] == 0
+    said = capsys.readouterr().err
+    assert "warning: the posterior has collapsed: none of 3 latents is active" in said
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused(data_dir, tmp_path):
+    config = smoke_config(data_dir, learning_rate_warmup_steps=22)
+    with pytest.raises(UsageError, match="fewer than the run's 22 steps"):
+        train.train(config, workdir=str(tmp_path))
+
+
+def test_with_a_cosine_the_number_of_epochs_shapes_the_path(data_dir, tmp_path):
+    cosine = {"learning_rate_schedule": "cosine", "num_epochs": 1}
+    train.train(smoke_config(data_dir, **cosine), workdir=str(tmp_path))
+    with pytest.raises(UsageError, match="num_epochs is 1 there and 2 here"):
+        train.train(smoke_config(data_dir, **cosine | {"num_epochs": 2}), workdir=str(tmp_path))
