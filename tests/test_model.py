@@ -58,3 +58,19 @@ def test_weights_are_a_function_of_the_seed_alone():
     assert len(kernels) == 7
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.any())
     assert len({v.tobytes()[:8] for v in kernels}) == len(kernels)  # No two layers alike.
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_our_leaky_relu_is_that_of_keras(dtype):
+    import keras
+
+    from trainer import model
+
+    x = tf.cast(tf.linspace(-3.0, 3.0, 101), dtype)
+    found = []
+    for function in (model._activation("leaky_relu"), keras.activations.leaky_relu):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        found.append((y.numpy(), tape.gradient(y, x).numpy()))
+    np.testing.assert_array_equal(found[0], found[1])

@@ -6,15 +6,39 @@ a function of the config and not of what else the process has built.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import keras
 import ml_collections
+import tensorflow as tf
+
+_NEGATIVE_SLOPE = 0.2  # Keras' own.
 
 
 def _initializer(seed: int, name: str) -> keras.initializers.Initializer:
     """Glorot's uniform initializer (Keras' default) with a seed for this layer alone."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4, person=b"weights").digest()
     return keras.initializers.GlorotUniform(seed=int.from_bytes(digest, "little") >> 1)
+
+
+@tf.custom_gradient
+def _leaky_relu(x: tf.Tensor):
+    """Keras' leaky_relu with a derivative that takes the output, whose sign is the input's.
+
+    TensorFlow's derivative takes the input, which then stays in memory and keeps its
+    optimizer from making convolution, bias and activation one operation.
+    """
+    y = tf.nn.leaky_relu(x, _NEGATIVE_SLOPE)
+
+    def derivative(upstream: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.LeakyReluGrad(gradients=upstream, features=y, alpha=_NEGATIVE_SLOPE)
+
+    return y, derivative
+
+
+def _activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """An activation by the name that Keras has for it."""
+    return _leaky_relu if name == "leaky_relu" else keras.activations.get(name)
 
 
 def _dense(config: ml_collections.ConfigDict, units: int, name: str, **about) -> keras.layers.Dense:
@@ -34,7 +58,7 @@ def _convolutions(config: ml_collections.ConfigDict, x: keras.KerasTensor) -> ke
             config.kernel_size,
             strides=stride,
             padding="same",
-            activation=config.activation,
+            activation=_activation(config.activation),
             kernel_initializer=_initializer(config.seed, name),
             dtype=config.precision,
             name=name,
@@ -62,7 +86,7 @@ def _transposed_convolutions(
             config.kernel_size,
             strides=stride,
             padding="same",
-            activation=None if i == last else config.activation,
+            activation=None if i == last else _activation(config.activation),
             kernel_initializer=_initializer(config.seed, name),
             dtype="float32" if i == last else config.precision,
             name=name,
@@ -88,7 +112,9 @@ def build_encoder(
     x = keras.layers.Flatten(dtype=config.precision, name="encoder_flatten")(x)
     if config.architecture == "mlp":
         for i, units in enumerate(config.hidden_units):
-            x = _dense(config, units, f"encoder_dense_{i}", activation=config.activation)(x)
+            x = _dense(
+                config, units, f"encoder_dense_{i}", activation=_activation(config.activation)
+            )(x)
     # exp(log_var) and the KL term need the digits of float32.
     heads = [
         _dense(config, config.latent_dim, name, dtype="float32")(x) for name in ("mean", "log_var")
@@ -112,7 +138,9 @@ def build_decoder(
     if config.architecture == "convolutional":
         return keras.Model(inputs, _transposed_convolutions(config, x, image_shape), name="decoder")
     for i, units in enumerate(reversed(config.hidden_units)):
-        x = _dense(config, units, f"decoder_dense_{i}", activation=config.activation)(x)
+        x = _dense(config, units, f"decoder_dense_{i}", activation=_activation(config.activation))(
+            x
+        )
     x = _dense(config, math.prod(image_shape), "logits", dtype="float32")(x)
     x = keras.layers.Reshape(image_shape, dtype="float32", name="decoder_reshape")(x)
     return keras.Model(inputs, x, name="decoder")
