@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train export demo test lint bench clean
+.PHONY: help setup preprocess verify train evaluate export demo test test-long lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,13 +21,14 @@ FLAGS ?=
 
 help:  ## lists the targets and their variables
 	@echo "Targets:"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)                 the interpreter and the environment it makes"
 	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
 	@echo "  DATA_DIR=DIR                            verify"
 	@echo "  DATA_DIR=DIR CONFIG=$(CONFIG) WORKDIR=DIR  train"
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export"
+	@echo "  DATA_DIR=DIR MODEL_DIR=DIR SPLIT=$(SPLIT)            evaluate"
 	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
 	@echo "  DEMO_DIR=$(DEMO_DIR)                            where the demo and the defaults above write"
 	@echo "Example: make preprocess SOURCE=idx:/data/mnist OUTPUT_DIR=/data/shards FLAGS=\"--num_shards=32\""
@@ -50,6 +51,9 @@ verify: $(INSTALLED)  ## reads a data set back and names every fault
 train: $(INSTALLED)  ## shards -> model
 	@$(PY) -m trainer.main --config=$(CONFIG) --config.data_dir=$(DATA_DIR) --workdir=$(WORKDIR) $(FLAGS)
 
+evaluate: $(INSTALLED)  ## shards and model -> log-likelihood, ELBO, active units
+	@$(PY) -m trainer.evaluate --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) $(FLAGS)
+
 export: $(INSTALLED)  ## shards and model -> embeddings and contact sheets
 	@$(PY) -m pipeline.export --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
 
@@ -68,13 +72,20 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 test: $(INSTALLED)  ## runs all tests
 	$(PY) -m pytest
 
+test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
+	$(PY) -m pytest -m long
+
 lint: $(INSTALLED)  ## ruff: check and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
-	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_stages
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_train
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_export
+
+bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_gpu
 
 clean:  ## removes what these targets made, $(VENV) included
 	rm -rf $(VENV) $(DEMO_DIR) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

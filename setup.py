@@ -43,6 +43,8 @@ setuptools.setup(
         "console_scripts": [
             "vae-preprocess = pipeline.preprocess:main",
             "vae-train = trainer.main:main",
+            "vae-evaluate = trainer.evaluate:main",
+            "vae-launch = trainer.launch:main",
             "vae-export = pipeline.export:main",
             "vae-verify = pipeline.verify:main",
         ]

@@ -99,6 +99,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         refuse("binarize", f"none, since likelihood is {config.likelihood}, and not bernoulli")
     if config.free_bits and config.num_importance_samples > 1:
         refuse("free_bits", "0, since the importance-weighted bound has no KL term")
+    if config.strategy == "multi_worker" and config.num_virtual_devices:
+        refuse("num_virtual_devices", "0 for strategy multi_worker; start more workers instead")
     try:
         keras.activations.get(config.activation)
         known = config.activation not in _RESHAPING

@@ -26,7 +26,8 @@ class Run:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: shards.Dataset):
         self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.is_chief = strategies.is_chief(config)  # Only the chief writes.
+        self.is_cluster = config.strategy == "multi_worker"
+        self.is_chief = not self.is_cluster or strategies.is_chief()  # Only the chief writes.
         self.losses: list[shards.Loss] = []  # What of the data cannot be had.
         self._arrays: dict[str, np.ndarray] = {}  # split -> images, until they are placed
         self.num_examples = dataset.num_examples("train")
@@ -115,6 +116,25 @@ class Run:
             )
         for name, variable in variables.items():
             variable.assign(checkpoint.arrays[name])
+
+    def check_agreement(self) -> None:
+        """Refuses to go on if the workers of a cluster have restored different steps.
+
+        Raises:
+          StageError: they have; with the mean of their steps.
+        """
+        if not self.is_cluster:
+            return
+        restored = tf.constant(float(self.step))
+        mean = tf.function(
+            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: restored), axis=None)
+        )()
+        if mean != restored:
+            raise StageError(
+                f"--workdir={self.workdir}: this worker has found the checkpoint of step "
+                f"{self.step}, and the workers' mean is {float(mean):.1f}; expected one directory "
+                "that all workers share"
+            )
 
     def save(self) -> str:
         """Writes a checkpoint of the present state; returns its path.

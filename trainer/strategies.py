@@ -47,10 +47,12 @@ def _cluster() -> tuple[dict[str, list[str]], str, int]:
     return cluster, kind, number
 
 
-def is_chief(config: ml_collections.ConfigDict) -> bool:
-    """Whether this process writes: the only one, or the first worker of a cluster."""
-    if config.strategy != "multi_worker":
-        return True
+def is_chief() -> bool:
+    """Whether this process is the one worker of its cluster that writes.
+
+    Raises:
+      UsageError: TF_CONFIG is absent or malformed.
+    """
     cluster, kind, number = _cluster()
     return number == 0 and (kind == "chief" or "chief" not in cluster)
 

@@ -347,7 +347,10 @@ def train(
             manifest = _finished(run)
         done = "already finished" if manifest else "finished"
         if not manifest:
-            manifest = _resume(run, checkpoint, overwrite=overwrite)
+            try:
+                manifest = _resume(run, checkpoint, overwrite=overwrite)
+            except tf.errors.OpError as error:
+                raise _named(error, run) from error
     if not manifest:
         return {}  # Only the chief publishes.
     shown = "; ".join(
@@ -356,6 +359,22 @@ def train(
     where = storage.join(workdir, EXPORT)
     print(f"train: {done}: {shown}; model_id {manifest['model_id']}, {where}")
     return manifest
+
+
+def _named(error: tf.errors.OpError, run: Run) -> Exception:
+    """What an error of TensorFlow means to whoever started the run; itself, if nobody knows."""
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return StageError(
+            f"out of memory ({error.message.splitlines()[0]}); try a smaller --config.batch_size, "
+            "more replicas, or --config.data_placement=memory_mapped"
+        )
+    if run.is_cluster:
+        newest = checkpoints.newest_path(run.workdir)
+        return Interrupted(
+            f"another worker of the cluster is gone or out of reach ({type(error).__name__}); "
+            f"start the job again, it goes on from {newest or 'the start'}"
+        )
+    return error
 
 
 def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool) -> dict | None:
@@ -372,6 +391,7 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: b
     run.build()  # Reads the data: what fails there leaves an old run as it was.
     if checkpoint:
         run.restore(checkpoint)
+    run.check_agreement()
     if run.is_chief:
         storage.remove_unfinished(workdir)
         for name in _NAMES if overwrite else ():

@@ -1,0 +1,138 @@
+"""Several workers on this machine, as real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, assert_same_run, run_command, smoke_config
+from tests.test_train import assert_same_path
+from trainer import train
+
+
+def launch(data_dir, workdir, *flags, num_workers=2) -> subprocess.Popen:
+    """Starts a cluster over the data set, as a user does."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "trainer.launch", f"--num_workers={num_workers}", "--"),
+            *("--config=configs/smoke.py", "--config.batch_size=27"),
+            *(f"--config.data_dir={data_dir}", f"--workdir={workdir}", *flags),
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_cluster(*args, **kwargs) -> subprocess.CompletedProcess:
+    process = launch(*args, **kwargs)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return subprocess.CompletedProcess(process.args, 0, stdout, stderr)
+
+
+def worker_pids(launcher: subprocess.Popen) -> list[int]:
+    """The process of each worker, by its number."""
+    with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as file:
+        pids = [int(pid) for pid in file.read().split()]
+
+    def number(pid: int) -> int:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if item)
+        return json.loads(environment[b"TF_CONFIG"])["task"]["index"]
+
+    return sorted(pids, key=number)
+
+
+def wait_for_epoch(launcher: subprocess.Popen, epoch: int) -> None:
+    for line in launcher.stderr:
+        if re.match(rf"\[\d] epoch {epoch}/", line):
+            return
+    raise AssertionError("the launcher ended before")
+
+
+@pytest.mark.parametrize("num_workers", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_cluster_walks_the_path_of_one_process(data_dir, tmp_path, num_workers):
+    done = run_cluster(data_dir, tmp_path / "cluster", num_workers=num_workers)
+    config = smoke_config(data_dir, num_virtual_devices=num_workers)
+    train.train(config, workdir=str(tmp_path / "alone"))
+    assert_same_path(tmp_path / "cluster", tmp_path / "alone")
+    # Only the chief writes, and each line says whose it is.
+    assert re.match(r"\[0] train: finished: ", done.stdout)
+    assert len(done.stdout.splitlines()) == 1
+    assert len(list((tmp_path / "cluster" / "tensorboard").iterdir())) == 1
+    assert {line[:3] for line in done.stderr.splitlines()} == {
+        f"[{number}]" for number in range(num_workers)
+    }
+
+
+def kill_one(data_dir, workdir, killed: int) -> int:
+    """Kills a worker of a cluster of 2, checks what the other says; returns the step saved."""
+    cut = launch(data_dir, workdir, "--config.num_epochs=3000")
+    wait_for_epoch(cut, 2)
+    os.kill(worker_pids(cut)[killed], signal.SIGKILL)
+    stderr = cut.stderr.read()
+    assert cut.wait() in (1, 75)
+    assert f"[{1 - killed}] train: another worker of the cluster is gone or out of reach" in stderr
+    assert "start the job again, it goes on from" in stderr
+    assert "killing it" not in stderr
+    return max(int(path.name[5:15]) for path in (workdir / "checkpoints").glob("step-*"))
+
+
+def test_a_killed_worker_ends_the_others(data_dir, tmp_path):
+    assert kill_one(data_dir, tmp_path, 1) >= 11
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [0, 1], ids=["chief", "other"])
+def test_a_cluster_that_lost_a_worker_resumes_to_the_last_bit(data_dir, tmp_path, killed):
+    step = kill_one(data_dir, tmp_path / "cut", killed)
+    flag = f"--config.num_epochs={step // 11 + 1}"
+    resumed = run_cluster(data_dir, tmp_path / "cut", flag)
+    assert f"train: from step {step:,} to" in resumed.stderr
+    run_cluster(data_dir, tmp_path / "whole", flag)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_signal_to_one_worker_stops_all_at_the_same_step(data_dir, tmp_path):
+    cut = launch(data_dir, tmp_path, "--config.num_epochs=3000")
+    wait_for_epoch(cut, 1)
+    os.kill(worker_pids(cut)[1], signal.SIGTERM)
+    stderr = cut.stderr.read()
+    assert cut.wait() == 75
+    found = re.findall(r"\[(\d)] train: stopped by a signal at step (\d+) of", stderr)
+    assert sorted(number for number, _ in found) == ["0", "1"]
+    assert len({step for _, step in found}) == 1
+    assert (tmp_path / "checkpoints" / f"step-{int(found[0][1]):010d}.npz").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_passes_signals_on(data_dir, tmp_path, number):
+    cut = launch(data_dir, tmp_path, "--config.num_epochs=3000")
+    wait_for_epoch(cut, 1)
+    cut.send_signal(number)
+    stderr = cut.stderr.read()
+    assert cut.wait() == 75
+    assert len(re.findall(r"train: stopped by a signal at step", stderr)) == 2
+    assert "launch: workers were interrupted; run the same command to go on" in stderr
+
+
+def test_bad_use(data_dir, tmp_path):
+    done = run_command("trainer.launch", "--num_workers=2", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no flags for the trainer" in done.stderr
+    flags = ["--config=configs/smoke.py", f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    done = run_command("trainer.main", *flags, "--config.strategy=multi_worker", check=False)
+    assert done.returncode == 2
+    assert "TF_CONFIG='': expected" in done.stderr
+    # The workers' own errors, and their exit status.
+    launched = launch(data_dir, tmp_path, "--config.latent_dim=0", num_workers=1)
+    _, stderr = launched.communicate()
+    assert launched.returncode == 2
+    assert "[0] train: --config.latent_dim=0: expected at least 1" in stderr
