@@ -1,0 +1,260 @@
+"""Times training against Keras, PyTorch and the machine's matrix multiplication.
+
+    make bench
+
+Startup and imports are left out, except where they are what is measured; what the
+images show does not matter to any of it.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline import command
+from tests.benchmarks.timing import median_secs, report
+from tests.conftest import REPOSITORY, make_idx_set, make_shards
+
+_NUM_RECORDS = 5_120
+_BATCH_SIZE = 256
+_NUM_STEPS = _NUM_RECORDS // _BATCH_SIZE
+_SGEMM_SIZE = 3072
+# Multiply-adds of the default model's forward pass on an image of 28×28: the encoder's
+# convolutions with 28·28·9·1·32, 14·14·9·32·64 and 7·7·9·64·128, the decoder's the same in
+# reverse, and three dense layers between 6272 and 12 units.
+FORWARD_MULTIPLY_ADDS = 2 * (225_792 + 2 * 3_612_672) + 3 * 6272 * 12
+# A multiply-add is 2 operations; the backward pass does each of them for the gradients of its
+# inputs and once more for those of the weights.
+FLOPS_PER_IMAGE = 2 * 3 * FORWARD_MULTIPLY_ADDS
+
+
+def prepare(images: np.ndarray, *, num_steps: int, **changes) -> Callable[[], object]:
+    """A function that trains some steps of configs/mnist.py, with changes, on images."""
+    import tensorflow as tf
+
+    from configs import mnist
+    from trainer import batches, data, strategies
+    from trainer.model import VAE
+    from trainer.optimizer import Optimizer
+    from trainer.step import Steps
+
+    config = mnist.get_config()
+    config.update(changes)
+    strategy = strategies.make(config)
+    with strategy.scope():
+        vae = VAE(config, images.shape[1:])
+        optimizer = Optimizer(config, vae, total_steps=10**6)
+    steps = Steps(config, strategy, vae, optimizer)
+    visit = data.OnDevice(strategy, images).visit(batches.permutation(0, 0, len(images)))
+
+    def train() -> np.ndarray:
+        records, first = visit.batches(0, num_steps)
+        rows, _ = steps.train(records, first, tf.constant(0), tf.constant(num_steps))
+        return rows.numpy()
+
+    train()
+    return train
+
+
+def prepare_keras(images: np.ndarray) -> Callable[[], object]:
+    """The same model and objective by compile and fit, fed as Keras' guides feed it."""
+    import keras
+    import tensorflow as tf
+
+    from configs import mnist
+    from trainer import losses, strategies
+    from trainer.model import VAE
+
+    config = mnist.get_config()
+
+    class Fitted(keras.Model):
+        def __init__(self):
+            super().__init__()
+            vae = VAE(config, images.shape[1:])
+            self.encoder, self.decoder = vae.encoder, vae.decoder
+
+        def call(self, x):
+            mean, log_var = self.encoder(x)
+            z = mean + tf.exp(log_var / 2) * tf.random.normal(tf.shape(mean))
+            self.add_loss(config.beta * tf.reduce_mean(losses.kl(mean, log_var)))
+            return self.decoder(z)
+
+    def negative_log(x, logits):
+        per_pixel = tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits)
+        return tf.reduce_sum(per_pixel, axis=(1, 2, 3))
+
+    with strategies.make(config).scope():
+        model = Fitted()
+        model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=negative_log)
+
+    def to_pair(pixels):
+        floats = tf.cast(pixels, tf.float32) / 255.0
+        return floats, floats
+
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images)).batch(_BATCH_SIZE)
+    dataset = dataset.map(to_pair, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def fit() -> None:
+        model.fit(dataset, verbose=0)
+
+    fit()
+    return fit
+
+
+def prepare_torch(images: np.ndarray, *, compiled: bool) -> Callable[[], object]:
+    """The same model and objective in PyTorch, channels last."""
+    import torch
+    from torch import nn
+
+    from configs import mnist
+
+    config = mnist.get_config()
+    act = nn.LeakyReLU(0.2)
+
+    def up(inputs: int, outputs: int, stride: int) -> nn.Module:
+        about = {"stride": stride, "padding": 1, "output_padding": stride - 1}
+        return nn.ConvTranspose2d(inputs, outputs, 3, **about)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.Sequential(
+                *(nn.Conv2d(1, 32, 3, 1, 1), act, nn.Conv2d(32, 64, 3, 2, 1), act),
+                *(nn.Conv2d(64, 128, 3, 2, 1), act, nn.Flatten()),
+            )
+            self.mean = nn.Linear(6272, config.latent_dim)
+            self.log_var = nn.Linear(6272, config.latent_dim)
+            self.up = nn.Sequential(
+                *(nn.Linear(config.latent_dim, 6272), nn.Unflatten(1, (128, 7, 7))),
+                *(up(128, 64, 2), act, up(64, 32, 2), act, up(32, 1, 1)),
+            )
+
+        def forward(self, x):
+            hidden = self.down(x)
+            mean, log_var = self.mean(hidden), self.log_var(hidden)
+            logits = self.up(mean + torch.exp(log_var / 2) * torch.randn_like(mean))
+            negative_log = nn.functional.binary_cross_entropy_with_logits(
+                logits, x, reduction="sum"
+            )
+            kl = 0.5 * (torch.exp(log_var) + mean**2 - 1 - log_var).sum()
+            return (negative_log + config.beta * kl) / len(x)
+
+    model = Model().to(memory_format=torch.channels_last)
+    loss_of = torch.compile(model) if compiled else model
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def train() -> None:
+        order = torch.randperm(len(pixels))
+        for first in range(0, len(pixels), _BATCH_SIZE):
+            x = pixels[order[first : first + _BATCH_SIZE]].float() / 255
+            loss = loss_of(x.contiguous(memory_format=torch.channels_last))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    train()
+    return train
+
+
+def bench_against_others(images: np.ndarray) -> None:
+    """Our steps, other frameworks' and sgemm, in turn."""
+    import tensorflow as tf
+
+    matrix = tf.random.normal((_SGEMM_SIZE, _SGEMM_SIZE))
+    multiply = tf.function(lambda: tf.reduce_sum(matrix @ matrix))
+    multiply()
+    runs = {"": prepare(images, num_steps=_NUM_STEPS), "sgemm": lambda: multiply().numpy()}
+    runs["Keras compile and fit"] = prepare_keras(images)
+    try:
+        import torch
+    except ImportError:
+        print("PyTorch is not installed: not compared with")
+    else:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        for compiled in (False, True):
+            name = f"PyTorch {torch.__version__}, {'compiled' if compiled else 'eager'}"
+            try:
+                runs[name] = prepare_torch(images, compiled=compiled)
+            except Exception as error:  # Without a C++ compiler it cannot compile.
+                print(f"{name}: did not run ({str(error).splitlines()[0]})")
+    secs = dict(zip(runs, median_secs(*runs.values()), strict=True))
+    ours = secs.pop("")
+    sgemm = 2 * _SGEMM_SIZE**3 / secs.pop("sgemm")
+    rate = _NUM_RECORDS / ours
+    flops = FLOPS_PER_IMAGE * rate
+    what = f"the machine's sgemm, {sgemm / 1e9:,.0f} GFLOP/s"
+    report("train, float32", f"{rate:,.0f} images/s", f"{flops / sgemm:.2f} ×", what)
+    for name, taken in secs.items():
+        report("", "", f"{taken / ours:.2f} ×", f"the speed of {name}")
+
+
+def bench_variants(images: np.ndarray) -> None:
+    """Two replicas on the same cores, and bfloat16, against one replica in float32."""
+    runs = [
+        prepare(images, num_steps=_NUM_STEPS, **changes)
+        for changes in ({}, {"num_virtual_devices": 2}, {"precision": "mixed_bfloat16"})
+    ]
+    one, two, bfloat16 = median_secs(*runs)
+    report("2 virtual replicas", "", f"{two / one:.2f} ×", "the time of 1 (≤ 1.05)")
+    rate = f"{_NUM_RECORDS / bfloat16:,.0f} images/s"
+    report("mixed_bfloat16", rate, f"{one / bfloat16:.2f} ×", "the speed of float32")
+
+
+def bench_loop() -> None:
+    """What a step costs beside its arithmetic: a model with next to none."""
+    num_steps = 1000
+    images = np.zeros((num_steps, 2, 2, 1), np.uint8)
+    tiny = {"architecture": "mlp", "hidden_units": (1,), "latent_dim": 1, "batch_size": 1}
+    (secs,) = median_secs(prepare(images, num_steps=num_steps, **tiny))
+    report("the loop's own cost", f"{secs / num_steps * 1e6:,.0f} µs a step", "", "(≤ 150)")
+
+
+_FIRST_STEP = """
+import os, trainer.main
+from pipeline import command
+command.import_tensorflow()
+from trainer import run
+steps = run.Run.train_steps
+def once(self, visit, count):
+    steps(self, visit, 1)
+    os._exit(0)
+run.Run.train_steps = once
+trainer.main.main()
+"""
+
+
+def bench_start(data_dir: str, workdir: str) -> None:
+    """From the command to the end of the first step."""
+    flags = ["--config=configs/mnist.py", f"--config.data_dir={data_dir}", f"--workdir={workdir}"]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _FIRST_STEP, *flags], cwd=REPOSITORY, check=True)
+    report("to the first step", f"{time.perf_counter() - started:.1f} s", "", "(< 15)")
+
+
+def main() -> None:
+    """Runs the benchmarks of training."""
+    command.import_tensorflow()
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (_NUM_RECORDS, 28, 28, 1)).astype(np.uint8)
+    bench_against_others(images)
+    bench_variants(images)
+    bench_loop()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = make_idx_set(pathlib.Path(scratch) / "set", num_train=6000, size=(28, 28))
+        make_shards(f"idx:{source}", f"{scratch}/shards")
+        bench_start(f"{scratch}/shards", f"{scratch}/run")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""How the benchmarks take times: in turn, and as ratios from one run.
+
+Single times say more about the machine than about the code.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+_ROUNDS = 5
+
+
+def median_secs(*runs: Callable[[], object], rounds: int = _ROUNDS) -> list[float]:
+    """Median seconds of each of several functions, called in turn."""
+    secs = [[] for _ in runs]
+    for _ in range(rounds):
+        for taken, run in zip(secs, runs, strict=True):
+            started = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in secs]
+
+
+def report(what: str, measured: str, ratio: str, against: str) -> None:
+    """Prints a line of the table."""
+    print(f"{what:<20}{measured:>18}  {ratio:>9} {against}", flush=True)
