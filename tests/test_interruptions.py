@@ -32,8 +32,16 @@ def interrupt(data_dir, workdir, at: At, *more) -> str:
     return text
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
-@pytest.mark.parametrize("phase", [*PHASES, STEP])
+def matrix():
+    """Every phase and signal; those where SIGINT only repeats SIGTERM are marked long."""
+    for phase in (*PHASES, STEP):
+        for number in SIGNALS:
+            repeats = number == signal.SIGINT and phase != "training"
+            marks = [pytest.mark.long] if repeats else []
+            yield pytest.param(phase, number, marks=marks, id=f"{phase}-{number.name}")
+
+
+@pytest.mark.parametrize(("phase", "number"), matrix())
 def test_interrupted_in_any_phase_and_started_again_it_ends_the_same(
     data_dir, trained, tmp_path, phase, number
 ):
@@ -65,7 +73,9 @@ def test_a_second_interrupt_leaves_at_once(data_dir, trained, tmp_path):
     assert_same_run(tmp_path / "run", trained)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_two_replicas_resume_within_an_epoch_to_the_last_bit(data_dir, tmp_path, number):
     exact = {"num_virtual_devices": 2, "deterministic": True}
     flags = [f"--config.{key}={value}" for key, value in exact.items()]

@@ -44,8 +44,8 @@ def test_tensorboard_events_hold_losses_and_pictures(trained):
     tags = events.Tags()["tensors"]
     assert {"train/loss", "train/kl", "validation/bce", "validation/active_units"} <= set(tags)
     assert {"time/images_per_sec", "time/step_secs", "schedule/learning_rate"} <= set(tags)
-    # An image above its reconstruction; 64 samples in rows of 8.
-    for tag, size in {"reconstructions": (b"8", b"24"), "samples": (b"64", b"96")}.items():
+    # 16 images above their reconstructions, and 64 samples, in rows of 8.
+    for tag, size in {"reconstructions": (b"64", b"48"), "samples": (b"64", b"96")}.items():
         pictures = events.Tensors(tag)
         assert len(pictures) == 2
         width, height, first = pictures[0].tensor_proto.string_val[:3]

@@ -13,9 +13,9 @@ from trainer.model import VAE
 DIRECTORY = "tensorboard"
 # Shown at each epoch: from the first records of a split, and from the prior.
 NUM_RECORDS = 256
-_NUM_RECONSTRUCTIONS = 8
+_NUM_RECONSTRUCTIONS = 16
 _NUM_SAMPLES = 64
-_SAMPLES_IN_A_ROW = 8
+_IN_A_ROW = 8
 
 
 class Board:
@@ -49,7 +49,8 @@ class Board:
         images = examples.to_floats(tf.constant(pixels))
         mean, log_var = vae.encoder(images)
         made = likelihood.mean(vae.decoder(mean[:_NUM_RECONSTRUCTIONS]))
-        pairs = tf.concat([images[:_NUM_RECONSTRUCTIONS], made], axis=1)  # (n, 2H, W, C)
+        # Each above its reconstruction, (n, 2H, W, C).
+        pairs = _grid(tf.concat([images[:_NUM_RECONSTRUCTIONS], made], axis=1))
         key = batches.noise_key(config.seed, "samples from the prior")
         z = tf.random.stateless_normal([_NUM_SAMPLES, config.latent_dim], seed=[key, 0])
         samples = _grid(likelihood.mean(vae.decoder(z)))
@@ -57,7 +58,7 @@ class Board:
             for name, pictures in {"reconstructions": pairs, "samples": samples}.items():
                 if pictures.shape[-1] not in (1, 3, 4):  # What a picture can show of others.
                     pictures = pictures[..., :1]
-                tf.summary.image(name, pictures, step=step, max_outputs=len(pictures))
+                tf.summary.image(name, pictures, step=step)
             tf.summary.histogram("posterior/mean", mean, step=step)
             tf.summary.histogram("posterior/std", tf.exp(log_var / 2), step=step)
 
@@ -69,8 +70,9 @@ class Board:
 
 
 def _grid(images: tf.Tensor) -> tf.Tensor:
-    """Images (n, H, W, C) as one, in rows of _SAMPLES_IN_A_ROW: (1, H', W', C)."""
-    _, height, width, channels = images.shape
-    rows = tf.reshape(images, (-1, _SAMPLES_IN_A_ROW, height, width, channels))
+    """Images (n, H, W, C) as one, in rows of _IN_A_ROW, the last one filled up: (1, H', W', C)."""
+    count, height, width, channels = images.shape
+    images = tf.pad(images, [[0, -count % _IN_A_ROW], [0, 0], [0, 0], [0, 0]])
+    rows = tf.reshape(images, (-1, _IN_A_ROW, height, width, channels))
     rows = tf.transpose(rows, (0, 2, 1, 3, 4))  # (rows, H, images in a row, W, C)
-    return tf.reshape(rows, (1, -1, _SAMPLES_IN_A_ROW * width, channels))
+    return tf.reshape(rows, (1, -1, _IN_A_ROW * width, channels))
