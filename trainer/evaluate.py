@@ -48,9 +48,8 @@ def run(_: list[str]) -> None:
         num_importance_samples=_NUM_IMPORTANCE_SAMPLES.value,
         num_virtual_devices=_NUM_VIRTUAL_DEVICES.value,
     )
-    path = measure.write(measured, _MODEL_DIR.value, _OUTPUT_FILE.value)
-    print(measure.table(measured))
-    print(f"evaluate: {path}")
+    print(measure.table(measured), flush=True)
+    print(f"evaluate: {measure.write(measured, _MODEL_DIR.value, _OUTPUT_FILE.value)}")
 
 
 def main() -> None:

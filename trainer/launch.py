@@ -71,11 +71,13 @@ class _Worker:
             thread.start()
 
     def join(self) -> int:
-        """Waits for the end; returns the exit status, 1 for a death by a signal."""
+        """Waits for the end; returns the exit status, of a death by a signal that of its kind."""
         status = self.process.wait()
         for thread in self._threads:
             thread.join()
-        return status if status >= 0 else 1
+        if status in (-signal.SIGTERM, -signal.SIGINT):  # Before it listened to them.
+            return Interrupted.exit_status
+        return status if status >= 0 else StageError.exit_status
 
 
 def _wait(workers: list[_Worker]) -> int:

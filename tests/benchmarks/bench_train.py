@@ -6,7 +6,6 @@ Startup and imports are left out, except where they are what is measured; what t
 images show does not matter to any of it.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -102,66 +101,32 @@ def prepare_keras(images: np.ndarray) -> Callable[[], object]:
     dataset = dataset.map(to_pair, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def fit() -> None:
-        model.fit(dataset, verbose=0)
+        model.fit(dataset, shuffle=False, verbose=0)
 
     fit()
     return fit
 
 
-def prepare_torch(images: np.ndarray, *, compiled: bool) -> Callable[[], object]:
-    """The same model and objective in PyTorch, channels last."""
-    import torch
-    from torch import nn
+def prepare_torch(mode: str) -> Callable[[], object] | None:
+    """The same in a PyTorch process, if there is PyTorch: beside TensorFlow it crashes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.torch_process", mode, str(_NUM_RECORDS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=REPOSITORY,
+        text=True,
+    )
 
-    from configs import mnist
+    def train() -> bool:
+        try:
+            process.stdin.write("train\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return bool(process.stdout.readline())
 
-    config = mnist.get_config()
-    act = nn.LeakyReLU(0.2)
-
-    def up(inputs: int, outputs: int, stride: int) -> nn.Module:
-        about = {"stride": stride, "padding": 1, "output_padding": stride - 1}
-        return nn.ConvTranspose2d(inputs, outputs, 3, **about)
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.down = nn.Sequential(
-                *(nn.Conv2d(1, 32, 3, 1, 1), act, nn.Conv2d(32, 64, 3, 2, 1), act),
-                *(nn.Conv2d(64, 128, 3, 2, 1), act, nn.Flatten()),
-            )
-            self.mean = nn.Linear(6272, config.latent_dim)
-            self.log_var = nn.Linear(6272, config.latent_dim)
-            self.up = nn.Sequential(
-                *(nn.Linear(config.latent_dim, 6272), nn.Unflatten(1, (128, 7, 7))),
-                *(up(128, 64, 2), act, up(64, 32, 2), act, up(32, 1, 1)),
-            )
-
-        def forward(self, x):
-            hidden = self.down(x)
-            mean, log_var = self.mean(hidden), self.log_var(hidden)
-            logits = self.up(mean + torch.exp(log_var / 2) * torch.randn_like(mean))
-            negative_log = nn.functional.binary_cross_entropy_with_logits(
-                logits, x, reduction="sum"
-            )
-            kl = 0.5 * (torch.exp(log_var) + mean**2 - 1 - log_var).sum()
-            return (negative_log + config.beta * kl) / len(x)
-
-    model = Model().to(memory_format=torch.channels_last)
-    loss_of = torch.compile(model) if compiled else model
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    def train() -> None:
-        order = torch.randperm(len(pixels))
-        for first in range(0, len(pixels), _BATCH_SIZE):
-            x = pixels[order[first : first + _BATCH_SIZE]].float() / 255
-            loss = loss_of(x.contiguous(memory_format=torch.channels_last))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    train()
-    return train
+    return train if train() else None
 
 
 def bench_against_others(images: np.ndarray) -> None:
@@ -173,18 +138,12 @@ def bench_against_others(images: np.ndarray) -> None:
     multiply()
     runs = {"": prepare(images, num_steps=_NUM_STEPS), "sgemm": lambda: multiply().numpy()}
     runs["Keras compile and fit"] = prepare_keras(images)
-    try:
-        import torch
-    except ImportError:
-        print("PyTorch is not installed: not compared with")
-    else:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        for compiled in (False, True):
-            name = f"PyTorch {torch.__version__}, {'compiled' if compiled else 'eager'}"
-            try:
-                runs[name] = prepare_torch(images, compiled=compiled)
-            except Exception as error:  # Without a C++ compiler it cannot compile.
-                print(f"{name}: did not run ({str(error).splitlines()[0]})")
+    for mode in ("eager", "compiled"):
+        torch = prepare_torch(mode)
+        if torch:
+            runs[f"PyTorch, {mode}"] = torch
+        else:
+            print(f"PyTorch, {mode}: not installed here, or it cannot; not compared with")
     secs = dict(zip(runs, median_secs(*runs.values()), strict=True))
     ours = secs.pop("")
     sgemm = 2 * _SGEMM_SIZE**3 / secs.pop("sgemm")
