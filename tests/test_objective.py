@@ -148,5 +148,31 @@ def test_learning_rates(name, warmup_steps, expected):
         learning_rate_warmup_steps=warmup_steps,
     )
     schedule = schedules.learning_rate(config, 110)
+    if isinstance(schedule, float):
+        schedule = {step: schedule for step in (0, 5, 55, 110)}.__getitem__
     found = [float(schedule(step)) for step in (0, 5, 55, 110)]
     assert found == pytest.approx([2 * value for value in expected], abs=1e-6)
+
+
+def test_adam_is_that_of_keras():
+    import keras
+
+    from trainer.optimizer import Optimizer
+
+    config = smoke_config("", learning_rate=0.01)
+    vae = VAE(config, (8, 8, 1))
+    ours = Optimizer(config, vae, total_steps=100)
+    start = [variable.numpy() for variable in vae.variables]
+    theirs = [keras.Variable(value) for value in start]
+    adam = keras.optimizers.Adam(0.01)
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        gradients = [
+            tf.constant(generator.normal(0, 10.0 ** generator.integers(-9, 3), v.shape), tf.float32)
+            for v in start
+        ]
+        tf.distribute.get_strategy().run(ours.apply, args=(gradients,))
+        adam.apply(gradients, theirs)
+    for mine, other, before in zip(vae.variables, theirs, start, strict=True):
+        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(mine.numpy(), before)

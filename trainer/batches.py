@@ -108,7 +108,14 @@ def noise(
       float32 (n, *shape).
     """
     whole = tf.random.stateless_normal([batch_size, *shape], seed=tf.stack([key, number]))
-    return tf.gather(whole, tf.minimum(places, batch_size - 1))
+    return _at_places(whole, places)
+
+
+def _at_places(whole: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Rows of what was drawn for a whole batch."""
+    if places.shape[0] == whole.shape[0]:
+        return whole  # One replica takes all of it.
+    return tf.gather(whole, tf.minimum(places, whole.shape[0] - 1))
 
 
 def binarize(
@@ -129,8 +136,7 @@ def binarize(
     whole = tf.random.stateless_uniform(
         [batch_size, *images.shape[1:]], seed=tf.stack([key, number])
     )
-    uniform = tf.gather(whole, tf.minimum(places, batch_size - 1))  # in [0, 1)
-    return tf.cast(uniform < images, tf.float32)
+    return tf.cast(_at_places(whole, places) < images, tf.float32)
 
 
 def binarize_once(images: np.ndarray, *, seed: int, split: str) -> None:

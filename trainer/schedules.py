@@ -9,8 +9,8 @@ LEARNING_RATES = ("constant", "cosine")
 
 def learning_rate(
     config: ml_collections.ConfigDict, total_steps: int
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The schedule of a config.
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate of a config, as Keras' optimizers take it.
 
     `constant` stays; `cosine` falls to 0 at the last step along half a period of a cosine,
     Loshchilov and Hutter (2017), "SGDR". Before both the rate rises from 0 in a straight
@@ -21,9 +21,11 @@ def learning_rate(
       total_steps: steps of the whole run, more than those of the warm-up.
 
     Returns:
-      A schedule from the number of steps done, int, to the rate of the next one, float32.
+      The rate, or a schedule from the number of steps done, int, to that of the next, float32.
     """
     warmup_steps = config.learning_rate_warmup_steps
+    if config.learning_rate_schedule == "constant" and not warmup_steps:
+        return config.learning_rate
     # Keras has no constant rate with a warm-up; with alpha = 1 its cosine decays by nothing.
     return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup_steps else config.learning_rate,

@@ -155,8 +155,9 @@ class Steps:
     def _loop(self, run_batch: Callable, num_batches, width: int):
         """Rows of `run_batch(i)` for each batch, fewer if stopped, and whether it was."""
         rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(width,))
-        i, stopped = 0, not self._is_cluster and self._stop.value()
-        while i < num_batches and not stopped:
+        i, stopped = 0, tf.logical_and(self._stop, not self._is_cluster)
+        # Not `and`, whose right side would be a branch of its own in the graph.
+        while tf.logical_and(i < num_batches, tf.logical_not(stopped)):
             row = run_batch(i)
             rows = rows.write(i, row[:width])
             # Workers have to agree on the last step, so each of them tells the others; a single
