@@ -167,7 +167,7 @@ class Run:
     def schedules(self) -> dict[str, float]:
         """Learning rate and weight of the KL term in the next step."""
         return {
-            "learning_rate": float(self.optimizer.learning_rate),
+            "learning_rate": float(self.optimizer.learning_rate.numpy()),
             "beta": float(schedules.beta(self.config, tf.constant(self.step))),
         }
 
