@@ -37,11 +37,21 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
 
 
 def test_only_the_newest_stay(tmp_path):
-    for step in (1, 2, 30, 4):
+    for step in (1, 2, 4, 30):
         checkpoints.save(str(tmp_path), checkpoints.Checkpoint(step, [], {}, {}), keep=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-0000000004.npz", "step-0000000030.npz"]
     assert checkpoints.restore_newest(str(tmp_path), {}).step == 30
+
+
+def test_damaged_ones_do_not_crowd_out_whole_ones(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save(str(tmp_path), checkpoints.Checkpoint(step, [], {}, {}), keep=2)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    assert checkpoints.restore_newest(str(tmp_path), {}) is None
+    checkpoints.save(str(tmp_path), checkpoints.Checkpoint(1, [], {}, {}), keep=2)
+    assert checkpoints.restore_newest(str(tmp_path), {}).step == 1
 
 
 def test_the_best_stays_beside_the_newest(tmp_path):

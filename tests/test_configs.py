@@ -89,6 +89,7 @@ def test_betas_are_the_articles_factor_in_nats():
         ("gaussian_std", 0.0, "a number above 0"),
         ("beta", float("nan"), "at least 0"),
         ("free_bits", -0.5, "at least 0"),
+        ("clip_norm", float("inf"), "at least 0, and finite"),
         ("num_importance_samples", 0, "at least 1"),
         ("early_stopping_patience", -1, "at least 0"),
     ],

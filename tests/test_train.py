@@ -344,7 +344,11 @@ def test_early_stopping_publishes_the_best_weights(data_dir, tmp_path):
     assert again()["model_id"] == manifest["model_id"]
     longer = again(early_stopping_patience=3)  # It goes on where it was, for an epoch or more.
     assert longer["trained_steps"] > manifest["trained_steps"]
-    last = again(early_stopping_patience=0, num_epochs=longer["trained_steps"] // 11)
+    (workdir / "metrics.jsonl").unlink()  # By which the best was known.
+    (workdir / "export" / "manifest.json").unlink()
+    later = again(early_stopping_patience=1)
+    assert later["trained_steps"] >= longer["trained_steps"]
+    last = again(early_stopping_patience=0, num_epochs=later["trained_steps"] // 11)
     assert last["step"] == last["trained_steps"]
 
 

@@ -54,7 +54,11 @@ def newest_path(workdir: str) -> str | None:
 
 
 def save(workdir: str, checkpoint: Checkpoint, *, keep: int, best_step: int | None = None) -> None:
-    """Writes a checkpoint, then removes all but the newest `keep` and that of `best_step`."""
+    """Writes a checkpoint, then removes all but the newest `keep` and that of `best_step`.
+
+    Later ones go too: a run that comes to a step goes on from none of them, since they are
+    damaged, and they would crowd out the whole ones.
+    """
     about = {
         "format_version": stage.FORMAT_VERSION,
         "step": checkpoint.step,
@@ -70,9 +74,10 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int, best_step: int | No
         **checkpoint.arrays,
     )
     storage.write_bytes(path_of(workdir, checkpoint.step), buffer.getvalue())
-    for step in sorted(_steps(workdir), reverse=True)[keep:]:
-        if step != best_step:
-            storage.remove(path_of(workdir, step))
+    steps = sorted(_steps(workdir), reverse=True)
+    earlier = [step for step in steps if step <= checkpoint.step]
+    for step in set(steps) - set(earlier[:keep]) - {best_step}:
+        storage.remove(path_of(workdir, step))
 
 
 def _steps(workdir: str) -> list[int]:

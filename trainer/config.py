@@ -84,8 +84,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             "python -m pipeline.preprocess"
         )
     for key, least in _AT_LEAST.items():
-        if not config[key] >= least:  # Written so that NaN fails too.
-            refuse(key, f"at least {least}")
+        if not least <= config[key] < math.inf:  # Written so that NaN fails too.
+            refuse(key, f"at least {least}, and finite")
     for key, most in _AT_MOST.items():
         if config[key] > most:
             refuse(key, f"at most {most}")

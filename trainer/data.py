@@ -216,7 +216,7 @@ def place(
     """
     large = num_bytes > _SHARE_OF_MEMORY * _device_bytes(strategy)
     if config.data_placement == "memory_mapped" or (config.data_placement == "auto" and large):
-        return WithHost(
-            strategy, images, batch_size=config.batch_size, max_batches=config.steps_per_loop
-        )
+        in_split = -(-len(images) // config.batch_size)
+        max_batches = min(config.steps_per_loop, in_split)
+        return WithHost(strategy, images, batch_size=config.batch_size, max_batches=max_batches)
     return OnDevice(strategy, images)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 
@@ -181,7 +182,7 @@ def _fit_and_publish(run: Run) -> dict | None:
         except Stopped:
             raise _interrupted(run, run.save()) from None
         published_step = run.step
-        if run.config.early_stopping_patience and run.best_step != run.step:
+        if run.config.early_stopping_patience and run.best_step not in (None, run.step):
             published_step = run.best_step
             run.take_best_weights()
         try:
@@ -364,9 +365,10 @@ def train(
 def _named(error: tf.errors.OpError, run: Run) -> Exception:
     """What an error of TensorFlow means to whoever started the run; itself, if nobody knows."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
+        found = re.search(r"shape ?\[[\d,]*\]", error.message)
         return StageError(
-            f"out of memory ({error.message.splitlines()[0]}); try a smaller --config.batch_size, "
-            "more replicas, or --config.data_placement=memory_mapped"
+            f"out of memory{' for a tensor of ' + found[0] if found else ''}; try a smaller "
+            "--config.batch_size or model, more replicas, or --config.data_placement=memory_mapped"
         )
     if run.is_cluster:
         newest = checkpoints.newest_path(run.workdir)
