@@ -25,5 +25,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.activation = "tanh"
     config.binarize = "dynamic"
     config.num_importance_samples = given.get("num_importance_samples", 1)
+    # What two CPU cores do in half an hour each; they trained 3,280 epochs in batches of 20.
+    alone = config.num_importance_samples == 1
+    config.batch_size, config.num_epochs = (128, 500) if alone else (32, 64)
     config.learning_rate_schedule = "cosine"  # In place of their eight stages.
+    config.steps_per_loop = 100
+    config.checkpoint_every_steps = 5000
     return config

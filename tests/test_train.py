@@ -378,6 +378,8 @@ def test_a_warm_start_begins_with_the_weights_and_is_bound_to_them(data_dir, tra
     config.warm_start_from = str(tmp_path / "other" / "export")
     with pytest.raises(UsageError, match="warm_start is '.*' there and '.*' here"):
         train.train(config, workdir=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="warm_start is '.*' there and None here"):
+        train.train(smoke_config(data_dir, **tiny), workdir=str(tmp_path / "run"))
     config = smoke_config(data_dir, warm_start_from=str(trained / "export"), latent_dim=4)
     with pytest.raises(StageError, match=r"its weight 'decoder_dense/kernel' is \(3, .*\(4, "):
         train.train(config, workdir=str(tmp_path / "wide"))

@@ -43,16 +43,16 @@ class Run:
         }
         self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
         self.total_steps = self.steps_per_epoch * config.num_epochs
+        self._warm = None
+        if config.warm_start_from:
+            self._warm = weights.read(config.warm_start_from, "--config.warm_start_from")
         # What every weight is a function of, and what a checkpoint must agree with.
         self.identity = {
             "dataset_id": dataset.dataset_id,
             "config": config_lib.identity(config),
             "quarantined": {loss.name: stage.content_id(loss.faults) for loss in self.losses},
+            "warm_start": self._warm and self._warm.manifest["model_id"],
         }
-        self._warm = None
-        if config.warm_start_from:
-            self._warm = weights.read(config.warm_start_from, "--config.warm_start_from")
-            self.identity["warm_start"] = self._warm.manifest["model_id"]
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
         self.best_step: int | None = None  # Whose checkpoint stays, beside the newest.
