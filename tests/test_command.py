@@ -16,10 +16,19 @@ from pipeline.progress import Progress
 from tests.conftest import REPOSITORY, make_idx_set, run_command
 
 MODULES = ["pipeline.preprocess", "trainer.main", "pipeline.export"]
+# Every command that is installed -> its module, and a flag of its own.
+INSTALLED = {
+    "vae-preprocess": ("pipeline.preprocess", "--overwrite"),
+    "vae-train": ("trainer.main", "--overwrite"),
+    "vae-export": ("pipeline.export", "--overwrite"),
+    "vae-verify": ("pipeline.verify", "--max_shown"),
+    "vae-evaluate": ("trainer.evaluate", "--num_importance_samples"),
+    "vae-launch": ("trainer.launch", "--num_workers"),
+}
 
 
-@pytest.mark.parametrize("module", [*MODULES, "pipeline.verify"])
-def test_help_answers_without_the_heavy_imports(module):
+@pytest.mark.parametrize(("module", "flag"), list(INSTALLED.values()))
+def test_help_answers_without_the_heavy_imports(module, flag):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", module, "--help"],
         cwd=REPOSITORY,
@@ -28,7 +37,7 @@ def test_help_answers_without_the_heavy_imports(module):
         check=True,
     )
     assert f"python -m {module}" in done.stdout
-    assert ("--max_shown" if module == "pipeline.verify" else "--overwrite") in done.stdout
+    assert flag in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"tensorflow", "apache_beam", "pyarrow", "keras"}
 
@@ -179,8 +188,7 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
 
 
 def test_installed_commands_are_the_modules():
-    names = ["vae-preprocess", "vae-train", "vae-export", "vae-verify"]
-    for command, module in zip(names, [*MODULES, "pipeline.verify"], strict=True):
+    for command, (module, _) in INSTALLED.items():
         path = os.path.join(os.path.dirname(sys.executable), command)
         if not os.path.exists(path):
             pytest.skip("the package is not installed in this environment")

@@ -41,7 +41,7 @@ def matrix():
             yield pytest.param(phase, number, marks=marks, id=f"{phase}-{number.name}")
 
 
-@pytest.mark.parametrize(("phase", "number"), matrix())
+@pytest.mark.parametrize(("phase", "number"), list(matrix()))
 def test_interrupted_in_any_phase_and_started_again_it_ends_the_same(
     data_dir, trained, tmp_path, phase, number
 ):
