@@ -21,6 +21,8 @@ def parse_arguments(text: str | None, **kinds: Callable[[str], Any]) -> dict[str
     for part in (text or "").split(",") if text else []:
         name, _, value = part.partition("=")
         try:
+            if name in given:
+                raise ValueError(f"{name} stands twice")
             given[name] = kinds[name](value)
         except (KeyError, ValueError) as error:
             known = ", ".join(f"{name}={kind.__name__.upper()}" for name, kind in kinds.items())

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 
 from absl import flags
@@ -108,7 +109,11 @@ def parse_flags(
             # Any access raises what went wrong when the file was loaded.
             hasattr(flags.FLAGS.config, "lock")
     except flags.Error as error:
-        raise UsageError(f"{error}; see --help") from error
+        # Of an error inside a config file it holds the traceback; the first line names the
+        # flag, the last one says what is wrong.
+        lines = str(error).strip().splitlines()
+        text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        raise UsageError(f"{text}; see --help") from error
     except OSError as error:
         names = " ".join(str(error).split())
         raise UsageError(
@@ -119,6 +124,12 @@ def parse_flags(
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
         raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error
+    except Exception as error:  # Whatever a config file, which is the user's code, may raise.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"the config file failed at {where.filename}:{where.lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if rest and not beam and not arguments:
         raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
     return rest

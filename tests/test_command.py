@@ -63,6 +63,20 @@ def test_bad_usage_exits_2(module, what):
 
 
 @pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("configs/mnist.py:latent_dim=0", "ZeroDivisionError: float division by zero"),
+        ("configs/mnist.py:foo=1", "'foo=1' is none of latent_dim=INT, beta=FLOAT"),
+        ("configs/smoke.py:latent_dim=3", "get_config() takes 0 positional arguments"),
+    ],
+)
+def test_errors_in_a_config_file_are_one_line(tmp_path, config, message):
+    done = run_command("trainer.main", f"--config={config}", f"--workdir={tmp_path}", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("preprocess", ["--num_shard=4"], "did you mean --num_shards?"),

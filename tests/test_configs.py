@@ -86,7 +86,7 @@ def test_betas_are_the_articles_factor_in_nats():
         ("data_placement", "gpu", "one of auto, device, memory_mapped"),
         ("learning_rate_schedule", "step", "one of constant, cosine"),
         ("learning_rate", float("inf"), "a number above 0"),
-        ("gaussian_std", 0.0, "a number above 0"),
+        ("gaussian_std", 0.0, "at least 0.0001"),
         ("beta", float("nan"), "at least 0"),
         ("free_bits", -0.5, "at least 0"),
         ("clip_norm", float("inf"), "at least 0, and finite"),
@@ -113,6 +113,6 @@ def test_what_stands_after_the_colon():
     assert (config.latent_dim, config.beta) == (3, 0.5)
     likelihood = importlib.import_module("configs.mnist_likelihood")
     assert likelihood.get_config("num_importance_samples=50").num_importance_samples == 50
-    for text in ("latent_dims=7", "latent_dim=x", "7", "latent_dim=7,"):
+    for text in ("latent_dims=7", "latent_dim=x", "7", "latent_dim=7,", "beta=1,beta=2"):
         with pytest.raises(ValueError, match="is none of latent_dim=INT, beta=FLOAT"):
             mnist.get_config(text)

@@ -44,6 +44,7 @@ _AT_LEAST = {
     "latent_dim": 1,
     "kernel_size": 1,
     "num_importance_samples": 1,
+    "gaussian_std": 1e-4,
     "beta": 0,
     "beta_warmup_steps": 0,
     "free_bits": 0,
@@ -61,6 +62,8 @@ _AT_MOST = {
     "latent_dim": 2**16,
     "kernel_size": 2**8,
     "num_importance_samples": 2**16,
+    "free_bits": 1e4,
+    "gaussian_std": 1e4,
     "num_virtual_devices": 2**6,
 }
 # Activations of Keras that give another shape than they take. By name: to run one would
@@ -92,9 +95,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, choices in _CHOICES.items():
         if config[key] not in choices:
             refuse(key, f"one of {', '.join(choices)}")
-    for key in ("learning_rate", "gaussian_std"):
-        if not 0 < config[key] < math.inf:
-            refuse(key, "a number above 0")
+    if not 0 < config.learning_rate < math.inf:
+        refuse("learning_rate", "a number above 0")
     if config.binarize != "none" and config.likelihood != "bernoulli":
         refuse("binarize", f"none, since likelihood is {config.likelihood}, and not bernoulli")
     if config.free_bits and config.num_importance_samples > 1:

@@ -204,6 +204,11 @@ def train(
             f"data_dir={config.data_dir} has no split 'validation' to judge by; make the data set "
             "with --validation_fraction, or set it to 0"
         )
+    if config.warm_start_from == storage.join(workdir, EXPORT):
+        raise UsageError(
+            f"--config.warm_start_from={config.warm_start_from}: is the model that this run is to "
+            "write; expected another directory, or another --workdir"
+        )
     run = Run(config, workdir, dataset)
     config_lib.check_length(config, run.total_steps)
     _check_losses(run, max_quarantined)
