@@ -77,8 +77,7 @@ class ConvertedSource:
             )
         if not self.num_records:
             raise StageError(f"--source={reading.spec}: holds no records; expected at least one")
-        self.class_names = list(reading.numbered_as or names)
-        self.class_names += [name for name in names if name not in self.class_names]
+        self.class_names = list(dict.fromkeys([*(reading.numbered_as or ()), *names]))
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int64)
         self.image_shape = reading.image_shape or self._shape_made(source.image_shape)
