@@ -32,8 +32,11 @@ PHASES = {
 # The same while TensorFlow runs a step, which is the n-th of the run: no function of ours is
 # called then, so the graph calls back.
 STEP = "inside a step"
+# The n-th step of a run by Keras' fit.
+STEP_OF_FIT = "a step of fit"
 # A call in the training loop that never returns; the signal comes twice.
 STUCK = "stuck"
+_OF_FIT = {STEP_OF_FIT: ("trainer.fit_steps", "_AfterEachStep.on_train_batch_begin")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _hook_stuck(at: At) -> None:
 
 
 def _hook_call(at: At) -> None:
-    module, name = PHASES[at.phase]
+    module, name = (PHASES | _OF_FIT)[at.phase]
     owner, calls = importlib.import_module(module), 0
     *outer, name = name.split(".")
     for part in outer:

@@ -7,14 +7,14 @@ import keras
 import ml_collections
 
 from pipeline.errors import UsageError
-from trainer import data, likelihoods, schedules
+from trainer import data, kl_routes, likelihoods, schedules
 
 _CHOICES = {
     "data_placement": data.PLACEMENTS,
     "architecture": ("convolutional", "mlp"),
     "likelihood": likelihoods.NAMES,
     "binarize": ("none", "static", "dynamic"),
-    "kl_route": ("gradient_tape",),
+    "kl_route": kl_routes.NAMES,
     "learning_rate_schedule": schedules.LEARNING_RATES,
     "strategy": ("mirrored", "one_device", "multi_worker"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
@@ -56,6 +56,19 @@ _AT_LEAST = {
     "checkpoint_every_steps": 1,
     "keep_checkpoints": 1,
 }
+# What routes by Keras' `fit` cannot honour: key, the values that they can, why no others.
+_ONLY_BY_TAPE = (
+    ("num_importance_samples", (1,), "the importance-weighted bound has no KL term"),
+    ("clip_norm", (0,), "Keras clips the gradients of each replica before it sums them"),
+    (
+        "precision",
+        ("float32", "mixed_bfloat16"),
+        "Keras looks for overflow on one replica alone",
+    ),
+    ("jit_compile", (False,), "Keras compiles all replicas as one, and XLA has one device"),
+    ("strategy", ("mirrored", "one_device"), "Keras 3 has no fit over several workers"),
+    ("data_placement", ("auto", "memory_mapped"), "fit is fed by the host"),
+)
 # Far beyond what is of use: TensorFlow would run out of memory or time, and not say why.
 _AT_MOST = {
     "batch_size": 2**20,
@@ -101,6 +114,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         refuse("binarize", f"none, since likelihood is {config.likelihood}, and not bernoulli")
     if config.free_bits and config.num_importance_samples > 1:
         refuse("free_bits", "0, since the importance-weighted bound has no KL term")
+    for key, honoured, reason in _ONLY_BY_TAPE if config.kl_route != "gradient_tape" else ():
+        if config[key] not in honoured:
+            expected = " or ".join(map(str, honoured))
+            refuse(key, f"{expected} for kl_route {config.kl_route}, since {reason}")
     if config.strategy == "multi_worker" and config.num_virtual_devices:
         refuse("num_virtual_devices", "0 for strategy multi_worker; start more workers instead")
     try:

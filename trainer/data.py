@@ -24,7 +24,7 @@ _SHARE_OF_MEMORY = 0.25
 class Records(NamedTuple):
     """What the step takes batches from."""
 
-    images: tf.Tensor  # on each replica's device: uint8 (n, H, W, C)
+    images: tf.Tensor  # on each replica's device: uint8 (n, H, W, C); of InMemory, the array
     order: tf.Tensor  # int32, rows of images in the order in which to visit them
     num_examples: tf.Tensor  # int32 scalar, how many of them there are
 
@@ -73,7 +73,7 @@ class OnDevice:
 
     def visit(self, order: np.ndarray) -> Visit:
         """See Split."""
-        return _VisitOnDevice(
+        return _VisitOfWhole(
             Records(self._images, tf.constant(order), tf.constant(self.num_examples))
         )
 
@@ -82,7 +82,7 @@ class OnDevice:
         return self._head[:count]
 
 
-class _VisitOnDevice:
+class _VisitOfWhole:
     def __init__(self, records: Records):
         self._records = records
 
@@ -141,6 +141,24 @@ class WithHost:
         """Gathered images as records on the devices."""
         order = tf.range(len(gathered))
         return Records(_copy_to_devices(self._strategy, gathered), order, tf.constant(count))
+
+
+class InMemory:
+    """A split in an array of the host, for a pipeline that gathers each batch itself."""
+
+    def __init__(self, images: np.ndarray):
+        """Takes uint8 (n, H, W, C), in memory or memory-mapped."""
+        self._images, self.num_examples = images, len(images)
+
+    def visit(self, order: np.ndarray) -> Visit:
+        """See Split; the images of the records are the array."""
+        return _VisitOfWhole(
+            Records(self._images, tf.constant(order), tf.constant(self.num_examples))
+        )
+
+    def head(self, count: int) -> np.ndarray:
+        """See Split."""
+        return np.array(self._images[:count])
 
 
 class _VisitWithHost:

@@ -32,13 +32,14 @@ def _train_to_epoch_end(run: Run, progress: Progress) -> None:
       Stopped: a signal came.
     """
     every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
+    before = run.step - run.step % run.steps_per_epoch
+
+    def show() -> None:
+        progress.update(run.step - before, metrics_lib.describe(run.metrics(run.epoch_sums)))
+
     while True:
-        done = run.step % run.steps_per_epoch
-        num_steps = min(
-            run.config.steps_per_loop, run.steps_per_epoch - done, every - run.step % every
-        )
-        run.train_steps(visit, num_steps)
-        progress.update(done + num_steps, metrics_lib.describe(run.metrics(run.epoch_sums)))
+        left = before + run.steps_per_epoch - run.step
+        run.train_steps(visit, min(run.steps.max_steps, left, every - run.step % every), show)
         if run.epoch_is_complete:
             return  # It is reported before it is saved.
         if run.step % every == 0:

@@ -1,5 +1,7 @@
 """The objective of training, per example: the VAE's, or the importance-weighted one."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -15,6 +17,17 @@ class Terms(NamedTuple):
     loss: tf.Tensor  # what training minimises
     reconstruction_loss: tf.Tensor  # a mean over samples where there are several
     kl: tf.Tensor
+
+
+def kl_term(config: ml_collections.ConfigDict) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """What beta weighs in a loss of one sample: kl, with free bits if config has them.
+
+    Returns:
+      mean, log_var, both float32 (n, latent_dim) -> float32 (n,), nats per image.
+    """
+    if config.free_bits:
+        return functools.partial(losses.kl_with_free_bits, free_bits=config.free_bits)
+    return losses.kl
 
 
 def noise_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
@@ -91,9 +104,6 @@ def terms(
     kl = losses.kl(mean, log_var)
     if config.num_importance_samples > 1:
         loss = -losses.log_mean_exp(beta * samples.toward_prior - samples.negative_log)
-    elif config.free_bits:
-        penalty = losses.kl_with_free_bits(mean, log_var, config.free_bits)
-        loss = reconstruction_loss + beta * penalty
     else:
-        loss = reconstruction_loss + beta * kl
+        loss = reconstruction_loss + beta * kl_term(config)(mean, log_var)
     return Terms(loss, reconstruction_loss, kl)

@@ -56,8 +56,10 @@ class Optimizer:
           total_steps: steps of the whole run.
         """
         self._vae, self._clip_norm = vae, config.clip_norm
-        self._adam = _Adam(schedules.learning_rate(config, total_steps), name="adam")
-        self._adam.build(vae.variables)
+        adam = _Adam if config.kl_route == "gradient_tape" else keras.optimizers.Adam
+        # For `fit`, which does by itself what the methods below do for our own step.
+        self.keras = adam(schedules.learning_rate(config, total_steps), name="adam")
+        self.keras.build(vae.variables)
         self.scales_loss = config.precision == "mixed_float16"
         self._scaling = {}
         if self.scales_loss:
@@ -69,13 +71,13 @@ class Optimizer:
     @property
     def variables(self) -> dict[str, keras.Variable | tf.Variable]:
         """Name -> variable, all that a checkpoint has to hold."""
-        named = {variable.path: variable for variable in self._adam.variables}
+        named = {variable.path: variable for variable in self.keras.variables}
         return named | {f"scaling/{name}": value for name, value in self._scaling.items()}
 
     @property
     def learning_rate(self) -> tf.Tensor:
         """The rate of the next step."""
-        return self._adam.learning_rate
+        return self.keras.learning_rate
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """A loss made large enough that its gradients don't vanish in float16."""
@@ -98,7 +100,7 @@ class Optimizer:
             # To a global norm: Pascanu, Mikolov and Bengio (2013), "On the difficulty of
             # training recurrent neural networks", algorithm 1.
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
-        self._adam.apply(gradients, self._vae.variables)
+        self.keras.apply(gradients, self._vae.variables)
 
     def adapt_scale(self, finite: tf.Tensor) -> None:
         """Halves the scale after a step with an overflow, doubles it after many without one.

@@ -1,6 +1,7 @@
 """The state of one run: its data, its model, and how far it has come."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import ml_collections
@@ -9,12 +10,12 @@ import tensorflow as tf
 
 from pipeline import shards, stage
 from pipeline.errors import StageError
-from trainer import batches, checkpoints, data, schedules, strategies, weights
+from trainer import batches, checkpoints, data, fit_steps, schedules, strategies, weights
 from trainer import config as config_lib
 from trainer import metrics as metrics_lib
 from trainer.model import VAE
 from trainer.optimizer import Optimizer
-from trainer.step import SUMS, Steps
+from trainer.step import SUMS
 
 
 class Stopped(Exception):
@@ -87,13 +88,12 @@ class Run:
             if self._warm:
                 weights.assign(self.vae, self._warm, model_dir=config.warm_start_from)
             self.optimizer = Optimizer(config, self.vae, total_steps=self.total_steps)
-        self.steps = Steps(config, self.strategy, self.vae, self.optimizer)
+            self.steps = fit_steps.make(config, self.strategy, self.vae, self.optimizer)
         if not self._arrays:
             self._read_data()
-        self.splits: dict[str, data.Split] = {
-            split: data.place(self.strategy, images, config, num_bytes=self._num_bytes())
-            for split, images in self._arrays.items()
-        }
+        self.splits: dict[str, data.Split] = {}
+        for split, images in self._arrays.items():
+            self.splits[split] = self.steps.place(split, images, num_bytes=self._num_bytes())
         self._arrays = {}
 
     @property
@@ -196,36 +196,45 @@ class Run:
             batches.permutation(self.config.seed, epoch, self.num_examples)
         )
 
-    def _step_arguments(self, visit: data.Visit, num_steps: int) -> tuple:
-        records, first = visit.batches(self.step % self.steps_per_epoch, num_steps)
-        return records, first, tf.constant(self.step), tf.constant(num_steps)
-
     def trace(self) -> None:
         """Builds the graph of the training steps, which takes seconds, and runs none."""
-        self.steps.train.get_concrete_function(*self._step_arguments(self.visit_epoch(), 1))
+        self.steps.trace(self.visit_epoch(), self.step, self.step % self.steps_per_epoch)
 
-    def train_steps(self, visit: data.Visit, num_steps: int) -> None:
+    def train_steps(
+        self, visit: data.Visit, num_steps: int, on_progress: Callable[[], None] = lambda: None
+    ) -> None:
         """Trains some steps of one epoch and adds up their sums.
 
         Args:
           visit: from `visit_epoch`.
-          num_steps: at most config.steps_per_loop, and within the epoch.
+          num_steps: at most steps.max_steps, and within the epoch.
+          on_progress: is called each time some of them are counted.
 
         Raises:
           StageError: a term became NaN or infinite.
           Stopped: a signal came; the steps that were done are counted.
         """
-        rows, stopped = self.steps.train(*self._step_arguments(visit, num_steps))
-        rows = rows.numpy()
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if bad.size:
-            raise self._diverged(
-                f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
-                f"{self.step + 1} to {self.step + len(rows)})"
-            )
-        for row in rows.astype(np.float64):  # One by one: the same sum however steps are grouped.
-            self.epoch_sums += row
-        self.step += len(rows)
+        last = self.step + num_steps
+
+        def count(rows: np.ndarray) -> None:
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if bad.size:
+                raise self._diverged(
+                    f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
+                    f"{self.step + 1} to {last})"
+                )
+            for row in rows.astype(np.float64):  # One by one: the same sum however they come.
+                self.epoch_sums += row
+            self.step += len(rows)
+            on_progress()
+
+        stopped = self.steps.train_some(
+            visit,
+            step=self.step,
+            first_batch=self.step % self.steps_per_epoch,
+            num_steps=num_steps,
+            on_rows=count,
+        )
         if stopped:
             raise Stopped
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
+import numpy as np
 import tensorflow as tf
 
 from pipeline import examples
-from trainer import batches, objective, schedules
+from trainer import batches, data, objective, schedules
 from trainer.model import VAE
 from trainer.optimizer import Optimizer
 
@@ -62,6 +63,11 @@ class Steps:
         with tf.device("CPU:0"):
             self._stop = tf.Variable(False, trainable=False)
 
+    @property
+    def max_steps(self) -> float:
+        """The most steps for one call of `train_some`."""
+        return self.config.steps_per_loop
+
     def stop(self) -> None:
         """Makes a call that is under way return after its current step, and later ones at once."""
         self._stop.assign(True)
@@ -75,14 +81,27 @@ class Steps:
           number: int32 scalar, number by which noise belongs to it.
           purpose: "train" or "evaluation".
         """
-        config, (images, order, num_examples) = self.config, records
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return self.slice_of(replica, records, batch, number, purpose)
+
+    def slice_of(self, replica, records, batch, number, purpose, *, gather=tf.gather) -> Slice:
+        """The part of a batch that a replica takes, anywhere; see `my_slice`.
+
+        Args:
+          replica: int32 scalar, its number.
+          records: as for `train`.
+          batch: int32 scalar, number of the batch in their order.
+          number: int32 scalar, number by which noise belongs to it.
+          purpose: "train" or "evaluation".
+          gather: (images of records, int32 (n,)) -> uint8 (n, H, W, C).
+        """
+        config, (images, order, num_examples) = self.config, records
         size = {"batch_size": config.batch_size}
         places = batches.replica_places(
             replica, self.strategy.num_replicas_in_sync, config.batch_size
         )
         rows, weights, total = batches.slice_of_batch(order, num_examples, batch, places, **size)
-        floats = examples.to_floats(tf.gather(images, rows))
+        floats = examples.to_floats(gather(images, rows))
         if config.binarize == "dynamic":
             key = self._keys[f"{purpose} pixels"]
             floats = batches.binarize(floats, key, number, places, **size)
@@ -185,6 +204,44 @@ class Steps:
             num_steps,
             len(SUMS),
         )
+
+    def place(self, split: str, images: np.ndarray, *, num_bytes: int) -> data.Split:
+        """Puts a split where the steps take it from; see data.place."""
+        del split  # All of them alike.
+        return data.place(self.strategy, images, self.config, num_bytes=num_bytes)
+
+    def trace(self, visit: data.Visit, step: int, first_batch: int) -> None:
+        """Builds the graph of `train`, which takes seconds, and runs no step."""
+        self.train.get_concrete_function(*self._arguments(visit, step, first_batch, 1))
+
+    def train_some(
+        self,
+        visit: data.Visit,
+        *,
+        step: int,
+        first_batch: int,
+        num_steps: int,
+        on_rows: Callable[[np.ndarray], None],
+    ) -> bool:
+        """Trains up to `num_steps` steps within one epoch.
+
+        Args:
+          visit: the epoch's records.
+          step: global number of the first step.
+          first_batch: number in the epoch of the same.
+          num_steps: at most `max_steps`.
+          on_rows: is given float32 (n, 4), a row of SUMS for each step that is done.
+
+        Returns:
+          Whether a call of `stop`, in any process, has ended it.
+        """
+        rows, stopped = self.train(*self._arguments(visit, step, first_batch, num_steps))
+        on_rows(rows.numpy())
+        return bool(stopped)
+
+    def _arguments(self, visit: data.Visit, step: int, first_batch: int, num_steps: int) -> tuple:
+        records, first = visit.batches(first_batch, num_steps)
+        return records, first, tf.constant(step), tf.constant(num_steps)
 
     @tf.function
     def evaluate(self, records, first_batch, first_number, num_batches):
