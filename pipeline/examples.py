@@ -166,7 +166,9 @@ def to_floats(pixels: Any) -> Any:
     """uint8 pixels in 0..255 to float32 in [0, 1]; a tf.Tensor of any shape."""
     import tensorflow as tf
 
-    return tf.cast(pixels, tf.float32) / 255.0
+    # Written as what TensorFlow makes of `/ 255.0` in most graphs, and not in all: so every graph
+    # has the same bits.
+    return tf.cast(pixels, tf.float32) * (1 / 255)
 
 
 def to_pixels(floats: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ class FitSteps(Steps):
             beta = schedules.beta(self.config, step + i)
             inputs = {
                 "images": mine.images,
-                "noise": mine.noise[:, 0],
+                "noise": mine.noise,
                 "weights": weights,
                 "beta": tf.fill(weights.shape, beta),
             }

@@ -12,7 +12,7 @@ differ in where the KL term stands, and by that in what can be passed to it ther
 * The other four are Keras models made here and trained by `fit` in fit_steps.py. Each takes
 
       images   float32 (n, H, W, C) in [0, 1]
-      noise    float32 (n, latent_dim), standard normal
+      noise    float32 (n, 1, latent_dim), standard normal
       weights  float32 (n,), the example's share of the global batch, 0 where there is none
       beta     float32 (n,), weight of the KL term in this step, n times the same
 
@@ -65,7 +65,7 @@ class _Loss(keras.losses.Loss):
 
 
 class _SampleAndDecode(keras.layers.Layer):
-    """Draws z = mean + exp(log_var / 2) · noise and decodes it.
+    """Draws z from the posterior and decodes it.
 
     Keeps the means of both terms as metrics, which was `add_metric` before Keras 3.
     """
@@ -77,7 +77,7 @@ class _SampleAndDecode(keras.layers.Layer):
         self.kl = keras.metrics.Mean("kl")
 
     def call(self, inputs, mean, log_var):
-        z = mean + tf.exp(log_var / 2) * inputs["noise"]  # (n, latent_dim)
+        (z,) = tf.unstack(objective.sample(mean, log_var, inputs["noise"]), axis=1)
         logits = self.decoder(z)  # (n, H, W, C)
         negative_log = self._negative_log(inputs["images"], logits)
         self.reconstruction_loss.update_state(negative_log, inputs["weights"])
@@ -97,7 +97,7 @@ class Parts(NamedTuple):
         """Placeholders of a functional model, by name."""
         shapes = {
             "images": self.encoder.input_shape[1:],
-            "noise": self.encoder.output_shape[0][1:],
+            "noise": (1, *self.encoder.output_shape[0][1:]),
             "weights": (),
             "beta": (),
         }

@@ -6,6 +6,20 @@ What a decoder's output says about an image is in likelihoods.py.
 import tensorflow as tf
 
 
+@tf.custom_gradient
+def _excess(log_var: tf.Tensor):
+    """½ (exp(log_var) − 1 − log_var), the part of the divergence that the variance makes."""
+    # expm1(v) − v ≥ 0 even in float32, where exp(v) − 1 − v can round below 0.
+    variance_minus_1 = tf.math.expm1(log_var)
+
+    def derivative(upstream: tf.Tensor) -> tf.Tensor:
+        # Of two terms, ½ exp(v) and −½, TensorFlow would make a difference that near v = 0, where
+        # training begins, has lost most of its digits.
+        return 0.5 * variance_minus_1 * upstream
+
+    return 0.5 * (variance_minus_1 - log_var), derivative
+
+
 def kl_per_latent(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
     """Kullback-Leibler divergence of N(mean, exp(log_var)) from N(0, 1).
 
@@ -19,8 +33,7 @@ def kl_per_latent(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 (n, latent_dim), nats, ≥ 0.
     """
-    # expm1(v) − v ≥ 0 even in float32, where exp(v) − 1 − v can round below 0.
-    return 0.5 * (tf.math.expm1(log_var) - log_var + tf.square(mean))
+    return _excess(log_var) + 0.5 * tf.square(mean)
 
 
 def kl(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:

@@ -35,6 +35,34 @@ def noise_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
     return config.num_importance_samples, config.latent_dim
 
 
+@tf.custom_gradient
+def _deviation(log_var: tf.Tensor, noise: tf.Tensor):
+    """exp(log_var / 2) · noise, from log_var (n, 1, latent_dim)."""
+    deviation = tf.exp(log_var / 2) * noise
+
+    def derivative(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # One product where TensorFlow makes several, in an order that differs between graphs.
+        return 0.5 * tf.reduce_sum(deviation * upstream, axis=1, keepdims=True), None
+
+    return deviation, derivative
+
+
+def sample(mean: tf.Tensor, log_var: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Draws z = mean + exp(log_var / 2) · noise from the posteriors of n images.
+
+    Kingma and Welling (2014), "Auto-Encoding Variational Bayes", section 2.4.
+
+    Args:
+      mean: float32 (n, latent_dim).
+      log_var: float32 (n, latent_dim).
+      noise: float32 (n, k, latent_dim), standard normal.
+
+    Returns:
+      float32 (n, k, latent_dim).
+    """
+    return mean[:, tf.newaxis] + _deviation(log_var[:, tf.newaxis], noise)
+
+
 class Samples(NamedTuple):
     """k draws from the posteriors of n images, each float32 (n, k), in nats."""
 
@@ -61,7 +89,7 @@ def draw(
       likelihood: of an image given z.
     """
     num_samples, latent_dim = noise.shape[1:]
-    z = mean[:, tf.newaxis] + tf.exp(log_var / 2)[:, tf.newaxis] * noise  # (n, k, latent_dim)
+    z = sample(mean, log_var, noise)  # (n, k, latent_dim)
     logits = vae.decoder(tf.reshape(z, (-1, latent_dim)))  # (n·k, H, W, C)
     logits = tf.reshape(logits, (-1, num_samples, *logits.shape[1:]))
     return Samples(

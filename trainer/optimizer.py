@@ -17,14 +17,11 @@ _GROWTH_STEPS = 2000
 
 
 class _Adam(keras.optimizers.Adam):
-    """Adam that takes gradients summed over replicas, and updates a variable by one kernel.
+    """Adam that updates a variable by one kernel.
 
     The formula is that of Keras: Kingma and Ba (2015), "Adam", before section 2.1. Keras writes it
     as some twenty operations a variable, each a pass over memory and a microsecond of the host.
     """
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        return grads_and_vars
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -44,6 +41,13 @@ class _Adam(keras.optimizers.Adam):
         )
 
 
+class _AdamOfSums(_Adam):
+    """The same for gradients that are summed over replicas already."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+
 class Optimizer:
     """The update of a step: Adam, clipping, and for mixed_float16 a scale of the loss."""
 
@@ -56,8 +60,8 @@ class Optimizer:
           total_steps: steps of the whole run.
         """
         self._vae, self._clip_norm = vae, config.clip_norm
-        adam = _Adam if config.kl_route == "gradient_tape" else keras.optimizers.Adam
-        # For `fit`, which does by itself what the methods below do for our own step.
+        # `fit` leaves the sum to the optimizer and uses none of the methods below.
+        adam = _AdamOfSums if config.kl_route == "gradient_tape" else _Adam
         self.keras = adam(schedules.learning_rate(config, total_steps), name="adam")
         self.keras.build(vae.variables)
         self.scales_loss = config.precision == "mixed_float16"
