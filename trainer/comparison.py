@@ -6,7 +6,6 @@ too; they are timed in turn, so that a slow minute of the machine hits all of th
 
 import contextlib
 import multiprocessing
-import os
 import resource
 import statistics
 import time

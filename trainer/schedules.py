@@ -48,5 +48,6 @@ def beta(config: ml_collections.ConfigDict, step: tf.Tensor) -> tf.Tensor:
     """
     if not config.beta_warmup_steps:
         return tf.constant(config.beta, tf.float32)
-    share = tf.cast(step, tf.float32) / config.beta_warmup_steps
+    # Not a division by a constant, which TensorFlow replaces by a product in some graphs.
+    share = tf.cast(step, tf.float32) * (1 / config.beta_warmup_steps)
     return config.beta * tf.minimum(share, 1.0)
