@@ -44,6 +44,7 @@ setuptools.setup(
             "vae-preprocess = pipeline.preprocess:main",
             "vae-train = trainer.main:main",
             "vae-evaluate = trainer.evaluate:main",
+            "vae-compare-routes = trainer.compare_routes:main",
             "vae-launch = trainer.launch:main",
             "vae-export = pipeline.export:main",
             "vae-verify = pipeline.verify:main",

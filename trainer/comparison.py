@@ -2,14 +2,16 @@
 
 Each route lives in a process of its own, so that its first step and its memory are its own
 too; they are timed in turn, so that a slow minute of the machine hits all of them alike.
+Nothing here imports TensorFlow before such a process has begun.
 """
 
 import contextlib
 import multiprocessing
+import operator
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -17,21 +19,19 @@ import numpy as np
 
 from pipeline import command
 from pipeline.errors import StageError
+from pipeline.progress import Progress
 
 BASE = "gradient_tape"
-_IMAGE_SHAPE = (28, 28, 1)
-_NUM_STEPS_TO_WEIGHTS = 50
-# precision -> largest relative difference: of sums and gradients of a step, of weights at the end.
-_TOLERANCES = {"float32": (1e-5, 1e-4), "mixed_bfloat16": (2**-8, 2**-6)}
-_TERMS = ("loss", "reconstruction_loss", "kl")
+NUM_STEPS = 50  # after which the weights are compared
+IMAGE_SHAPE = (28, 28, 1)
 
 
 class Proof(NamedTuple):
     """What a route makes of the same weights, batches and noise."""
 
-    terms: np.ndarray  # of the first step: float32 (3,), _TERMS
+    terms: np.ndarray  # of the first step: loss, reconstruction_loss, kl
     gradients: list[np.ndarray]  # of the first step
-    weights: list[np.ndarray]  # after _NUM_STEPS_TO_WEIGHTS
+    weights: list[np.ndarray]  # after NUM_STEPS
 
 
 class Difference(NamedTuple):
@@ -51,15 +51,15 @@ class Cost(NamedTuple):
     call_ms: float  # a call with one step, but for the step
     first_step_secs: float  # the first call of all, but for a later one: above all to trace
     peak_mib: float  # of the GPU's memory, or of the process where there is none
-    step_ms_by_round: list[float]
+    ratio: float  # of step_ms to that of BASE in the same round
 
 
 def _blobs(count: int) -> np.ndarray:
-    """Bright spots at random places on black, uint8 (count, *_IMAGE_SHAPE).
+    """Bright spots at random places on black, uint8 (count, *IMAGE_SHAPE).
 
     Pixels of pure noise would not do: their gradients cancel, and what is left is rounding.
     """
-    height, width, _ = _IMAGE_SHAPE
+    height, width, _ = IMAGE_SHAPE
     rows, columns = np.mgrid[:height, :width]
     y, x = np.random.default_rng(0).uniform(0, height, (2, count, 1, 1))
     spots = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 20)
@@ -82,7 +82,7 @@ class _Trial:
         images = _blobs(count)
         strategy = strategies.make(config)
         with strategy.scope():
-            self._vae = VAE(config, _IMAGE_SHAPE)
+            self._vae = VAE(config, IMAGE_SHAPE)
             self._optimizer = Optimizer(config, self._vae, total_steps=10**6)
             self._steps = fit_steps.make(config, strategy, self._vae, self._optimizer)
         placed = self._steps.place("train", images, num_bytes=images.nbytes)
@@ -170,7 +170,7 @@ def _prove(call: Callable[..., Any]) -> tuple[Proof, float]:
     """The proof of a new process, and the seconds of its first step."""
     secs, (terms,) = call("train", 1)
     gradients = call("gradients")
-    call("train", _NUM_STEPS_TO_WEIGHTS - 1)
+    call("train", NUM_STEPS - 1)
     return Proof(terms, gradients, call("weights")), secs
 
 
@@ -192,11 +192,12 @@ def difference(found: Proof, expected: Proof) -> Difference:
     )
 
 
-def on_two_replicas(config: ml_collections.ConfigDict, routes: tuple[str, ...]) -> dict[str, Proof]:
+def on_two_replicas(config: ml_collections.ConfigDict, routes: Sequence[str]) -> dict[str, Proof]:
     """Route -> proof on two virtual replicas, one process after the other."""
     proofs = {}
     for route in routes:
-        with _started(_with(config, kl_route=route, num_virtual_devices=2), 20) as call:
+        two = _with(config, kl_route=route, num_virtual_devices=2)
+        with _started(two, NUM_STEPS // 2) as call:
             proofs[route], _ = _prove(call)
     return proofs
 
@@ -208,16 +209,17 @@ def _with(config: ml_collections.ConfigDict, **changes) -> ml_collections.Config
 
 
 def compare(
-    config: ml_collections.ConfigDict, routes: tuple[str, ...], *, num_steps: int, num_rounds: int
+    config: ml_collections.ConfigDict, routes: Sequence[str], *, num_steps: int, num_rounds: int
 ) -> tuple[dict[str, Proof], dict[str, Cost]]:
-    """Proofs and costs of routes, whose processes live side by side and work in turn.
+    """Proofs and costs of the routes, whose processes live side by side and work in turn.
 
     Args:
       config: as configs/mnist.py explains; its kl_route and data_dir do not matter.
-      routes: names of kl_routes.NAMES.
-      num_steps: of a timed call.
+      routes: their names, BASE among them.
+      num_steps: of a timed call, at least 2.
       num_rounds: how often each route is timed.
     """
+    progress = Progress("timing", total=num_rounds, unit="rounds")
     proofs, first, ones, manys = {}, {}, {}, {}
     with contextlib.ExitStack() as stack:
         calls = {
@@ -227,19 +229,29 @@ def compare(
         for route, call in calls.items():
             proofs[route], first[route] = _prove(call)
             ones[route], manys[route] = [], []
-        for _ in range(num_rounds):
+        for number in range(num_rounds):
+            progress.update(number)
             for route, call in calls.items():
                 call("start_epoch")
                 ones[route].append(call("train", 1)[0])
                 call("start_epoch")
                 manys[route].append(call("train", num_steps)[0])
+        progress.close()
         peaks = {route: call("peak_mib") for route, call in calls.items()}
+    one = {route: statistics.median(secs) for route, secs in ones.items()}
+    by_round = {
+        route: [1e3 * (secs - one[route]) / (num_steps - 1) for secs in manys[route]]
+        for route in routes
+    }
     costs = {}
     for route in routes:
-        one = statistics.median(ones[route])
-        by_round = [1e3 * (many - one) / (num_steps - 1) for many in manys[route]]
-        step_ms = statistics.median(by_round)
+        step_ms = statistics.median(by_round[route])
+        ratios = map(operator.truediv, by_round[route], by_round[BASE])
         costs[route] = Cost(
-            step_ms, 1e3 * one - step_ms, first[route] - one, peaks[route], by_round
+            step_ms=step_ms,
+            ratio=statistics.median(ratios),
+            call_ms=1e3 * one[route] - step_ms,
+            first_step_secs=first[route] - one[route],
+            peak_mib=peaks[route],
         )
     return proofs, costs

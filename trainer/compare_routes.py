@@ -1,0 +1,48 @@
+"""Compares the five routes of the KL term: what they compute, and what they cost.
+
+    python -m trainer.compare_routes
+
+Starts a process for each route, which train the same model from the same weights on generated
+images, and prints two tables: how far apart losses, gradients and weights are, and what a step
+takes. Ends with status 1 if they are further apart than rounding.
+This file holds flags and nothing else; the measurement is in comparison.py.
+"""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+import configs.mnist
+from pipeline import command
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", configs.mnist.__file__, "A Python file with get_config(); kl_route does not matter."
+)
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", 10, "Steps that are timed at once.", lower_bound=2, upper_bound=1000
+)
+_NUM_ROUNDS = flags.DEFINE_integer(
+    "num_rounds", 15, "How often each route is timed, in turn.", lower_bound=1, upper_bound=1000
+)
+
+
+def run(_: list[str]) -> None:
+    """Compares as the flags say and prints the tables."""
+    # The routes share a GPU.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    command.import_tensorflow()
+    from trainer import comparison_report
+
+    comparison_report.report(
+        _CONFIG.value, num_steps=_NUM_STEPS.value, num_rounds=_NUM_ROUNDS.value
+    )
+
+
+def main() -> None:
+    """Entry point of `vae-compare-routes`."""
+    command.run(run, name="compare_routes", doc=__doc__, module=__name__, beam=False)
+
+
+if __name__ == "__main__":
+    main()
