@@ -79,10 +79,11 @@ lint: $(INSTALLED)  ## ruff: check and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: $(INSTALLED)  ## times the stages against plain loops over the same work
+bench: $(INSTALLED)  ## times the stages against plain loops over the same work, and the KL routes
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_train
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_export
+	@$(PY) -m trainer.compare_routes
 
 bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_gpu

@@ -46,7 +46,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.beta_warmup_steps = 0  # steps in which beta rises from 0
     config.free_bits = 0.0  # nats a latent that the KL term leaves free
     config.num_importance_samples = 1  # k; from 2 on the importance-weighted bound (IWAE)
-    config.kl_route = "gradient_tape"  # how the KL term enters training
+    # How the KL term enters training: gradient_tape, or by Keras' fit encoder_layer, multi_output,
+    # model_add_loss or output_layer, to the same weights; trainer/kl_routes.py explains them.
+    config.kl_route = "gradient_tape"
 
     # Optimizer: Adam
     config.learning_rate = 1e-3  # the highest of the schedule
@@ -63,7 +65,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     # Loop
     config.early_stopping_patience = 0  # epochs without a better validation loss; 0: all epochs
-    config.steps_per_loop = 20  # steps on the device between two looks of the host
+    config.steps_per_loop = 20  # steps between two looks of the host; fit looks at each
     config.checkpoint_every_steps = 500  # one is also saved after each epoch and on SIGTERM
     config.keep_checkpoints = 2  # newest checkpoints that stay, beside the best by validation
     return config.lock()

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import operator
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +133,7 @@ class _Trial:
 
 def _serve(connection, config: dict[str, Any], num_steps: int) -> None:
     trial = _Trial(config, num_steps)
-    with contextlib.suppress(EOFError):  # The other end is closed.
+    with contextlib.suppress(EOFError, OSError):  # The other end is gone.
         while True:
             name, arguments = connection.recv()
             connection.send(getattr(trial, name)(*arguments))
@@ -145,7 +146,9 @@ def _started(config: ml_collections.ConfigDict, num_steps: int) -> Iterator[Call
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(there, config.to_dict(), num_steps), daemon=True
     )
-    process.start()
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Which the process inherits:
+    process.start()  # Ctrl-C is for this one, whose end ends the other.
+    signal.signal(signal.SIGINT, interrupt)
     there.close()
 
     def call(name: str, *arguments):
