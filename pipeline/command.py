@@ -183,8 +183,8 @@ def run(
         # At once and without unwinding: what is on disk is whole at any moment, while a
         # runner would go on with its work, or take an exception for a failure of it.
         print(
-            f"\n{name}: stopped by {signal.Signals(number).name}; run the same command to go on "
-            "from the files that are whole",
+            f"\n{name}: stopped by {signal.Signals(number).name}; run the same command again, "
+            "files that are whole stay",
             file=sys.stderr,
             flush=True,
         )

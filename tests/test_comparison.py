@@ -1,3 +1,4 @@
+import multiprocessing
 import re
 
 import numpy as np
@@ -31,6 +32,39 @@ def test_a_difference_is_relative_to_the_largest_of_its_array():
     )
     found = comparison.difference(other, proof())
     assert found == pytest.approx(Difference(0.01, 0, 0, 0, 0.05), rel=1e-5)
+
+
+def test_nothing_differs_from_nothing_by_nothing():
+    dead = proof(gradients=[np.zeros(3, np.float32)])
+    assert comparison.difference(dead, dead) == Difference(0, 0, 0, 0, 0)
+
+
+def test_batches_of_one_hold_one():
+    config = smoke_config("x", batch_size=1, architecture="mlp")
+    _, means = comparison._Trial(config.to_dict(), 3).train(9)
+    assert means.shape == (9, 3)
+    assert np.isfinite(means).all()
+
+
+def test_a_process_that_is_killed_is_named():
+    with comparison._started(smoke_config("x", kl_route="output_layer"), 2) as call:
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        child.join()
+        with pytest.raises(
+            StageError, match="output_layer: its process ended with status"
+        ):
+            call("weights")
+
+
+def test_steps_too_short_to_time_are_no_verdict(monkeypatch, capsys):
+    costs = {route: Cost(-1.0, -2.0, 300.0, 1.0, 600.0) for route in kl_routes.NAMES}
+    proofs = {route: proof() for route in kl_routes.NAMES}
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: (proofs, costs))
+    monkeypatch.setattr(comparison, "on_two_replicas", lambda *_: proofs)
+    with pytest.raises(StageError, match="--num_steps=2: .* try more, or more --num_rounds"):
+        comparison_report.report(smoke_config("x"), num_steps=2, num_rounds=1)
+    assert "hold" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class _Trial:
         config = ml_collections.ConfigDict(config)
         # The last batch of the epoch is half a batch.
         self._epoch = num_steps + 1
-        count = max(1, num_steps * config.batch_size + config.batch_size // 2)
+        count = num_steps * config.batch_size + max(1, config.batch_size // 2)
         images = _blobs(count)
         strategy = strategies.make(config)
         with strategy.scope():
@@ -152,14 +152,14 @@ def _started(config: ml_collections.ConfigDict, num_steps: int) -> Iterator[Call
     there.close()
 
     def call(name: str, *arguments):
-        here.send((name, arguments))
         try:
+            here.send((name, arguments))
             return here.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             process.join()
             raise StageError(
-                f"kl_route {config.kl_route}: its process ended with status {process.exitcode}; "
-                "its error is above"
+                f"kl_route {config.kl_route}: its process ended with status {process.exitcode}; if "
+                "no error stands above, something has killed it: is there memory for five?"
             ) from error
 
     try:
@@ -178,7 +178,8 @@ def _prove(call: Callable[..., Any]) -> tuple[Proof, float]:
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    largest = np.abs(found - expected).max()
+    return float(largest and largest / np.abs(expected).max())  # Nothing from nothing is nothing.
 
 
 def difference(found: Proof, expected: Proof) -> Difference:
