@@ -51,9 +51,7 @@ def test_a_process_that_is_killed_is_named():
         (child,) = multiprocessing.active_children()
         child.kill()
         child.join()
-        with pytest.raises(
-            StageError, match="output_layer: its process ended with status"
-        ):
+        with pytest.raises(StageError, match="output_layer: its process ended with status"):
             call("weights")
 
 

@@ -41,7 +41,7 @@ class Trial:
         with strategy.scope():
             self.vae = VAE(config, IMAGE_SHAPE)
             self.optimizer = Optimizer(config, self.vae, total_steps=100)
-            self.steps = make(config, strategy, self.vae, self.optimizer)
+        self.steps = make(config, strategy, self.vae, self.optimizer)
         self.visit = self.steps.place("train", images, num_bytes=images.nbytes).visit(
             np.random.default_rng(4).permutation(len(images)).astype(np.int32)
         )

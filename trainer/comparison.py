@@ -85,7 +85,7 @@ class _Trial:
         with strategy.scope():
             self._vae = VAE(config, IMAGE_SHAPE)
             self._optimizer = Optimizer(config, self._vae, total_steps=10**6)
-            self._steps = fit_steps.make(config, strategy, self._vae, self._optimizer)
+        self._steps = fit_steps.make(config, strategy, self._vae, self._optimizer)
         placed = self._steps.place("train", images, num_bytes=images.nbytes)
         self._visit = placed.visit(batches.permutation(config.seed, 0, count))
         self._step = 0

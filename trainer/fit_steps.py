@@ -48,9 +48,10 @@ class FitSteps(Steps):
         vae: VAE,
         optimizer: Optimizer,
     ):
-        """Takes the same as Steps, and makes the model of config.kl_route; in strategy's scope."""
+        """Takes the same as Steps, and makes the model of config.kl_route."""
         super().__init__(config, strategy, vae, optimizer)
-        self._model = kl_routes.compiled(config, vae, optimizer.keras)
+        with strategy.scope():
+            self._model = kl_routes.compiled(config, vae, optimizer.keras)
         self.is_stopped = False
         # As graphs: under a strategy each variable would cost half a millisecond.
         self.reset_metrics = tf.function(self._model.reset_metrics)
@@ -68,7 +69,7 @@ class FitSteps(Steps):
         return super().place(split, images, num_bytes=num_bytes)
 
     def trace(self, visit: data.Visit, step: int, first_batch: int) -> None:
-        """Does nothing: `fit` traces with its first step."""
+        """Does nothing: `fit` traces with its first step, for which a signal then has to wait."""
 
     def _feed(self, records: data.Records, step: int, first_batch: int, num_steps: int):
         """What `fit` takes for some steps: for each step a batch's part for every replica."""
@@ -135,6 +136,6 @@ def make(
     vae: VAE,
     optimizer: Optimizer,
 ) -> Steps:
-    """The steps of a config's kl_route; in strategy's scope, see Steps."""
+    """The steps of a config's kl_route, see Steps."""
     steps = Steps if config.kl_route == "gradient_tape" else FitSteps
     return steps(config, strategy, vae, optimizer)

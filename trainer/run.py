@@ -88,7 +88,7 @@ class Run:
             if self._warm:
                 weights.assign(self.vae, self._warm, model_dir=config.warm_start_from)
             self.optimizer = Optimizer(config, self.vae, total_steps=self.total_steps)
-            self.steps = fit_steps.make(config, self.strategy, self.vae, self.optimizer)
+        self.steps = fit_steps.make(config, self.strategy, self.vae, self.optimizer)
         if not self._arrays:
             self._read_data()
         self.splits: dict[str, data.Split] = {}
