@@ -226,7 +226,8 @@ class Run:
             for row in rows.astype(np.float64):  # One by one: the same sum however they come.
                 self.epoch_sums += row
             self.step += len(rows)
-            on_progress()
+            if len(rows):  # None where a signal came before the first.
+                on_progress()
 
         stopped = self.steps.train_some(
             visit,
