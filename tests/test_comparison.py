@@ -11,7 +11,7 @@ from trainer.comparison import Cost, Difference, Proof
 
 SMALL = (
     "--num_rounds=1",
-    "--num_steps=2",
+    "--num_steps=300",  # Of next to no arithmetic: fewer would drown in what a call costs.
     "--config.architecture=mlp",
     "--config.hidden_units=(4,)",
     "--config.batch_size=4",
@@ -123,6 +123,9 @@ def test_the_command_prints_both_tables_and_the_claims():
     out = run_command("trainer.compare_routes", *SMALL).stdout
     for route in kl_routes.NAMES:
         equality, timing = re.findall(rf"^{route} .*$", out, re.MULTILINE)
-        assert equality.split()[1:] == ["0"] * 6
+        *terms, gradients, weights, on_two_replicas = equality.split()[1:]
+        # Terms are summed by Keras in another order than by us.
+        assert max(map(float, terms)) <= 1e-6
+        assert (gradients, weights, on_two_replicas) == ("0", "0", "0")
         assert len(timing.split()) == 6
     assert out.count("hold") == 3
