@@ -176,3 +176,28 @@ def test_adam_is_that_of_keras():
     for mine, other, before in zip(vae.variables, theirs, start, strict=True):
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
         assert not np.array_equal(mine.numpy(), before)
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.1, 3.0])
+def test_derivatives_are_those_of_the_formulas(size):
+    # All routes of the KL term share them, so no comparison of routes would find one wrong.
+    generator = np.random.default_rng(0)
+    mean, log_var = (generator.normal(0, size, (2, 5)) for _ in range(2))
+    noise, upstream = (generator.normal(size=(2, 4, 5)) for _ in range(2))
+
+    def gradients(dtype, kl, sample):
+        inputs = [tf.constant(value, dtype) for value in (mean, log_var)]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(inputs)
+            kl_sum = tf.reduce_sum(kl(*inputs))
+            z = sample(*inputs, tf.constant(noise, dtype)) * tf.constant(upstream, dtype)
+        return [*tape.gradient(kl_sum, inputs), *tape.gradient(z, inputs)]
+
+    expected = gradients(
+        tf.float64,
+        lambda m, v: 0.5 * (tf.exp(v) + m**2 - 1 - v),
+        lambda m, v, e: m[:, None] + tf.exp(v / 2)[:, None] * e,
+    )
+    found = gradients(tf.float32, losses.kl, objective.sample)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * size)
