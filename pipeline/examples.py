@@ -9,6 +9,7 @@ TensorFlow is needed for either.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,6 +152,32 @@ def parse(serialized: bytes) -> Record:
         image=_only("image", feature["image"].bytes_list.value),
         label=_only("label", feature["label"].int64_list.value),
     )
+
+
+def encode_features(features: Mapping[str, bytes | int | np.ndarray]) -> bytes:
+    """Any features as a tf.Example, keys in order: bytes, a whole number, or float32 (n,)."""
+    example = _example_class()()
+    for name, value in sorted(features.items()):
+        feature = example.features.feature[name]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        elif isinstance(value, int):
+            feature.int64_list.value.append(value)
+        else:
+            feature.float_list.value.extend(value.tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def parse_features(serialized: bytes) -> dict[str, Any]:
+    """Reads what `encode_features` wrote; lists of floats for arrays."""
+    found = {}
+    for name, feature in _example_class().FromString(serialized).features.feature.items():
+        if feature.HasField("float_list"):
+            found[name] = list(feature.float_list.value)
+        else:
+            values = feature.bytes_list.value or feature.int64_list.value
+            found[name] = _only(name, values)
+    return found
 
 
 def _only(name: str, values: Any) -> Any:

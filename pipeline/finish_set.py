@@ -14,9 +14,7 @@ from pipeline import (
     shards,
     stage,
     stats_page,
-    storage,
     tfds_files,
-    tfrecord,
 )
 from pipeline.errors import StageError
 from pipeline.output_directory import OutputDirectory
@@ -177,17 +175,7 @@ def _samples(directory: str, entries: list[dict[str, Any]], shape: tuple[int, ..
     """The first records of a split: a fair sample, since their order is a hash of the ids."""
     samples: list[Any] = []
     for entry in entries:
-        if entry["num_examples"] == 0:
-            continue
-        path = storage.join(directory, entry["name"])
-        num_bytes = 2 * _NUM_SAMPLES * -(-entry["bytes"] // entry["num_examples"]) + (1 << 16)
-        with storage.open_read(path) as file:
-            head = file.read(num_bytes)
-        for found in shards.parse_records(head, path, shape):
-            if len(samples) == _NUM_SAMPLES:
-                return samples
-            if not isinstance(found, tfrecord.Fault):  # The cut at the end of the head is one.
-                samples.append(found[2])
+        samples += shards.read_head(directory, entry, _NUM_SAMPLES - len(samples), shape)
         if len(samples) == _NUM_SAMPLES:
             break
     return samples

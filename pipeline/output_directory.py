@@ -26,6 +26,23 @@ from pipeline.stage import (
 TIMINGS = "timings.json"
 
 
+def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether files that a manifest lists are whole.
+
+    Those that hold records are large; of them it sees that they are there at their size,
+    and who reads them checks what they hold.
+    """
+    for entry in files:
+        try:
+            if storage.num_bytes(storage.join(directory, entry["name"])) != entry["bytes"]:
+                return False
+            if "num_examples" not in entry:
+                read_file(directory, entry)
+        except (FileNotFoundError, StageError):
+            return False
+    return True
+
+
 class OutputDirectory:
     """One stage's output directory, from its first file to its manifest.
 
@@ -172,20 +189,8 @@ class OutputDirectory:
         storage.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
     def is_complete(self, files: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether files of the manifest are whole.
-
-        Those that hold records are large; of them it sees that they are there at their size,
-        and who reads them checks what they hold.
-        """
-        for entry in files:
-            try:
-                if storage.num_bytes(self._path(entry["name"])) != entry["bytes"]:
-                    return False
-                if "num_examples" not in entry:
-                    read_file(self.directory, entry)
-            except (FileNotFoundError, StageError):
-                return False
-        return True
+        """Whether files of the manifest are whole, as far as `are_there` looks."""
+        return are_there(self.directory, files)
 
     def _clear(self, known: Mapping[str, Any], job: Mapping[str, Any] | None) -> None:
         """Removes what earlier jobs made here, and nothing else.

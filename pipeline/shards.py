@@ -1,6 +1,7 @@
 """A finished data set's shards: their names, and what they hold read back."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -123,34 +124,62 @@ class Dataset:
         Raises:
           StageError: the shard is missing or damaged, or is another than the manifest's.
         """
+        faults: list[Fault] = []
+        return self._shard(list(self.records(entry, faults)), faults)
+
+    def records(
+        self, entry: Mapping[str, Any], faults: list[Fault]
+    ) -> Iterator[tuple[bytes, examples.Record]]:
+        """As `read_shard`, a record at a time: the checks are over when the last one is out.
+
+        Args:
+          entry: the shard's, of the manifest.
+          faults: takes what is wrong with the file, if faults are to be quarantined.
+
+        Yields:
+          (serialized, parsed) of each record that can be had, in file order.
+        """
         path = storage.join(self.directory, entry["name"])
+        expected = entry["num_examples"]
         if self.on_corrupt == "fail":
             data, whole = stage.read_file(self.directory, entry), True
         else:
             try:
                 data = storage.read_bytes(path)
             except FileNotFoundError:
-                return self._shard([], [Fault(0, "the file is missing")])
+                faults.append(Fault(0, "the file is missing"))
+                return
             whole = hashlib.sha256(data).hexdigest() == entry["sha256"]
-        good, faults = [], []
+        num_good = 0
         for found in parse_records(data, path, self.image_shape):
-            (faults if isinstance(found, Fault) else good).append(found)
-        if self.on_corrupt == "quarantine" and not faults and len(good) < entry["num_examples"]:
-            reason = f"the file ends after {len(good)} of {entry['num_examples']} records"
+            if isinstance(found, Fault):
+                faults.append(found)
+                continue
+            num_good += 1
+            if num_good <= expected:  # The rest is counted, and refused below.
+                yield found[1:]
+        if self.on_corrupt == "quarantine" and not faults and num_good < expected:
+            reason = f"the file ends after {num_good} of {expected} records"
             faults.append(Fault(len(data), reason))
-        as_promised = len(good) == entry["num_examples"] and whole and not faults
+        as_promised = num_good == expected and whole and not faults
         if not as_promised and (self.on_corrupt == "fail" or not faults):
             where = f" at byte {faults[0].offset}: {faults[0].reason}" if faults else ""
             raise StageError(
-                f"{path}: is not the file that the manifest names: {len(good)} records, expected "
-                f"{entry['num_examples']} with another checksum{where}; make the data set again"
+                f"{path}: is not the file that the manifest names: {num_good} records, expected "
+                f"{expected} with another checksum{where}; make the data set again"
             )
-        if len(good) > entry["num_examples"]:
+        if num_good > expected:
             raise StageError(
-                f"{path}: holds {len(good)} records, expected {entry['num_examples']}; make the "
-                "data set again"
+                f"{path}: holds {num_good} records, expected {expected}; make the data set again"
             )
-        return self._shard(good, faults)
+
+    def digest(self, entry: Mapping[str, Any]) -> str:
+        """sha256 of a shard's file as it is now; "" if there is none."""
+        try:
+            data = storage.read_bytes(storage.join(self.directory, entry["name"]))
+        except FileNotFoundError:
+            return ""
+        return hashlib.sha256(data).hexdigest()
 
     def read_split(
         self, split: str, allocate: Callable[[tuple[int, ...], type], np.ndarray] = np.empty
@@ -180,13 +209,34 @@ class Dataset:
         """All images of a split that can be had, uint8 (n, H, W, C)."""
         return self.read_split(split)[0]
 
-    def _shard(self, good: list[tuple[int, bytes, examples.Record]], faults: list[Fault]) -> Shard:
-        parsed = [record for _, _, record in good]
-        pixels = np.frombuffer(b"".join(record.image for record in parsed), np.uint8)
+    def _shard(self, good: list[tuple[bytes, examples.Record]], faults: list[Fault]) -> Shard:
+        pixels = np.frombuffer(b"".join(record.image for _, record in good), np.uint8)
         return Shard(
-            ids=[record.id.decode() for record in parsed],
+            ids=[record.id.decode() for _, record in good],
             images=pixels.reshape(-1, *self.image_shape),
-            labels=np.array([record.label for record in parsed], np.int64),
-            records=[serialized for _, serialized, _ in good],
+            labels=np.array([record.label for _, record in good], np.int64),
+            records=[serialized for serialized, _ in good],
             faults=faults,
         )
+
+
+def read_head(
+    directory: str, entry: Mapping[str, Any], num_records: int, image_shape: tuple[int, ...]
+) -> list[examples.Record]:
+    """The first records of a shard, about so many; no more of the file is read than they take.
+
+    Args:
+      directory: the data set's.
+      entry: the shard's, of the manifest.
+      num_records: how many are wanted.
+      image_shape: (H, W, C).
+    """
+    if not entry["num_examples"]:
+        return []
+    path = storage.join(directory, entry["name"])
+    num_bytes = 2 * num_records * -(-entry["bytes"] // entry["num_examples"]) + (1 << 16)
+    with storage.open_read(path) as file:
+        head = file.read(num_bytes)
+    # The cut at the end of the head is a fault, too.
+    found = (f for f in parse_records(head, path, image_shape) if not isinstance(f, Fault))
+    return [record for _, _, record in itertools.islice(found, num_records)]

@@ -1,4 +1,4 @@
-"""Contact sheets: originals above their reconstructions, as a PNG."""
+"""Pictures as PNG: one image, rows of them, and originals above their reconstructions."""
 
 import io
 
@@ -22,25 +22,47 @@ def contact_sheet(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
     Returns:
       The bytes of the PNG.
     """
-    from PIL import Image
+    return grid(np.concatenate([originals, reconstructions], axis=1), side=originals.shape[1])
 
-    pairs = np.concatenate([originals, reconstructions], axis=1)  # (n, 2H, W, C)
-    if pairs.shape[-1] != 3:
-        pairs = pairs[..., :1]
-    scale = -(-_MIN_SIDE // min(originals.shape[1:3]))
-    pairs = pairs.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, channels = pairs.shape
-    num_columns = min(NUM_COLUMNS, count)
+
+def grid(
+    tiles: np.ndarray, *, num_columns: int = NUM_COLUMNS, side: int | None = None, gap: int = _GAP
+) -> bytes:
+    """A PNG of equal pictures in rows, enlarged to be seen.
+
+    Args:
+      tiles: uint8 (n, H, W, C); n ≥ 1. With other than 1 or 3 channels the first is shown.
+      num_columns: pictures in a row.
+      side: height by which they are enlarged, if that is not H.
+      gap: pixels between rows and between columns.
+
+    Returns:
+      The bytes of the PNG.
+    """
+    if tiles.shape[-1] != 3:
+        tiles = tiles[..., :1]
+    scale = -(-_MIN_SIDE // min(side or tiles.shape[1], tiles.shape[2]))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, channels = tiles.shape
+    num_columns = min(num_columns, count)
     num_rows = -(-count // num_columns)
     sheet = np.full(
-        (num_rows * (height + _GAP) + _GAP, num_columns * (width + _GAP) + _GAP, channels),
+        (num_rows * (height + gap) + gap, num_columns * (width + gap) + gap, channels),
         _BACKGROUND,
         np.uint8,
     )
-    for i, pair in enumerate(pairs):
+    for i, tile in enumerate(tiles):
         row, column = divmod(i, num_columns)
-        top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
-        sheet[top : top + height, left : left + width] = pair
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        sheet[top : top + height, left : left + width] = tile
+    return png(sheet)
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image, uint8 (H, W, C), as a PNG; with other than 1 or 3 channels the first is shown."""
+    from PIL import Image
+
+    picture = image if image.shape[-1] == 3 else image[..., 0]
     buffer = io.BytesIO()
-    Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(buffer, format="PNG")
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -4,10 +4,11 @@ A stage's directory is finished when its `manifest.json` is there, which is writ
 last. How the Beam stages get there is in output_directory.py.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from pipeline import storage
 from pipeline.errors import StageError
@@ -78,15 +79,42 @@ def write_file(directory: str, name: str, data: bytes) -> dict[str, Any]:
     return file_entry(name, data)
 
 
+class HashedFile:
+    """A file to write that keeps count and checksum of what is written."""
+
+    def __init__(self, name: str, file: BinaryIO):
+        """Takes the name for the entry, and the file."""
+        self._name, self._file = name, file
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Writes all of `data`."""
+        self._digest.update(data)
+        self._num_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Passes on what is buffered."""
+        self._file.flush()
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of what is written so far."""
+        return {"name": self._name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def writing(directory: str, name: str) -> Iterator[HashedFile]:
+    """As `write_file`, piece by piece: the file appears when the block ends well."""
+    with storage.publishing(storage.join(directory, name)) as file:
+        yield HashedFile(name, file)
+
+
 def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> dict[str, Any]:
     """As `write_file`, a line at a time."""
-    digest, num_bytes = hashlib.sha256(), 0
-    with storage.publishing(storage.join(directory, name)) as file:
+    with writing(directory, name) as file:
         for line in lines:
             file.write(line)
-            digest.update(line)
-            num_bytes += len(line)
-    return {"name": name, "bytes": num_bytes, "sha256": digest.hexdigest()}
+    return file.entry()
 
 
 def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:

@@ -1,13 +1,12 @@
 """stats.html: a data set as a person looks at it, in one file that needs no other."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline import html_page, sheets
 from pipeline.examples import Record
 from pipeline.set_statistics import MAX_MEAN_IMAGES, Statistics
 
@@ -15,31 +14,6 @@ from pipeline.set_statistics import MAX_MEAN_IMAGES, Statistics
 _MAX_BARS = 100
 _MIN_SIDE = 56  # Pixels a side that an image is shown at, at least.
 _MIN_COLUMN = 76  # Pixels of a column, for captions.
-_STYLE = """
-:root { --ink: #1f2328; --soft: #656d76; --line: #d8dee4; --paper: #fff; --bar: #3b6ea5;
-        --warn: #fff8c5; --warn-line: #d4a72c; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #8d96a0; --line: #30363d; --paper: #0d1117; --bar: #6ea8e0;
-          --warn: #2e2a1f; --warn-line: #bb8009; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
-p { margin: .3rem 0 } .soft { color: var(--soft) }
-table { border-collapse: collapse } .scroll { overflow-x: auto }
-th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line);
-         font-variant-numeric: tabular-nums; white-space: nowrap }
-th { font-weight: 600 } th:first-child, td:first-child { text-align: left }
-ul.warnings { background: var(--warn); border-left: 4px solid var(--warn-line); margin: 1rem 0;
-              padding: .6rem .6rem .6rem 2rem; overflow-wrap: anywhere }
-.bar { display: inline-block; height: .7rem; background: var(--bar); vertical-align: middle;
-       margin-right: .4rem; min-width: 1px }
-.bars th, .bars td { text-align: left; min-width: 6rem }
-.images { display: grid; gap: 6px }
-figure { margin: 0; text-align: center; min-width: 0 }
-figcaption { font-size: .75rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis;
-             white-space: nowrap }
-img { image-rendering: pixelated; display: block; margin: 0 auto; background: #888 }
-"""
 
 
 def page(
@@ -67,7 +41,7 @@ def page(
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="soft">{total:,} images of {shape}, {len(class_names)} classes, '
         f"{num_quarantined:,} quarantined</p>",
-        _warnings(described["warnings"]),
+        html_page.warnings(described["warnings"]) or "<p>Nothing looks wrong.</p>",
         "<h2>Splits</h2>",
         _splits(described["splits"]),
         _quarantined(described["quarantined"], num_quarantined),
@@ -81,38 +55,7 @@ def page(
         if records:
             parts.append(f"<h2>{html.escape(split)}: the first {len(records)} images</h2>")
             parts.append(_samples(records, first.image_shape, class_names))
-    title = html.escape(name)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    ).encode(errors="backslashreplace")
-
-
-def _warnings(warnings: Sequence[str]) -> str:
-    if not warnings:
-        return "<p>Nothing looks wrong.</p>"
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
-    return f'<ul class="warnings">{items}</ul>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """A table, of a CSS class, of cells that are HTML already."""
-    header = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><tr>{header}</tr>{body}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        text = "–"
-    elif isinstance(value, list):
-        text = ", ".join(f"{item:.2f}" for item in value)
-    else:
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-    return f"<td>{html.escape(text)}</td>"
+    return html_page.document(name, parts)
 
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -127,16 +70,17 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
         "num_quarantined": "quarantined",
     }
     rows = [
-        [_cell(split), *(_cell(part[key]) for key in columns)] for split, part in splits.items()
+        [html_page.cell(split), *(html_page.cell(part[key]) for key in columns)]
+        for split, part in splits.items()
     ]
-    return _table(["split", *columns.values()], rows)
+    return html_page.table(["split", *columns.values()], rows)
 
 
 def _quarantined(reasons: Mapping[str, int], total: int) -> str:
     if not total:
         return ""
-    rows = [[_cell(reason), _cell(count)] for reason, count in reasons.items()]
-    return "<h2>Quarantined</h2>" + _table(["reason", "records"], rows)
+    rows = [[html_page.cell(reason), html_page.cell(count)] for reason, count in reasons.items()]
+    return "<h2>Quarantined</h2>" + html_page.table(["reason", "records"], rows)
 
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
@@ -149,7 +93,7 @@ def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
     }
     rows = []
     for key, name, text in shown[:_MAX_BARS]:
-        row = [_cell(text)]
+        row = [html_page.cell(text)]
         for split, part in splits.items():
             count = part[key].get(name, 0)
             share = count / most[split]
@@ -158,7 +102,7 @@ def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
         rows.append(row)
     left = len(shown) - len(rows)
     more = f'<p class="soft">and {left:,} more classes, in statistics.json</p>' if left > 0 else ""
-    return _table(["class", *map(html.escape, splits)], rows, kind="bars") + more
+    return html_page.table(["class", *map(html.escape, splits)], rows, kind="bars") + more
 
 
 def _shown_size(image: np.ndarray) -> tuple[int, int]:
@@ -175,18 +119,10 @@ def _grid(figures: Sequence[str], image: np.ndarray) -> str:
 
 
 def _figure(image: np.ndarray, caption: str, title: str) -> str:
-    from PIL import Image
-
-    if image.shape[2] not in (1, 3):
-        image = image[..., :1]
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
     height, width = _shown_size(image)
+    shown = html_page.image(sheets.png(image), width=width, height=height, alt=title)
     return (
-        f'<figure title="{html.escape(title)}"><img width="{width}" height="{height}" '
-        f'alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+        f'<figure title="{html.escape(title)}">{shown}'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 

@@ -137,6 +137,18 @@ def remove(path: str) -> None:
             os.remove(path)
 
 
+def move(path: str, target: str) -> None:
+    """Moves a file to another path of the same kind, in place of what is there.
+
+    At once on a local disk; on an object store the file is copied, whole, and then removed.
+    """
+    if is_url(path):
+        fs, inner = _remote(path)
+        fs.mv(inner, _remote(target)[1])
+        return
+    os.replace(path, target)
+
+
 def open_read(path: str) -> BinaryIO:
     """A binary file open for reading; raises FileNotFoundError."""
     if is_url(path):

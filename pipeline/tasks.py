@@ -4,6 +4,7 @@ A marker carries size and sha256 of the task's files, so a file is taken for who
 because of what it holds and not because something of its name exists.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,26 @@ from pipeline.stage import read_file, read_sealed, sealed_json
 DIRECTORY = ".progress"
 # What is being made; output_directory.py writes it.
 JOB = "job.json"
+# Where files wait, below it, that are to appear all at once; see staged_directory.py.
+_STAGED = "files"
+# What a task under way has noted of its progress, and how often it does.
+_NOTE = ".count"
+_NOTE_EVERY_SECS = 1.0
 
 
 class Tasks:
     """The tasks of the job in one output directory; all that its workers know of it."""
 
-    def __init__(self, directory: str):
-        """Takes the output directory, local path or fsspec URL."""
+    def __init__(self, directory: str, *, staged: bool = False):
+        """Names where tasks write.
+
+        Args:
+          directory: the output directory, local path or fsspec URL.
+          staged: whether files wait in `.progress/` until the whole job is done.
+        """
         self.directory = directory
+        self.files_directory = self.path(_STAGED) if staged else directory
+        self._noted = 0.0
 
     def path(self, *names: str) -> str:
         """Path of a file that the job needs on its way; it goes when the job is finished."""
@@ -31,23 +44,25 @@ class Tasks:
         return self.path(f"{task}.json")
 
     def make_once(
-        self, task: str, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
+        self, task: str, make: Callable[[], Mapping[str, Any]], *, made_of: str | None = None
     ) -> dict[str, Any] | None:
         """Does one task unless an earlier try has; afterwards its marker stands.
 
         Args:
           task: name of the task, unique in the job.
-          make: writes the task's files and returns their entries, and the seconds
-            it spent on each kind of work.
+          make: writes the task's files and returns its marker: their "entries", the seconds
+            it spent on each kind of work as "secs", and whatever else the job's end needs.
+          made_of: names what the task is a function of, where that may change between two
+            tries; then the marker has it as "made_of".
 
         Returns:
           The marker, whose "reused" says whether an earlier try did it; None if the task
           failed.
         """
         marker = self._whole_task(task)
-        if marker is None:
+        if marker is None or marker.get("made_of") != made_of:
             try:
-                entries, secs = make()
+                made = make()
             except (StageError, OSError) as error:
                 # Not raised, so that the other tasks go on; `markers` raises it in the end.
                 try:
@@ -56,7 +71,7 @@ class Tasks:
                     # A full disk takes no marker either, and no other task can go on.
                     raise StageError(f"{self.directory}: {task}: {error}; make room") from error
                 return None
-            marker = {"entries": entries, "secs": secs, "reused": False}
+            marker = {**made, "reused": False}
         else:
             marker = {**marker, "reused": True}
         self._write_marker(task, marker)
@@ -65,22 +80,55 @@ class Tasks:
     def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
         storage.write_bytes(self._marker_path(task), sealed_json(marker))
 
-    def _whole_task(self, task: str) -> dict[str, Any] | None:
-        """The marker of a task whose files are all as they were when it was marked."""
+    def marker(self, task: str) -> dict[str, Any] | None:
+        """What a try has written about a task; None if nothing, or it failed, or is damaged."""
         try:
             marker = read_sealed(self._marker_path(task))
-            if marker is None or "failed" in marker:
-                return None
-            for entry in marker["entries"]:
-                read_file(self.directory, entry)
         except StageError:
-            return None  # Damaged marker or file: the task is done again.
+            return None
+        return None if marker is None or "failed" in marker else marker
+
+    def _whole_task(self, task: str) -> dict[str, Any] | None:
+        """The marker of a task whose files are all as they were when it was marked."""
+        marker = self.marker(task)
+        try:
+            for entry in marker["entries"] if marker else ():
+                read_file(self.place_of(entry), entry)
+        except StageError:
+            return None  # A file is damaged: the task is done again.
         return marker
+
+    def place_of(self, entry: Mapping[str, Any]) -> str:
+        """The directory in which a task's file is: where it was written, or its last place."""
+        staged = storage.exists(storage.join(self.files_directory, entry["name"]))
+        return self.files_directory if staged else self.directory
 
     def num_done(self) -> int:
         """How many tasks are done so far; what a progress line counts."""
         names = storage.list_names(self.path())
         return sum(name.endswith(".json") and name != JOB for name in names)
+
+    def note(self, task: str, count: int) -> None:
+        """Notes how far a task under way has come, now and then."""
+        now = time.monotonic()
+        if now - self._noted >= _NOTE_EVERY_SECS:
+            self._noted = now
+            storage.write_bytes(self.path(f"{task}{_NOTE}"), b"%d" % count)
+
+    def num_noted(self, sizes: Mapping[str, int]) -> int:
+        """How many records are done so far, by what tasks under way have noted.
+
+        Args:
+          sizes: task -> how many records it has.
+        """
+        names = set(storage.list_names(self.path()))
+        total = 0
+        for task, size in sizes.items():
+            if f"{task}.json" in names:
+                total += size
+            elif f"{task}{_NOTE}" in names:
+                total += int(storage.read_bytes(self.path(f"{task}{_NOTE}")))
+        return total
 
     def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
         """The markers of `tasks`, in that order.

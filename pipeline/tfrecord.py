@@ -7,17 +7,16 @@ tensorflow/core/lib/io/record_writer.h. What the records hold is not known here.
 
 import functools
 import gzip
-import hashlib
 import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 
-from pipeline import storage
+from pipeline import stage
 from pipeline.errors import StageError
 
 COMPRESSIONS = ("none", "gzip")
@@ -55,21 +54,6 @@ def _frame_header(length: int) -> bytes:
     return packed + _CRC.pack(_masked_crc(packed))
 
 
-class _Hashing:
-    """A file to write that keeps count and checksum of what is written."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.num_bytes += len(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def write_file(directory: str, name: str, records: Iterable[bytes]) -> dict[str, Any]:
     """Writes a TFRecord file atomically.
 
@@ -82,11 +66,10 @@ def write_file(directory: str, name: str, records: Iterable[bytes]) -> dict[str,
       The file's entry: name, bytes, sha256, num_examples.
     """
     num_examples = 0
-    with storage.publishing(storage.join(directory, name)) as file:
-        hashing = _Hashing(file)
+    with stage.writing(directory, name) as file:
         # Without name and time, so that equal records give equal bytes.
-        packed = gzip.GzipFile("", "wb", 6, hashing, mtime=0) if _is_packed(name) else None
-        out = packed or hashing
+        packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if _is_packed(name) else None
+        out = packed or file
         records = iter(records)
         while some := list(itertools.islice(records, _RECORDS_A_WRITE)):
             frames = (
@@ -98,12 +81,7 @@ def write_file(directory: str, name: str, records: Iterable[bytes]) -> dict[str,
             num_examples += len(some)
         if packed:
             packed.close()
-    return {
-        "name": name,
-        "bytes": hashing.num_bytes,
-        "sha256": hashing.digest.hexdigest(),
-        "num_examples": num_examples,
-    }
+    return {**file.entry(), "num_examples": num_examples}
 
 
 def _is_packed(name: str) -> bool:

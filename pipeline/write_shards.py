@@ -17,16 +17,15 @@ from pipeline import (
     beam_runner,
     convert,
     describe_shards,
-    examples,
     find_new,
     placement,
     quarantine,
     shards,
+    source_records,
     storage,
     tfrecord,
 )
 from pipeline.describe_shards import IMAGES, STATISTICS
-from pipeline.errors import StageError
 from pipeline.progress import Progress
 from pipeline.tasks import Tasks
 
@@ -64,8 +63,11 @@ class Layout(NamedTuple):
 class AssignShards(beam.DoFn):
     """Block of indices -> the part of it that each shard gets."""
 
-    def __init__(self, reading: convert.Reading, layout: Layout, tasks: Tasks):
-        """Takes the source, the shards, and where files of indices are."""
+    def __init__(self, reading: convert.Reading, layout: Layout, tasks: Tasks | None = None):
+        """Takes the source, the shards, and where files of indices are, if blocks may be such.
+
+        Records of splits that the layout has no shards for are left out.
+        """
         self._reading, self._layout, self._tasks = reading, layout, tasks
 
     def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
@@ -77,7 +79,7 @@ class AssignShards(beam.DoFn):
             ids = source.ids(here)
             splits = placement.splits_of(source_split, ids, layout.validation_fraction)
             numbers, _ = placement.shards_and_order(layout.seed, ids)
-            for split in np.unique(splits).tolist():
+            for split in sorted(set(splits.tolist()) & layout.num_shards.keys()):
                 of_split = splits == split
                 shard_numbers = numbers[of_split] % np.uint64(layout.num_shards[split])
                 order = np.argsort(shard_numbers, kind="stable")
@@ -109,21 +111,28 @@ class WriteShard(beam.DoFn):
             split, self._reading.image_shape, self._num_buckets
         )
         indices = np.frombuffer(b"".join(parts), "<i8")
-        writing = _Writing(self._reading, self._layout.seed, name, indices, description)
+        records = source_records.SourceRecords(self._reading, self._layout.seed, name, indices)
 
-        def make() -> tuple[list[dict[str, Any]], dict[str, float]]:
+        def encoded() -> Iterator[bytes]:
+            for block in records.blocks():
+                started = time.perf_counter()
+                description.add(block.ids, block.images, block.labels)
+                records.secs["compute"] += time.perf_counter() - started
+                yield from block.encoded
+
+        def make() -> dict[str, Any]:
             started = time.perf_counter()
-            entry = tfrecord.write_file(self._tasks.directory, name, writing.records())
+            entry = tfrecord.write_file(self._tasks.directory, name, encoded())
             faults = quarantine.write(
                 self._tasks.directory,
                 name,
-                writing.faults,
-                num_quarantined=len(writing.faults),
+                records.faults,
+                num_quarantined=len(records.faults),
             )
-            secs = writing.secs
+            secs = records.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
             of_split = [{**fault, "of_split": split} for fault in faults]
-            return [{**entry, "split": split}, *of_split], secs
+            return {"entries": [{**entry, "split": split}, *of_split], "secs": secs}
 
         marker = self._tasks.make_once(name, make)
         if marker is None:
@@ -139,65 +148,6 @@ class WriteShard(beam.DoFn):
                 num_buckets=self._num_buckets,
             )
         yield from description.outputs()
-
-
-class _Writing:
-    """The records of one shard on their way from the source to its file."""
-
-    def __init__(
-        self,
-        reading: convert.Reading,
-        seed: int,
-        name: str,
-        indices: np.ndarray,
-        description: describe_shards.Description,
-    ):
-        self._reading, self._seed, self._name, self._indices = reading, seed, name, indices
-        self._description = description
-        self.faults: list[dict[str, Any]] = []
-        self.secs = {"read": 0.0, "compute": 0.0}
-
-    def records(self) -> Iterator[bytes]:
-        """The shard's serialized records in order; what cannot be had goes to `faults`."""
-        started = time.perf_counter()
-        source = convert.open_reading(self._reading)
-        ids = source.ids(self._indices)
-        _, keys = placement.shards_and_order(self._seed, ids)
-        order = placement.sorted_by(keys, ids)
-        indices, ids = self._indices[order], [ids[place] for place in order.tolist()]
-        for place, (previous, this) in enumerate(zip(ids, ids[1:], strict=False)):
-            if previous == this:  # Equal ids hash alike, so they stand side by side.
-                places = " and ".join(source.where(int(i)) for i in indices[place : place + 2])
-                raise StageError(
-                    f"{self._name}: the id {this.decode()!r} stands twice, at {places}; ids must "
-                    "be unique"
-                )
-        self.secs["compute"] += time.perf_counter() - started
-        step = self._reading.records_at_a_time
-        for first in range(0, len(ids), step):
-            chunk = slice(first, first + step)
-            yield from self._encoded(source, indices[chunk], ids[chunk])
-
-    def _encoded(
-        self, source: convert.ConvertedSource, indices: np.ndarray, ids: Sequence[bytes]
-    ) -> list[bytes]:
-        started = time.perf_counter()
-        found = source.read(indices)
-        read = time.perf_counter()
-        for place, reason in found.faults:
-            where = source.where(int(indices[place]))
-            self.faults.append({"id": ids[place].decode(), "where": where, "reason": reason})
-        good = [ids[place] for place in found.places.tolist()]
-        pixels, size = found.images.tobytes(), int(np.prod(found.images.shape[1:]))
-        images = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-        encoded = [
-            examples.encode(record_id, image, label)
-            for record_id, image, label in zip(good, images, found.labels.tolist(), strict=True)
-        ]
-        self._description.add(good, images, found.labels)
-        self.secs["read"] += read - started
-        self.secs["compute"] += time.perf_counter() - read
-        return encoded
 
 
 def blocks_of(num_records: int) -> list[Block]:

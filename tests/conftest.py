@@ -124,18 +124,58 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
 
 
 def make_embeddings(
-    data_dir: pathlib.Path, model_dir: pathlib.Path, output_dir: pathlib.Path, **settings
+    data_dir: pathlib.Path | str,
+    model_dir: pathlib.Path | str,
+    output_dir: pathlib.Path | str,
+    **settings,
 ) -> dict:
-    """Runs the export job in this process; returns its manifest."""
-    from pipeline import beam_runner, embed_shards
+    """Runs the export job in this process; returns its manifest.
 
-    return embed_shards.embed_shards(
-        data_dir=str(data_dir),
+    Args:
+      data_dir: a data set, or a source as in --source.
+      model_dir: a model directory.
+      output_dir: where to write.
+      **settings: flags of the command by name, and beam_args.
+    """
+    from pipeline import beam_runner, convert, inputs, make_export, make_set, quarantine
+    from pipeline import requirements, rows
+    from pipeline.embedded_shard import Making
+
+    options = beam_runner.parse_options(settings.pop("beam_args", []))
+    on_corrupt = settings.pop("on_corrupt", "fail")
+    splits = settings.pop("split", "test").split(",")
+    if ":" in str(data_dir) and "://" not in str(data_dir):
+        convert.open_source_once.cache_clear()  # A test may have changed the files.
+        of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
+        of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
+        input_ = inputs.SourceInput(
+            convert.Reading(data_dir), make_set.Settings(**of_set, compression="none"), splits
+        )
+        on_corrupt = "quarantine"
+    else:
+        input_ = inputs.ShardsInput(str(data_dir), splits, on_corrupt)
+    making = {
+        "fields": rows.DEFAULT_FIELDS,
+        "embedding_format": "parquet",
+        "images": "sheets",
+        "z_seed": 0,
+    }
+    making.update({key: settings.pop(key) for key in list(settings) if key in making})
+    reference = settings.pop("reference", None)
+    request = make_export.Request(
+        input=input_,
         model_dir=str(model_dir),
         output_dir=str(output_dir),
-        options=beam_runner.parse_options(settings.pop("beam_args", [])),
-        **{"split": "test", "overwrite": False, **settings},
+        reference_dir=None if reference is None else str(reference),
+        making=Making(**making),
+        required=requirements.parse(settings.pop("require", None)),
+        tolerant=on_corrupt == "quarantine",
+        max_quarantined=quarantine.parse_limit(settings.pop("max_quarantined", "0.1%")),
+        overwrite=settings.pop("overwrite", False),
+        options=options,
     )
+    assert not settings, settings
+    return make_export.make_export(request)
 
 
 def smoke_config(data_dir: object, /, **changes):

@@ -213,7 +213,7 @@ def test_installed_commands_are_the_modules():
 def test_arrows_point_one_way():
     heavy = "import sys; import {module}; print(*sys.modules)"
     loaded = {}
-    for module in ("trainer.train", "pipeline.write_shards", "pipeline.embed_shards"):
+    for module in ("trainer.train", "pipeline.write_shards", "pipeline.make_export"):
         done = subprocess.run(
             [sys.executable, "-c", heavy.format(module=module)],
             cwd=REPOSITORY,
@@ -223,7 +223,7 @@ def test_arrows_point_one_way():
         )
         loaded[module] = set(done.stdout.split())
     assert "apache_beam" not in loaded["trainer.train"]
-    for module in ("pipeline.write_shards", "pipeline.embed_shards"):
+    for module in ("pipeline.write_shards", "pipeline.make_export"):
         assert "trainer" not in loaded[module]
         assert "tensorflow" not in loaded[module]
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import embed_shards, examples, shards, sheets
+from pipeline import embed_shards, examples, published_model, shards, sheets, stage
 from pipeline.errors import StageError
 from tests.conftest import (
     die_at_file,
@@ -72,18 +72,18 @@ def test_a_sheet_of_any_number_and_kind(count, channels):
 
 
 def test_rows_do_not_depend_on_their_neighbours(data_dir, trained):
-    from pipeline import stage
-
     manifest = stage.read_manifest(str(trained / "export"), "train", "model_dir")
-    model = embed_shards.Model(str(trained / "export"), manifest)
-    images = shards.Dataset(str(data_dir)).read_images("train")
-    whole = model.embed(images)
-    for count in (1, 3, 50):
-        part = model.embed(images[:count])
+    model = published_model.PublishedModel(str(trained / "export"), manifest)
+    images = shards.Dataset(str(data_dir)).read_images("train")[:250]
+    outputs = ("mean", "log_var", "reconstruction_loss", "kl", "reconstruction")
+    whole = model.embed(images, outputs)
+    for chosen in (slice(0, 1), slice(3, 6), slice(0, 250, 5), slice(249, None, -1), slice(0, 0)):
+        part = model.embed(images[chosen], outputs)
         for name, values in part.items():
-            np.testing.assert_array_equal(values, whole[name][:count])
-    empty = model.embed(images[:0])
-    assert empty["mean"].shape == (0, 3)
+            np.testing.assert_array_equal(values, whole[name][chosen])
+    # Nor on which other outputs are asked for.
+    for name in outputs:
+        np.testing.assert_array_equal(model.embed(images, (name,))[name], whole[name])
 
 
 def test_the_bytes_do_not_depend_on_the_workers(data_dir, trained, exported, tmp_path):
@@ -105,7 +105,7 @@ def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
 
 
 def test_a_finished_export_loads_no_model(data_dir, trained, exported, monkeypatch):
-    monkeypatch.setattr(embed_shards, "_load_model", None)
+    monkeypatch.setattr(embed_shards, "PublishedModel", None)
     before = outputs_of(exported)
     assert make_embeddings(data_dir, trained / "export", exported)["reused"] is True
     assert outputs_of(exported) == before

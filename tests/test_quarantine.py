@@ -234,15 +234,24 @@ def test_export_refuses_damage_and_goes_on_without_it_on_request(damaged, traine
         make_embeddings(damaged, model, out)
     with pytest.raises(StageError, match="1 of 50 records cannot be had"):
         make_embeddings(damaged, model, out, on_corrupt="quarantine")
-    settings = {"on_corrupt": "quarantine", "max_quarantined": quarantine.parse_limit("1")}
+    settings = {"on_corrupt": "quarantine", "max_quarantined": "1"}
     manifest = make_embeddings(damaged, model, out, **settings)
     assert manifest["records"] == {"read": 50, "written": 49, "quarantined": 1}
+    of_shard = manifest["shards"]["blobs-test.tfrecord-00002-of-00004"]
+    assert (
+        of_shard["read"] == of_shard["written"] + 1 == of_shard["written"] + of_shard["quarantined"]
+    )
     assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 49
     [fault] = faults_in(out).values()
     assert fault["where"].startswith(f"{damaged}/blobs-test.tfrecord-00002-of-00004 byte ")
-    assert make_embeddings(damaged, model, out, **settings)["reused"] is True
-    with pytest.raises(StageError, match="finished without 1 records.*--on_corrupt=fail"):
+    before = outputs_of(out)
+    again = make_embeddings(damaged, model, out, **settings)
+    assert again["reused"] is True
+    assert not any(of_shard["computed"] for of_shard in again["done"].values())
+    assert outputs_of(out) == before
+    with pytest.raises(StageError, match="blobs-test.tfrecord-00002-of-00004: damaged"):
         make_embeddings(damaged, model, out)
+    assert outputs_of(out).items() >= before.items()
 
 
 def test_the_flags_reach_the_commands(damaged, trained, tmp_path):

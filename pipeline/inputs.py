@@ -1,0 +1,240 @@
+"""What export reads: the shards of a data set, or a source taken through preprocess' own code.
+
+Both give the same records, byte for byte, in shards of the same names; so a row is the same
+whichever way its image came.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline import convert, examples, make_set, placement, shards, stage, write_shards
+from pipeline.errors import UsageError
+from pipeline.source_records import SourceRecords
+from pipeline.tfrecord import Fault
+
+# Ids looked through at a time for those that are wanted.
+_IDS_AT_A_TIME = 65_536
+
+
+class Records(Protocol):
+    """The records of one shard on their way to the model."""
+
+    num_read: int  # How many the input says there are.
+    # After the last record: a JSON object for each fault, and what `digest` would say.
+    quarantined: list[dict[str, Any]]
+    found: str
+
+    def digest(self, *, as_promised: bool) -> str:
+        """Names what the shard holds.
+
+        Args:
+          as_promised: what the data set's manifest says may be believed, and nothing is read.
+        """
+
+    def __iter__(self) -> Iterator[tuple[bytes, examples.Record]]:
+        """(serialized, record) of each that can be had, in order."""
+
+
+class _OfShard:
+    """Records of a TFRecord file."""
+
+    def __init__(self, dataset: shards.Dataset, entry: Mapping[str, Any]):
+        self._dataset, self._entry = dataset, entry
+        self.num_read: int = entry["num_examples"]
+        self.quarantined: list[dict[str, Any]] = []
+        self.found: str = entry["sha256"]
+
+    def digest(self, *, as_promised: bool) -> str:
+        return self._entry["sha256"] if as_promised else self._dataset.digest(self._entry)
+
+    def __iter__(self) -> Iterator[tuple[bytes, examples.Record]]:
+        faults: list[Fault] = []
+        yield from self._dataset.records(self._entry, faults)
+        loss = shards.Loss(self._entry["name"], 0, faults)
+        self.quarantined = loss.lines(self._dataset.directory)
+        if faults:
+            self.found = self.digest(as_promised=False)
+
+
+class _OfSource:
+    """Records of a source."""
+
+    def __init__(self, records: SourceRecords):
+        self._records = records
+        self.num_read = records.num_read
+        self.quarantined: list[dict[str, Any]] = []
+        self.found = ""
+
+    def digest(self, *, as_promised: bool) -> str:
+        del as_promised  # Nobody has promised anything.
+        for _ in self:
+            pass
+        return self.found
+
+    def __iter__(self) -> Iterator[tuple[bytes, examples.Record]]:
+        digest = hashlib.sha256()
+        for block in self._records.blocks():
+            found = zip(block.ids, block.images, block.labels.tolist(), strict=True)
+            for serialized, record in zip(block.encoded, found, strict=True):
+                digest.update(hashlib.sha256(serialized).digest())
+                yield serialized, examples.Record(*record)
+        self.quarantined = self._records.faults
+        digest.update(stage.canonical_json(self.quarantined))
+        self.found = digest.hexdigest()
+
+
+class Input(Protocol):
+    """An image set to export; workers get a copy of it."""
+
+    image_shape: tuple[int, int, int]
+    class_names: Sequence[str]
+    sizes: dict[str, int]  # Names of the shards, in order -> about how many records each has.
+    settings: dict[str, Any]  # What a directory is made with, and stays as it is.
+    identity: dict[str, Any]  # What may grow from one run to the next.
+
+    def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """(task, what `records` needs of it) of every shard."""
+
+    def records(self, task: str, needed: Any) -> Records:
+        """The records of a shard, in a worker."""
+
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
+        """Some records' images: task -> ids to (id, uint8 (H, W, C)) of those that are there."""
+
+
+class ShardsInput:
+    """The shards of some splits of a finished data set."""
+
+    def __init__(self, data_dir: str, splits: Sequence[str], on_corrupt: str):
+        """Opens the data set.
+
+        Raises:
+          StageError: no such data set or split.
+        """
+        self._dataset = dataset = shards.Dataset(data_dir, on_corrupt=on_corrupt)
+        # In the set's order, whichever way they were asked for.
+        entries = {split: dataset.shards(split) for split in splits}
+        asked = [split for split in dataset.splits if split in entries]
+        self._entries = {e["name"]: e for split in asked for e in entries[split]}
+        self.image_shape, self.class_names = dataset.image_shape, dataset.manifest["class_names"]
+        self.sizes = {name: entry["num_examples"] for name, entry in self._entries.items()}
+        self.settings = {"from": "shards", "name": dataset.manifest["name"], "split": asked}
+        self.identity = {"dataset_id": dataset.dataset_id}
+
+    def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """As `Input.elements`."""
+        return pipeline | "Shards" >> beam.Create(list(self._entries.items()), reshuffle=True)
+
+    def records(self, task: str, needed: Mapping[str, Any]) -> Records:
+        """As `Input.records`."""
+        del task
+        return _OfShard(self._dataset, needed)
+
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
+        """As `Input.images`."""
+        for task, ids in wanted.items():
+            with contextlib.suppress(FileNotFoundError):
+                for record in self._look_for(self._entries[task], set(ids)):
+                    image = np.frombuffer(record.image, np.uint8).reshape(self.image_shape)
+                    yield record.id.decode(), image
+
+    def _look_for(self, entry: Mapping[str, Any], left: set[str]) -> Iterator[examples.Record]:
+        """Those of a shard's records whose ids are in `left`, which it empties."""
+        # Samples stand at the beginning of a shard, so most often there is no need of the rest.
+        head = shards.read_head(
+            self._dataset.directory, entry, 2 * len(left) + 64, self.image_shape
+        )
+        rest = (record for _, record in self._dataset.records(entry, []))
+        for records in (head, rest):
+            for record in records:
+                if not left:
+                    return
+                if record.id.decode() in left:
+                    left.discard(record.id.decode())
+                    yield record
+
+
+class SourceInput:
+    """A source, in the shards that preprocess would write of it."""
+
+    def __init__(
+        self, reading: convert.Reading, settings: make_set.Settings, splits: Sequence[str]
+    ):
+        """Opens the source.
+
+        Raises:
+          StageError: the source cannot be read, or has no such split.
+          UsageError: a conversion or a setting that it cannot have.
+        """
+        source = convert.open_reading(reading)
+        make_set.check(settings, source)
+        sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
+        counts = make_set.num_shards(settings, sizes, source.image_shape)
+        for split in splits:
+            if split not in counts:
+                raise UsageError(
+                    f"--split={split}: {reading.spec} has {', '.join(counts)}; name one of them"
+                )
+        asked = {split: count for split, count in counts.items() if split in splits}
+        zeros = dict.fromkeys(asked, 0)
+        self._layout = write_shards.Layout(
+            **settings.shared(), num_shards=asked, first=zeros, named=asked
+        )
+        self._reading = source.for_workers()
+        self._num_records = source.num_records
+        self.image_shape, self.class_names = source.image_shape, source.class_names
+        self.sizes = {
+            self._layout.shard_name(*key): round(sizes[key[0]] / asked[key[0]])
+            for key in self._layout.keys()
+        }
+        of_source = make_set.of_source(reading, source)
+        self.identity = {"fingerprint": of_source.pop("fingerprint"), "num_shards": asked}
+        self.settings = {
+            "from": "source",
+            **settings.shared(),
+            "split": list(asked),
+            **of_source,
+        }
+
+    def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """As `Input.elements`."""
+        layout = self._layout
+        assigned = (
+            pipeline
+            | "Blocks" >> beam.Create(write_shards.blocks_of(self._num_records), reshuffle=True)
+            | "AssignShards" >> beam.ParDo(write_shards.AssignShards(self._reading, layout))
+        )
+        every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
+        return (
+            (assigned, every)
+            | "AllParts" >> beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
+            | "NameShard" >> beam.MapTuple(lambda key, parts: (layout.shard_name(*key), parts))
+        )
+
+    def records(self, task: str, needed: Sequence[bytes]) -> Records:
+        """As `Input.records`."""
+        indices = np.frombuffer(b"".join(needed), "<i8")
+        return _OfSource(SourceRecords(self._reading, self._layout.seed, task, indices))
+
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
+        """As `Input.images`."""
+        source = convert.open_reading(self._reading)
+        ids = {record_id for of_task in wanted.values() for record_id in of_task}
+        places: dict[str, int] = {}
+        for first in range(0, self._num_records, _IDS_AT_A_TIME):
+            indices = np.arange(first, min(first + _IDS_AT_A_TIME, self._num_records))
+            named = zip(source.ids(indices), indices.tolist(), strict=True)
+            places |= {i.decode(): place for i, place in named if i.decode() in ids}
+        step = self._reading.records_at_a_time
+        asked = sorted(places.items(), key=lambda item: item[1])
+        for first in range(0, len(asked), step):
+            some = asked[first : first + step]
+            read = source.read(np.array([place for _, place in some], np.int64))
+            for place, image in zip(read.places.tolist(), read.images, strict=True):
+                yield some[place][0], image

@@ -1,0 +1,205 @@
+"""An export directory made from an image set and a model: what job 3 does in all.
+
+What is there from an earlier run is used again as far as it is a function of the same
+records and the same model; embed_shards.py has the Beam job.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import drift, embed_shards, quarantine, requirements, rows, sample, stage, summary
+from pipeline import tasks as tasks_lib
+from pipeline.embedded_shard import Making
+from pipeline.errors import StageError
+from pipeline.inputs import Input
+from pipeline.staged_directory import StagedDirectory
+
+# Of a shard's marker, what the manifest says of it.
+_OF_SHARD = ("made_of", "read", "written", "quarantined", "files")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run of the command is asked to do."""
+
+    input: Input
+    model_dir: str  # As the trainer published it; local path or fsspec URL, like the next two.
+    output_dir: str
+    reference_dir: str | None  # An export to compare with.
+    making: Making
+    required: list[requirements.Requirement]
+    tolerant: bool  # Whether a damaged shard is exported without what cannot be had.
+    max_quarantined: quarantine.Limit
+    overwrite: bool
+    options: PipelineOptions  # Beam's.
+
+
+def make_export(request: Request) -> dict[str, Any]:
+    """Exports embeddings, and pictures of reconstructions.
+
+    Returns:
+      The manifest, and what is no part of it: "reused", whether nothing had to be done, and
+      "done", task -> {"computed": rows, "reused": rows} of what has been.
+
+    Raises:
+      StageError: an input can't be used, does not fit the other, or a bound is not kept.
+      UsageError: a bound on a number that there is not.
+    """
+    input_, making = request.input, request.making
+    model_manifest = stage.read_manifest(request.model_dir, "train", "model_dir")
+    shape = tuple(model_manifest["image_shape"])
+    if shape != tuple(input_.image_shape):
+        raise StageError(
+            f"--model_dir={request.model_dir}: is for images of {shape}, and those to export are "
+            f"{tuple(input_.image_shape)}; expected the same shape: train a model on this data "
+            "set, or name the data set it was trained on"
+        )
+    of_model = requirements.of_model(model_manifest["metrics"])
+    of_rows = [*summary.names_of_metrics(making.fields), "written", "quarantined"]
+    requirements.check_names(request.required, [*of_rows, *of_model])
+    requirements.check(request.required, of_model)
+    reference = None
+    if request.reference_dir:
+        reference = stage.read_manifest(request.reference_dir, "export", "reference")
+    output = StagedDirectory(
+        request.output_dir,
+        stage="export",
+        settings={**input_.settings, **making._asdict()},
+        inputs={
+            **input_.identity,
+            "model_id": model_manifest["model_id"],
+            "reference": reference["export_id"] if reference else None,
+        },
+    )
+    with output.begun(overwrite=request.overwrite) as base:
+        # A shard that lacks records may have been mended since.
+        if output.is_finished(base) and not base["records"]["quarantined"]:
+            requirements.check(request.required, _metrics(base))
+            output.tidy(base)
+            return {**base, "reused": True, "done": {}}
+        output.begin_job()
+        embed = embed_shards.EmbedShard(
+            input_,
+            model_dir=request.model_dir,
+            model_manifest=model_manifest,
+            making=making,
+            tasks=output.tasks,
+            previous=_previous(output, base),
+            tolerant=request.tolerant,
+        )
+        embed_shards.embed_shards(embed, input_, tasks=output.tasks, options=request.options)
+        made = _finish(request, output, model_manifest, reference)
+        # Where records are missing, that was to be seen again.
+        return {**made, "reused": base is not None and base["export_id"] == made["export_id"]}
+
+
+def _previous(output: StagedDirectory, base: Mapping[str, Any] | None) -> embed_shards.Previous:
+    """What is there and may be used again."""
+    if base is None:
+        return embed_shards.NOTHING_BEFORE
+    files = {entry["name"]: entry for entry in base["files"]}
+    try:
+        of_shards = summary.read(output.directory, files[summary.FILE])["shards"]
+    except StageError:
+        return embed_shards.NOTHING_BEFORE  # It is damaged: all is computed again.
+    found = {task: {**of, "sums": of_shards[task]} for task, of in base["shards"].items()}
+    return embed_shards.Previous(base["model_id"], files, found)
+
+
+def _finish(
+    request: Request,
+    output: StagedDirectory,
+    model_manifest: Mapping[str, Any],
+    reference: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Reconciles, checks the bounds, and publishes."""
+    tasks = list(request.input.sizes)
+    markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
+    records = {
+        key: sum(marker[key] for marker in markers.values())
+        for key in ("read", "written", "quarantined")
+    }
+    entries = [entry for marker in markers.values() for entry in marker["entries"]]
+    faults = (
+        fault
+        for entry in entries
+        for fault in quarantine.read_all(output.tasks.place_of(entry), [entry])
+    )
+    quarantine.check(
+        request.max_quarantined,
+        faults,
+        num_quarantined=records["quarantined"],
+        num_records=records["read"],
+    )
+    for task, marker in markers.items():
+        num_rows = marker["sums"]["num_rows"]
+        if marker["read"] != marker["written"] + marker["quarantined"]:
+            raise StageError(
+                f"{task}: {marker['read']} records read, {num_rows} rows written and "
+                f"{marker['quarantined']} quarantined; expected all of them: run the same command "
+                "again"
+            )
+    of_shards = {task: marker["sums"] for task, marker in markers.items()}
+    found = summary.summary(of_shards)
+    entries.append(
+        stage.write_file(
+            output.tasks.files_directory,
+            summary.FILE,
+            stage.readable_json({"summary": found, "shards": of_shards}),
+        )
+    )
+    identity = {
+        "format_version": stage.FORMAT_VERSION,
+        "made_from": output.made_from,
+        "shards": {task: marker["made_of"] for task, marker in markers.items()},
+    }
+    manifest = {
+        "export_id": stage.content_id(identity),
+        "dataset_id": request.input.identity.get("dataset_id"),
+        "model_id": model_manifest["model_id"],
+        "records": records,
+        "metrics": {name: v for name, v in found.items() if name not in ("latents", "worst")},
+        "shards": {task: {k: m[k] for k in _OF_SHARD} for task, m in markers.items()},
+        "files": entries,
+    }
+    if reference:
+        manifest["drift"] = _drift(request, output, manifest, found, reference)
+    requirements.check(request.required, _metrics(manifest))
+    done = {
+        task: {
+            "computed": marker["computed"],
+            "reused": marker["written"] - marker["computed"],
+            "earlier_try": marker["reused"],
+        }
+        for task, marker in markers.items()
+    }
+    written = output.publish(manifest, {**tasks_lib.timings(markers), "done": done})
+    return {**written, "done": done}
+
+
+def _drift(
+    request: Request,
+    output: StagedDirectory,
+    manifest: Mapping[str, Any],
+    found: Mapping[str, Any],
+    reference: Mapping[str, Any],
+) -> dict[str, Any]:
+    files = {entry["name"]: entry for entry in reference["files"]}
+    then = summary.read(request.reference_dir, files[summary.FILE])["summary"]
+    ours = sample.heads(manifest, output.tasks.place_of, drift.MAX_ROWS)
+    theirs = sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
+    nothing = rows.Rows([], [], [], {})
+    compared = drift.compare(
+        here=(found, ours.rows if ours else nothing),
+        reference=(then, theirs.rows if theirs else nothing),
+        same_model=reference["model_id"] == manifest["model_id"],
+    )
+    return {"reference": reference["export_id"], **compared}
+
+
+def _metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that can be required of an export."""
+    return {**manifest["metrics"], **manifest["records"]}

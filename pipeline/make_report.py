@@ -1,0 +1,94 @@
+"""What people look at: report.html, plots/ and projector/ of a finished export.
+
+Made from what is there: the export, and as far as they are named the images, the model and
+the run that trained it. report_page.py has the page, report_sections.py what stands in it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import output_directory, stage, storage
+from pipeline.errors import StageError
+from pipeline.inputs import Input
+
+PAGE = "report.html"
+PLOTS = "plots"
+# Says of which export the report is, and names its files: written last.
+_STATE = "report.json"
+_FORMAT_VERSION = 1
+
+
+def _state(export_dir: str) -> dict[str, Any] | None:
+    try:
+        return stage.read_sealed(storage.join(export_dir, _STATE))
+    except StageError:
+        return None  # Damaged: the report is made again.
+
+
+def remove_other(export_dir: str, export_id: str) -> None:
+    """Removes the report of an export that is not there any more."""
+    state = _state(export_dir)
+    if state and state["export_id"] != export_id:
+        _remove(export_dir, state, kept=())
+
+
+def _remove(export_dir: str, state: Mapping[str, Any], kept: Any) -> None:
+    for entry in state["files"]:
+        if entry["name"] not in kept:
+            storage.remove(storage.join(export_dir, *entry["name"].split("/")))
+    if not kept:
+        storage.remove(storage.join(export_dir, _STATE))
+
+
+def is_current(export_dir: str, export_id: str) -> bool:
+    """Whether the report of that very export is there and whole."""
+    state = _state(export_dir)
+    if not state or (state["format_version"], state["export_id"]) != (_FORMAT_VERSION, export_id):
+        return False
+    return output_directory.are_there(export_dir, state["files"])
+
+
+def make_report(
+    export_dir: str,
+    *,
+    input_: Input | None,
+    model_dir: str | None,
+    run_dir: str | None,
+) -> str:
+    """Makes the report of a finished export, in place of the one that is there.
+
+    Args:
+      export_dir: local path or fsspec URL.
+      input_: the images; None to do without.
+      model_dir: the model that made the export; None to do without.
+      run_dir: the workdir in which it was trained; what holds model_dir if left out.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      StageError: no such export, or the model is another.
+    """
+    from pipeline import report_sections
+
+    manifest = stage.read_manifest(export_dir, "export", "output_dir")
+    with storage.lock(export_dir):
+        found = report_sections.Gathered(
+            export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
+        )
+        files = {PAGE: found.page(), **found.files()}
+        entries = []
+        for name, data in files.items():
+            directory, _, last = name.rpartition("/")
+            target = storage.join(export_dir, directory) if directory else export_dir
+            storage.make_dirs(target)
+            entries.append({**stage.write_file(target, last, data), "name": name})
+        if before := _state(export_dir):
+            _remove(export_dir, before, kept=files)
+        state = {
+            "format_version": _FORMAT_VERSION,
+            "export_id": manifest["export_id"],
+            "files": entries,
+        }
+        storage.write_bytes(storage.join(export_dir, _STATE), stage.sealed_json(state))
+    return storage.join(export_dir, PAGE)

@@ -1,0 +1,149 @@
+"""Plots as PNG, each for a light and for a dark page, by matplotlib."""
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.latent_space import Map
+
+_DPI = 110
+# Paper and ink of the pages, light and dark; see html_page.py.
+_LOOKS = (("#ffffff", "#1f2328", "#d8dee4"), ("#0d1117", "#e6edf3", "#30363d"))
+# Classes that a legend has room for; more share a colour bar.
+_MAX_LEGEND = 20
+
+
+class Plot(NamedTuple):
+    """One plot in both looks."""
+
+    light: bytes
+    dark: bytes
+
+
+def _in_both_looks(draw: Callable[..., None]) -> Callable[..., Plot]:
+    """Makes a function that draws on a figure into one that returns a Plot."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, size: tuple[float, float] = (6.4, 5.2)) -> Plot:
+        import matplotlib
+        from matplotlib import figure
+
+        found = []
+        for paper, ink, line in _LOOKS:
+            look = {
+                "figure.facecolor": paper,
+                "axes.facecolor": paper,
+                "text.color": ink,
+                "axes.labelcolor": ink,
+                "xtick.color": ink,
+                "ytick.color": ink,
+                "axes.edgecolor": line,
+                "grid.color": line,
+                "legend.edgecolor": line,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "font.size": 10,
+            }
+            with matplotlib.rc_context(look):
+                canvas = figure.Figure(figsize=size, dpi=_DPI, layout="constrained")
+                draw(canvas, *args)
+                buffer = io.BytesIO()
+                # No name of a version, so that equal plots are equal bytes.
+                canvas.savefig(buffer, format="png", metadata={"Software": None})
+            found.append(buffer.getvalue())
+        return Plot(*found)
+
+    return drawn
+
+
+def _colours(count: int) -> list[Any]:
+    import matplotlib
+
+    if count <= 10:
+        return list(matplotlib.colormaps["tab10"].colors[:count])
+    if count <= _MAX_LEGEND:
+        return list(matplotlib.colormaps["tab20"].colors[:count])
+    return list(matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, count)))
+
+
+@_in_both_looks
+def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
+    """Points coloured by class; `names` are the classes' as they are shown."""
+    axes = canvas.add_subplot()
+    classes = np.unique(found.labels)
+    # Smaller where they are many, and always to be seen.
+    area = float(np.clip(12_000 / len(found.labels), 3, 24))
+    for label, colour in zip(classes.tolist(), _colours(len(classes)), strict=True):
+        here = found.points[found.labels == label]
+        name = _plain(names.get(label, str(label)))
+        axes.scatter(*here.T, s=area, color=colour, label=name, linewidths=0, alpha=0.75)
+    if len(classes) <= _MAX_LEGEND:
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.6, fontsize=9
+        )
+    axes.set_xlabel(found.axes[0])
+    axes.set_ylabel(found.axes[1])
+    if not any(found.axes):
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def _plain(text: str, longest: int = 24) -> str:
+    """A name from outside for a legend: no formulas, no leading underscore that hides it."""
+    text = "".join(c if c.isprintable() else "�" for c in text).replace("$", r"\$")
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return f" {text}" if text.startswith("_") else text
+
+
+@_in_both_looks
+def curves(canvas: Any, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
+    """A panel a number, a line a split: panel -> split -> [(epoch, value)]."""
+    all_axes = canvas.subplots(1, len(panels), squeeze=False)[0]
+    colours = dict(zip(("train", "validation", "test"), _colours(3), strict=True))
+    for axes, (name, lines) in zip(all_axes, panels.items(), strict=True):
+        for split, points in lines.items():
+            marker = "o" if len(points) < 30 else None
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split,
+                      color=colours.get(split))  # fmt: skip
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(axis="y", linewidth=0.6)
+    all_axes[0].set_ylabel("nats per image")
+    all_axes[0].legend(frameon=False)
+
+
+@_in_both_looks
+def bars(canvas: Any, values: Sequence[float], is_active: Sequence[bool]) -> None:
+    """A bar a latent: its kl, in another colour where the latent is not in use."""
+    axes = canvas.add_subplot()
+    places = np.arange(len(values))
+    active = np.asarray(is_active)
+    in_use, idle = _colours(2)
+    for chosen, colour, name in ((active, in_use, "in use"), (~active, idle, "not in use")):
+        if chosen.any():
+            axes.bar(places[chosen], np.asarray(values)[chosen], color=colour, label=name)
+    axes.set_xlabel("latent")
+    axes.set_ylabel("kl, nats per image")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+@_in_both_looks
+def distribution(canvas: Any, columns: Mapping[str, np.ndarray], label: str) -> None:
+    """Histograms of some numbers over each other: name -> values."""
+    axes = canvas.add_subplot()
+    both = np.concatenate(list(columns.values()))
+    edges = np.histogram_bin_edges(both, bins=60)
+    for (name, values), colour in zip(columns.items(), _colours(len(columns)), strict=True):
+        axes.hist(values, bins=edges, density=True, histtype="stepfilled", alpha=0.5, label=name,
+                  color=colour)  # fmt: skip
+    axes.set_xlabel(label)
+    axes.set_ylabel("density")
+    if len(columns) > 1:
+        axes.legend(frameon=False)

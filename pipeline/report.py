@@ -1,0 +1,39 @@
+"""Makes report.html, plots/ and projector/ of a finished export from what is there.
+
+    python -m pipeline.report --output_dir=EXPORT_DIR --model_dir=… --data_dir=… [--split=…]
+
+Without the images or the model it does without the figures that need them.
+This file holds flags and nothing else; the work is in make_report.py.
+"""
+
+from absl import flags
+
+from pipeline import command, report_flags, source_flags
+
+flags.adopt_module_key_flags(source_flags)
+flags.adopt_module_key_flags(report_flags)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
+flags.mark_flag_as_required("output_dir")
+
+
+def run(_: list[str]) -> None:
+    """Makes the report that the flags describe and prints where it is."""
+    command.import_beam()
+    from pipeline import make_report
+
+    page = make_report.make_report(
+        _OUTPUT_DIR.value,
+        input_=report_flags.image_set("quarantine") if report_flags.names_images() else None,
+        model_dir=report_flags.MODEL_DIR.value,
+        run_dir=report_flags.RUN_DIR.value,
+    )
+    print(f"report: {page}")
+
+
+def main() -> None:
+    """Entry point of `vae-report`."""
+    command.run(run, name="report", doc=__doc__, module=__name__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""What stands in a report: each section from the rows, the images and the model."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline import (
+    examples,
+    latent_space,
+    plots,
+    projector,
+    report_page,
+    sample,
+    sheets,
+    stage,
+    storage,
+    summary,
+)
+from pipeline.errors import StageError
+from pipeline.inputs import Input
+from pipeline.published_model import PublishedModel
+from pipeline.report_page import Section, Tile
+
+# Rows at the beginning of shards that samples are drawn from, and rows that are looked at.
+_POOL = 50_000
+_MAX_POINTS = 5_000
+_NUM_PAIRS = 48
+_NUM_WORST = 24
+_NUM_QUERIES, _NUM_NEIGHBOURS = 8, 7
+# The chart of decoded points: so many a side, so far from the origin; the articles' reach.
+_GRID_POINTS, _GRID_REACH = 20, 3.0
+_MAX_TRAVERSED, _TRAVERSAL = 16, np.linspace(-3, 3, 11)
+_NUM_PRIOR = 64
+_SEED = 0
+
+
+class Gathered:
+    """All that a report shows."""
+
+    def __init__(
+        self,
+        export_dir: str,
+        manifest: Mapping[str, Any],
+        *,
+        input_: Input | None,
+        model_dir: str | None,
+        run_dir: str | None,
+    ):
+        """Reads the export, samples of its images, and the model; see make_report."""
+        self._manifest, self._input = manifest, input_
+        self._plots: dict[str, bytes] = {}
+        files = {entry["name"]: entry for entry in manifest["files"]}
+        self._summary = summary.read(export_dir, files[summary.FILE])["summary"]
+        pool = sample.heads(manifest, lambda _: export_dir, _POOL)
+        if pool is not None and "mean" not in pool.rows.columns:
+            pool = None
+        self._bundled = pool and sample.stratified(pool, projector.MAX_POINTS, _SEED)
+        self._points = pool and sample.stratified(pool, _MAX_POINTS, _SEED)
+        self._names = dict(enumerate(input_.class_names)) if input_ else {}
+        self._model = self._model_manifest = None
+        if model_dir:
+            self._model_manifest = stage.read_manifest(model_dir, "train", "model_dir")
+            if self._model_manifest["model_id"] != manifest["model_id"]:
+                raise StageError(
+                    f"--model_dir={model_dir}: is {self._model_manifest['model_id']}, and "
+                    f"{manifest['model_id']} made the export; expected the same: name that model, "
+                    "or export again"
+                )
+            self._model = PublishedModel(model_dir, self._model_manifest)
+        if model_dir and not run_dir:
+            run_dir = os.path.dirname(model_dir.rstrip("/"))
+        self._run_dir = run_dir
+        self._worst = self._summary.get("worst", [])[:_NUM_WORST]
+        self._sprite: projector.Sprite | None = None
+        self._images: dict[str, np.ndarray] = {}
+        self._neighbours: list[list[int]] = []
+        if self._points:
+            rows = self._points.rows
+            self._neighbours = latent_space.neighbours(
+                rows.columns["mean"],
+                rows.labels,
+                num_queries=_NUM_QUERIES,
+                num_neighbours=_NUM_NEIGHBOURS,
+            )
+        self._read_images()
+
+    def _read_images(self) -> None:
+        """Looks up the images of all rows that are shown."""
+        if not self._input:
+            return
+        shown = {(task, i) for _, i, task in self._worst}
+        wanted = set(shown)
+        if self._points:
+            ids, tasks = self._points.rows.ids, self._points.tasks
+            shown |= {(tasks[i], ids[i]) for of in self._neighbours for i in of}
+            shown |= set(zip(tasks[:_NUM_PAIRS], ids[:_NUM_PAIRS], strict=True))
+        wanted |= shown
+        if self._bundled:
+            self._sprite = projector.Sprite(self._bundled.rows.ids, self._input.image_shape)
+            wanted |= set(zip(self._bundled.tasks, self._bundled.rows.ids, strict=True))
+        by_task: dict[str, set[str]] = {}
+        for task, record_id in wanted:
+            by_task.setdefault(task, set()).add(record_id)
+        kept = {record_id for _, record_id in shown}
+        for record_id, image in self._input.images(by_task):
+            if self._sprite:
+                self._sprite.add(record_id, image)
+            if record_id in kept:
+                self._images[record_id] = image
+
+    def page(self) -> bytes:
+        """report.html."""
+        manifest, made_from = self._manifest, self._manifest["made_from"]
+        records = manifest["records"]
+        lead = (
+            f"{records['read']:,} records read = {records['written']:,} written + "
+            f"{records['quarantined']:,} quarantined; export {manifest['export_id']}"
+        )
+        return report_page.page(
+            title=f"{made_from['name']}: {', '.join(made_from['split'])}",
+            lead=lead,
+            warnings=manifest.get("drift", {}).get("warnings", ()),
+            sections=[section for section in self._sections() if section],
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """The files beside the page; after `page`, which draws the plots."""
+        found = {f"plots/{name}.png": data for name, data in self._plots.items()}
+        if self._bundled:
+            bundle = projector.files(self._bundled, self._names, self._sprite)
+            found |= {f"{projector.DIRECTORY}/{name}": data for name, data in bundle.items()}
+        return found
+
+    def _sections(self) -> Iterator[Section | None]:
+        yield self._reconstructions()
+        yield self._largest_losses()
+        yield self._latent_space()
+        yield self._decoded()
+        yield self._prior()
+        yield self._latents()
+        yield self._nearest()
+        yield self._probes()
+        yield self._losses()
+        if "drift" in self._manifest:
+            drift = report_page.drift(self._manifest["drift"])
+            yield Section("drift", "Drift", drift)
+        yield self._lineage()
+        yield self._shards()
+
+    def _name_of(self, label: int) -> str:
+        return self._names.get(label, str(label))
+
+    def _reconstructions(self) -> Section | None:
+        if not self._points or not self._model:
+            return None
+        rows = self._points.rows
+        labels = dict(zip(rows.ids, rows.labels.tolist(), strict=True))
+        ids = [i for i in rows.ids[:_NUM_PAIRS] if i in self._images]
+        if not ids:
+            return None
+        originals = np.stack([self._images[i] for i in ids])
+        pictures = examples.to_pixels(self._model.reconstruct(originals))
+        self._plots["reconstructions"] = sheets.contact_sheet(originals, pictures)
+        found = [
+            Tile((original, picture), self._name_of(labels[i]), f"{i} above its reconstruction")
+            for i, original, picture in zip(ids, originals, pictures, strict=True)
+        ]
+        note = report_page.text(
+            "Each image above what the model makes of its embedding,",
+            f"{self._model.latent_dim} numbers.",
+        )
+        body = note + report_page.tiles(found)
+        return Section("reconstructions", "Originals and reconstructions", body)
+
+    def _largest_losses(self) -> Section | None:
+        if not self._worst:
+            return None
+        there = [(loss, i) for loss, i, _ in self._worst if i in self._images]
+        note = report_page.text(
+            "Images that the model finds hardest to describe: odd, damaged, perhaps mislabelled."
+        )
+        if not there:
+            rows = [[i, loss] for loss, i, _ in self._worst]
+            body = note + report_page.table(("id", "reconstruction_loss"), rows)
+            return Section("largest-losses", "Largest reconstruction_loss", body)
+        originals = np.stack([self._images[i] for _, i in there])
+        below = [()] * len(there)
+        if self._model:
+            pictures = examples.to_pixels(self._model.reconstruct(originals))
+            below = [(picture,) for picture in pictures]
+            self._plots["largest_losses"] = sheets.contact_sheet(originals, pictures)
+        found = [
+            Tile(
+                (original, *under), f"{i}: {loss:.0f}", f"{i}, reconstruction_loss {loss:.1f} nats"
+            )
+            for (loss, i), original, under in zip(there, originals, below, strict=True)
+        ]
+        body = note + report_page.tiles(found)
+        return Section("largest-losses", "Largest reconstruction_loss", body)
+
+    def _latent_space(self) -> Section | None:
+        if not self._points:
+            return None
+        rows = self._points.rows
+        maps = latent_space.maps(rows.columns["mean"], rows.labels)
+        if not maps:
+            note = "No map: the embeddings are all the same, or fewer than three."
+            return Section("latent-space", "Latent space", report_page.text(note))
+        shown = []
+        for found in maps:
+            plot = plots.scatter(found, self._names)
+            self._plots[found.name] = plot.light
+            count, classes = len(found.labels), len(np.unique(found.labels))
+            alt = f"Scatter plot: {found.title} of {count:,} embeddings in {classes} classes"
+            shown.append((plot, alt, f"{found.title}: {count:,} records coloured by class"))
+        return Section("latent-space", "Latent space", report_page.plots(*shown))
+
+    def _decoded(self) -> Section | None:
+        """The chart of decoded points of 2 latents, or traversals of more."""
+        model = self._model
+        if not model:
+            return None
+        if model.latent_dim == 2:
+            line = np.linspace(-_GRID_REACH, _GRID_REACH, _GRID_POINTS)
+            # As in a coordinate system: the first latent to the right, the second upwards.
+            z = np.array([[x, y] for y in line[::-1] for x in line])
+            png = sheets.grid(self._decode(z), num_columns=_GRID_POINTS, gap=0)
+            self._plots["decoded_grid"] = png
+            reach = f"from −{_GRID_REACH:g} to {_GRID_REACH:g}"
+            caption = f"Latent 0 {reach} to the right, latent 1 {reach} upwards."
+            alt = "Chart of decoded points on a grid around the origin of the latent space"
+            body = report_page.sheet(png, alt, caption)
+            return Section("decoded-grid", "Decoded points around the origin", body)
+        by_kl = self._by_kl(model.latent_dim)[:_MAX_TRAVERSED]
+        z = np.zeros((len(by_kl), len(_TRAVERSAL), model.latent_dim))
+        for row, latent in enumerate(by_kl):
+            z[row, :, latent] = _TRAVERSAL
+        pixels = self._decode(z.reshape(-1, model.latent_dim))
+        png = sheets.grid(pixels, num_columns=len(_TRAVERSAL))
+        self._plots["traversals"] = png
+        caption = (
+            "A row a latent, by falling kl: "
+            f"{', '.join(map(str, by_kl))}. From left to right it goes from −3 to 3 while all "
+            "others are 0."
+        )
+        alt = f"Decoded images along each of {len(by_kl)} latents"
+        return Section("traversals", "Traversals", report_page.sheet(png, alt, caption))
+
+    def _by_kl(self, latent_dim: int) -> list[int]:
+        latents = self._summary.get("latents") or [{}] * latent_dim
+        return sorted(range(latent_dim), key=lambda i: (-latents[i].get("kl", 0.0), i))
+
+    def _decode(self, z: np.ndarray) -> np.ndarray:
+        return examples.to_pixels(self._model.decode(z.astype(np.float32)))
+
+    def _prior(self) -> Section | None:
+        if not self._model:
+            return None
+        shape = (_NUM_PRIOR, self._model.latent_dim)
+        z = np.random.default_rng(_SEED).standard_normal(shape)
+        png = sheets.grid(self._decode(z))
+        self._plots["prior_samples"] = png
+        alt = f"{_NUM_PRIOR} images decoded from samples of the prior"
+        caption = "Decoded from z ~ N(0, 1): what the model takes for an image of this set."
+        body = report_page.sheet(png, alt, caption)
+        return Section("prior-samples", "Samples from the prior", body)
+
+    def _latents(self) -> Section | None:
+        latents = self._summary.get("latents")
+        if not latents:
+            return None
+        active = [latent["variance"] > summary.ACTIVE_VARIANCE for latent in latents]
+        note = report_page.text(
+            f"{sum(active)} of {len(active)} latents are in use: their posterior mean varies by "
+            f"more than {summary.ACTIVE_VARIANCE} over the records."
+        )
+        if "kl" not in latents[0]:
+            return Section("latents", "Latents in use", note)
+        kl = [latent["kl"] for latent in latents]
+        plot = plots.bars(kl, active, size=(7.2, 3.6))
+        self._plots["kl_per_latent"] = plot.light
+        alt = f"Bar chart: kl of each of {len(kl)} latents, {min(kl):.2f} to {max(kl):.2f} nats"
+        body = note + report_page.plots((plot, alt, "kl of each latent, a mean over all records"))
+        return Section("latents", "Latents in use", body)
+
+    def _nearest(self) -> Section | None:
+        if not self._neighbours:
+            return None
+        rows, found = self._points.rows, []
+        for of in self._neighbours:
+            query = rows.ids[of[0]]
+            for place in of:
+                i, name = rows.ids[place], self._name_of(int(rows.labels[place]))
+                if i not in self._images:
+                    continue
+                first = place == of[0]
+                alt = f"{i}, {name}" if first else f"{i}, {name}, near {query}"
+                caption = f"{name}:" if first else name
+                found.append(Tile((self._images[i],), caption, alt))
+        if not found:
+            table = [[rows.ids[of[0]], ", ".join(rows.ids[i] for i in of[1:])]
+                     for of in self._neighbours]  # fmt: skip
+            body = report_page.table(("id", "nearest"), table)
+        else:
+            body = report_page.tiles(found, num_columns=max(map(len, self._neighbours)))
+        note = report_page.text(
+            "A row a record: the record itself, then those whose embeddings are nearest, of",
+            f"{len(rows.ids):,}.",
+        )
+        return Section("neighbours", "Nearest neighbours", note + body)
+
+    def _probes(self) -> Section | None:
+        if not self._points:
+            return None
+        rows, made_from = self._points.rows, self._manifest["made_from"]
+        splits = [
+            next(s for s in made_from["split"] if task.startswith(f"{made_from['name']}-{s}."))
+            for task in self._points.tasks
+        ]
+        found = latent_space.accuracies(rows.columns["mean"], rows.labels, splits)
+        note = report_page.text("How well the classes can be told from the embeddings alone.")
+        return Section("probes", "Probes", note + report_page.accuracies(found))
+
+    def _losses(self) -> Section | None:
+        """Loss curves of the run that trained the model."""
+        path = storage.join(self._run_dir, "metrics.jsonl") if self._run_dir else ""
+        try:
+            lines = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+        except (OSError, ValueError, StageError):
+            return None
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for name in ("loss", "reconstruction_loss", "kl"):
+            for line in lines:
+                if line.get("split") != "test" and name in line:
+                    of_split = panels.setdefault(name, {}).setdefault(line["split"], [])
+                    of_split.append((line["epoch"], line[name]))
+        if not panels:
+            return None
+        plot = plots.curves(panels, size=(10, 3.4))
+        self._plots["loss_curves"] = plot.light
+        alt = f"Line charts over the epochs of training: {', '.join(panels)}"
+        body = report_page.plots((plot, alt, "Losses after each epoch, in nats per image"))
+        return Section("loss-curves", "Loss curves", body)
+
+    def _lineage(self) -> Section:
+        manifest, made_from = self._manifest, self._manifest["made_from"]
+        values = {
+            "export_id": manifest["export_id"],
+            "dataset_id": manifest["dataset_id"] or f"source {made_from['fingerprint'][:16]}…",
+            "model_id": manifest["model_id"],
+        }
+        for key, value in made_from.items():
+            if key not in values and value not in (None, "") and key != "fingerprint":
+                is_list = isinstance(value, list)
+                values[key] = ", ".join(map(str, value)) if is_list else str(value)
+        values |= {name: float(v) if isinstance(v, float) else v
+                   for name, v in manifest["metrics"].items()}  # fmt: skip
+        if self._model_manifest:
+            config = self._model_manifest["config"]
+            keys = ("latent_dim", "beta", "likelihood", "architecture", "precision", "seed")
+            values["trained for"] = f"{self._model_manifest['step']:,} steps"
+            values |= {f"config.{key}": str(config[key]) for key in keys if key in config}
+        return Section("lineage", "Lineage", report_page.facts(values))
+
+    def _shards(self) -> Section:
+        shards = self._manifest["shards"]
+        # Those that lack records first.
+        order = sorted(shards, key=lambda task: -shards[task]["quarantined"])
+        keys = ("read", "written", "quarantined")
+        rows = [[task, *(shards[task][key] for key in keys)] for task in order]
+        rows.insert(0, ["in all", *(self._manifest["records"][key] for key in keys)])
+        return Section("counts", "Counts", report_page.table(("shard", *keys), rows))
