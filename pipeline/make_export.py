@@ -102,7 +102,7 @@ def _previous(output: StagedDirectory, base: Mapping[str, Any] | None) -> embed_
         return embed_shards.NOTHING_BEFORE
     files = {entry["name"]: entry for entry in base["files"]}
     try:
-        of_shards = summary.read(output.directory, files[summary.FILE])["shards"]
+        of_shards = summary.read(output.directory, base["files"])["shards"]
     except StageError:
         return embed_shards.NOTHING_BEFORE  # It is damaged: all is computed again.
     found = {task: {**of, "sums": of_shards[task]} for task, of in base["shards"].items()}
@@ -187,8 +187,7 @@ def _drift(
     found: Mapping[str, Any],
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
-    files = {entry["name"]: entry for entry in reference["files"]}
-    then = summary.read(request.reference_dir, files[summary.FILE])["summary"]
+    then = summary.read(request.reference_dir, reference["files"])["summary"]
     ours = sample.heads(manifest, output.tasks.place_of, drift.MAX_ROWS)
     theirs = sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
     nothing = rows.Rows([], [], [], {})

@@ -81,9 +81,10 @@ def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
         name = _plain(names.get(label, str(label)))
         axes.scatter(*here.T, s=area, color=colour, label=name, linewidths=0, alpha=0.75)
     if len(classes) <= _MAX_LEGEND:
-        axes.legend(
-            loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.6, fontsize=9
-        )
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+        for handle in legend.legend_handles:
+            handle.set_sizes([24])
+            handle.set_alpha(1)
     axes.set_xlabel(found.axes[0])
     axes.set_ylabel(found.axes[1])
     if not any(found.axes):
@@ -99,21 +100,21 @@ def _plain(text: str, longest: int = 24) -> str:
 
 
 @_in_both_looks
-def curves(canvas: Any, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
-    """A panel a number, a line a split: panel -> split -> [(epoch, value)]."""
-    all_axes = canvas.subplots(1, len(panels), squeeze=False)[0]
+def curves(canvas: Any, name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """One number over the epochs, a line a split: split -> [(epoch, value)]."""
+    axes = canvas.add_subplot()
     colours = dict(zip(("train", "validation", "test"), _colours(3), strict=True))
-    for axes, (name, lines) in zip(all_axes, panels.items(), strict=True):
-        for split, points in lines.items():
-            marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split,
-                      color=colours.get(split))  # fmt: skip
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(axis="y", linewidth=0.6)
-    all_axes[0].set_ylabel("nats per image")
-    all_axes[0].legend(frameon=False)
+    for split, points in lines.items():
+        marker = "o" if len(points) < 30 else None
+        colour = colours.get(split)
+        axes.plot(
+            *zip(*points, strict=True), marker=marker, markersize=4, label=split, color=colour
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{name}, nats per image")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.legend(frameon=False)
 
 
 @_in_both_looks
@@ -132,18 +133,3 @@ def bars(canvas: Any, values: Sequence[float], is_active: Sequence[bool]) -> Non
     axes.legend(frameon=False)
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-@_in_both_looks
-def distribution(canvas: Any, columns: Mapping[str, np.ndarray], label: str) -> None:
-    """Histograms of some numbers over each other: name -> values."""
-    axes = canvas.add_subplot()
-    both = np.concatenate(list(columns.values()))
-    edges = np.histogram_bin_edges(both, bins=60)
-    for (name, values), colour in zip(columns.items(), _colours(len(columns)), strict=True):
-        axes.hist(values, bins=edges, density=True, histtype="stepfilled", alpha=0.5, label=name,
-                  color=colour)  # fmt: skip
-    axes.set_xlabel(label)
-    axes.set_ylabel("density")
-    if len(columns) > 1:
-        axes.legend(frameon=False)

@@ -52,8 +52,7 @@ class Gathered:
         """Reads the export, samples of its images, and the model; see make_report."""
         self._manifest, self._input = manifest, input_
         self._plots: dict[str, bytes] = {}
-        files = {entry["name"]: entry for entry in manifest["files"]}
-        self._summary = summary.read(export_dir, files[summary.FILE])["summary"]
+        self._summary = summary.read(export_dir, manifest["files"])["summary"]
         pool = sample.heads(manifest, lambda _: export_dir, _POOL)
         if pool is not None and "mean" not in pool.rows.columns:
             pool = None
@@ -91,7 +90,7 @@ class Gathered:
         """Looks up the images of all rows that are shown."""
         if not self._input:
             return
-        shown = {(task, i) for _, i, task in self._worst}
+        shown = {(task, i) for _, i, _, task in self._worst}
         wanted = set(shown)
         if self._points:
             ids, tasks = self._points.rows.ids, self._points.tasks
@@ -178,26 +177,26 @@ class Gathered:
     def _largest_losses(self) -> Section | None:
         if not self._worst:
             return None
-        there = [(loss, i) for loss, i, _ in self._worst if i in self._images]
+        there = [(loss, i, label) for loss, i, label, _ in self._worst if i in self._images]
         note = report_page.text(
-            "Images that the model finds hardest to describe: odd, damaged, perhaps mislabelled."
+            "Images that the model finds hardest to describe, with their labels: odd, damaged, "
+            "perhaps mislabelled."
         )
         if not there:
-            rows = [[i, loss] for loss, i, _ in self._worst]
-            body = note + report_page.table(("id", "reconstruction_loss"), rows)
+            rows = [[i, self._name_of(label), loss] for loss, i, label, _ in self._worst]
+            body = note + report_page.table(("id", "label", "reconstruction_loss"), rows)
             return Section("largest-losses", "Largest reconstruction_loss", body)
-        originals = np.stack([self._images[i] for _, i in there])
+        originals = np.stack([self._images[i] for _, i, _ in there])
         below = [()] * len(there)
         if self._model:
             pictures = examples.to_pixels(self._model.reconstruct(originals))
             below = [(picture,) for picture in pictures]
             self._plots["largest_losses"] = sheets.contact_sheet(originals, pictures)
-        found = [
-            Tile(
-                (original, *under), f"{i}: {loss:.0f}", f"{i}, reconstruction_loss {loss:.1f} nats"
-            )
-            for (loss, i), original, under in zip(there, originals, below, strict=True)
-        ]
+        found = []
+        for (loss, i, label), original, under in zip(there, originals, below, strict=True):
+            name = self._name_of(label)
+            alt = f"{i}, labelled {name}, reconstruction_loss {loss:.1f} nats"
+            found.append(Tile((original, *under), f"{name}: {loss:.0f}", alt))
         body = note + report_page.tiles(found)
         return Section("largest-losses", "Largest reconstruction_loss", body)
 
@@ -339,11 +338,13 @@ class Gathered:
                     of_split.append((line["epoch"], line[name]))
         if not panels:
             return None
-        plot = plots.curves(panels, size=(10, 3.4))
-        self._plots["loss_curves"] = plot.light
-        alt = f"Line charts over the epochs of training: {', '.join(panels)}"
-        body = report_page.plots((plot, alt, "Losses after each epoch, in nats per image"))
-        return Section("loss-curves", "Loss curves", body)
+        shown = []
+        for name, lines_of in panels.items():
+            plot = plots.curves(name, lines_of, size=(4.6, 3.4))
+            self._plots[f"curve_{name}"] = plot.light
+            alt = f"Line chart of {name} over the epochs of training: {', '.join(lines_of)}"
+            shown.append((plot, alt, f"{name} after each epoch, nats per image"))
+        return Section("loss-curves", "Loss curves", report_page.plots(*shown))
 
     def _lineage(self) -> Section:
         manifest, made_from = self._manifest, self._manifest["made_from"]

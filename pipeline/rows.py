@@ -121,7 +121,7 @@ def sums(rows: Rows) -> dict[str, Any]:
 
     Returns:
       "num_rows"; for each number of nats "sum" and "sum_of_squares"; for the latents lists of
-      sums of mean, of its squares and of kl; "worst": [loss, id] of the largest
+      sums of mean, of its squares and of kl; "worst": [loss, id, label] of the largest
       reconstruction_loss, downwards.
     """
     found: dict[str, Any] = {"num_rows": len(rows.ids)}
@@ -138,5 +138,7 @@ def sums(rows: Rows) -> dict[str, Any]:
     if "reconstruction_loss" in wide:
         losses = rows.columns["reconstruction_loss"]
         order = sorted(range(len(rows.ids)), key=lambda i: (-losses[i], rows.ids[i]))
-        found["worst"] = [[float(losses[i]), rows.ids[i]] for i in order[:_NUM_WORST]]
+        found["worst"] = [
+            [float(losses[i]), rows.ids[i], int(rows.labels[i])] for i in order[:_NUM_WORST]
+        ]
     return found

@@ -28,7 +28,7 @@ def summary(of_shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
       "num_rows"; means over the rows: "reconstruction_loss", "kl", "elbo" in nats per image,
       and their "…_variance";
       "active_units" of "latent_dim"; "latents": a list of {"mean", "variance" of the posterior
-      means, "kl"}; "worst": [loss, id, task] of the largest reconstruction_loss, downwards.
+      means, "kl"}; "worst": [loss, id, label, task] of the largest reconstruction_loss, downwards.
       What the rows don't hold, or no row there is, is left out.
     """
     found = [sums for sums in of_shards.values() if sums["num_rows"]]
@@ -49,11 +49,11 @@ def summary(of_shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         made |= {"active_units": sum(active), "latent_dim": len(active)}
     if "worst" in found[0]:
         every = (
-            (-loss, record_id, task)
+            (-loss, record_id, label, task)
             for task, sums in of_shards.items()
-            for loss, record_id in sums.get("worst", ())
+            for loss, record_id, label in sums.get("worst", ())
         )
-        made["worst"] = [[-loss, i, task] for loss, i, task in heapq.nsmallest(_NUM_WORST, every)]
+        made["worst"] = [[-loss, *rest] for loss, *rest in heapq.nsmallest(_NUM_WORST, every)]
     return made
 
 
@@ -79,10 +79,20 @@ def names_of_metrics(fields: Iterable[str]) -> list[str]:
     return names + ["active_units"] * ("mean" in fields)
 
 
-def read(directory: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def read(directory: str, files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The contents of an export's statistics.json: "summary" and "shards".
 
+    Args:
+      directory: the export's.
+      files: entries of its files.
+
     Raises:
-      StageError: it is missing or damaged.
+      StageError: it is missing or damaged, or the export is of a version that wrote none.
     """
-    return json.loads(stage.read_file(directory, entry))
+    for entry in files:
+        if entry["name"] == FILE:
+            return json.loads(stage.read_file(directory, entry))
+    raise StageError(
+        f"{directory}: has no {FILE}, so an earlier version of this program made it; make it again "
+        "with --overwrite"
+    )

@@ -137,8 +137,16 @@ def make_embeddings(
       output_dir: where to write.
       **settings: flags of the command by name, and beam_args.
     """
-    from pipeline import beam_runner, convert, inputs, make_export, make_set, quarantine
-    from pipeline import requirements, rows
+    from pipeline import (
+        beam_runner,
+        convert,
+        inputs,
+        make_export,
+        make_set,
+        quarantine,
+        requirements,
+        rows,
+    )
     from pipeline.embedded_shard import Making
 
     options = beam_runner.parse_options(settings.pop("beam_args", []))

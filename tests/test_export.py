@@ -92,7 +92,7 @@ def test_the_bytes_do_not_depend_on_the_workers(data_dir, trained, exported, tmp
     assert outputs_of(tmp_path / "out") == outputs_of(exported)
 
 
-@pytest.mark.parametrize("file_number", [1, 4, 9, 14])
+@pytest.mark.parametrize("file_number", [1, 9])
 def test_killed_at_any_file_the_rerun_gives_the_same_bytes(
     data_dir, trained, exported, tmp_path, file_number
 ):
@@ -112,7 +112,7 @@ def test_a_finished_export_loads_no_model(data_dir, trained, exported, monkeypat
 
 
 def test_another_split_needs_another_directory(data_dir, trained, exported):
-    with pytest.raises(StageError, match="split is 'test' there and 'train' here"):
+    with pytest.raises(StageError, match=r"split is \['test'\] there and \['train'\] here"):
         make_embeddings(data_dir, trained / "export", exported, split="train")
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_model_or_none_for_these_images(data_dir, trained, tmp_path):
         make_embeddings(data_dir, data_dir, tmp_path / "out")
     other = make_idx_set(tmp_path / "idx", num_train=20, num_test=10, size=(8, 8))
     make_shards(f"idx:{other}", tmp_path / "other")
-    with pytest.raises(StageError, match=r"is for images of \(12, 8, 1\).* has \(8, 8, 1\)"):
+    with pytest.raises(StageError, match=r"is for images of \(12, 8, 1\), .* are \(8, 8, 1\)"):
         make_embeddings(tmp_path / "other", trained / "export", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
