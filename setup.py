@@ -30,6 +30,8 @@ setuptools.setup(
         "pillow>=10.3",
         "protobuf>=5.28",
         "pyarrow>=16",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
         # To look at what the trainer writes with tf.summary.
         "tensorboard>=2.19",
         "tensorflow>=2.19,<3",
@@ -37,7 +39,16 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
-        "dev": ["pytest>=8.3", "hypothesis>=6.112", "ruff>=0.14"],
+        # The last four: what people read embeddings with, and a browser's remote control.
+        "dev": [
+            "pytest>=8.3",
+            "hypothesis>=6.112",
+            "ruff>=0.14",
+            "duckdb>=1.1",
+            "pandas>=2.2",
+            "polars>=1.9",
+            "selenium>=4.25",
+        ],
     },
     entry_points={
         "console_scripts": [
@@ -47,6 +58,7 @@ setuptools.setup(
             "vae-compare-routes = trainer.compare_routes:main",
             "vae-launch = trainer.launch:main",
             "vae-export = pipeline.export:main",
+            "vae-report = pipeline.report:main",
             "vae-verify = pipeline.verify:main",
         ]
     },
