@@ -56,6 +56,10 @@ def _label_entry(label: int) -> bytes:
     return _field(1, _field(1, b"label") + _field(2, _field(3, packed)))
 
 
+# Bytes of the label's entry, for labels below 128.
+_LABEL_BYTES = len(_label_entry(0))
+
+
 @functools.lru_cache(maxsize=64)
 def _header(length: int) -> bytes:
     """What stands before the features: Example.features (field 1)."""
@@ -134,12 +138,39 @@ def _example_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Example"))
 
 
+@functools.lru_cache(maxsize=64)
+def _image_bytes(length: int) -> int:
+    """How long the image is where its map entry has so many bytes."""
+    size = max(0, length)
+    while size > 0 and size + len(_bytes_prefix(b"image", size)) > length:
+        size -= 1
+    return size
+
+
+def _own(data: bytes) -> Record | None:
+    """The record in bytes that `encode` has written, or None; several times as fast as protobuf.
+
+    Where things stand is worked out for a short id and a label below 128, and then what
+    `encode` makes of it has to be these very bytes.
+    """
+    if len(data) < 128:
+        return None
+    start = len(_header(len(data))) + len(_bytes_prefix(b"id", 1))
+    end = start + data[start - 1]  # The byte before the id is its length.
+    image = end + len(_bytes_prefix(b"image", _image_bytes(len(data) - _LABEL_BYTES - end)))
+    record = Record(data[start:end], data[image:-_LABEL_BYTES], data[-1])
+    return record if encode(*record) == data else None
+
+
 def parse(serialized: bytes) -> Record:
     """Reads one record from a serialized tf.Example.
 
     Raises:
       ValueError: the bytes are no tf.Example, or a feature is missing or of another type.
     """
+    record = _own(serialized)
+    if record:
+        return record
     from google.protobuf.message import DecodeError
 
     try:

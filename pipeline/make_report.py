@@ -12,7 +12,6 @@ from pipeline.errors import StageError
 from pipeline.inputs import Input
 
 PAGE = "report.html"
-PLOTS = "plots"
 # Says of which export the report is, and names its files: written last.
 _STATE = "report.json"
 _FORMAT_VERSION = 1
@@ -36,6 +35,10 @@ def _remove(export_dir: str, state: Mapping[str, Any], kept: Any) -> None:
     for entry in state["files"]:
         if entry["name"] not in kept:
             storage.remove(storage.join(export_dir, *entry["name"].split("/")))
+    for directory in {entry["name"].rpartition("/")[0] for entry in state["files"]} - {""}:
+        path = storage.join(export_dir, directory)
+        if not storage.list_names(path):
+            storage.remove(path)
     if not kept:
         storage.remove(storage.join(export_dir, _STATE))
 

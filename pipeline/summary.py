@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline import stage
+from pipeline.errors import StageError
 
 # The file that holds the sums of each shard, and what they come to.
 FILE = "statistics.json"

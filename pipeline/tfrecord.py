@@ -138,8 +138,8 @@ def _length_at(data: bytes, offset: int) -> int | None:
     """The length that a frame's header says, if its checksum is right."""
     if offset + _FRAME.size > len(data):
         return None
-    length, crc = _FRAME.unpack_from(data, offset)
-    return length if _masked_crc(data[offset : offset + 8]) == crc else None
+    length, _ = _FRAME.unpack_from(data, offset)
+    return length if data[offset : offset + _FRAME.size] == _frame_header(length) else None
 
 
 def _look(data: bytes, offset: int) -> tuple[int, str]:
