@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export demo test test-long lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week test test-long lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,8 @@ help:  ## lists the targets and their variables
 	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
 	@echo "  DATA_DIR=DIR                            verify"
 	@echo "  DATA_DIR=DIR CONFIG=$(CONFIG) WORKDIR=DIR  train"
-	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export"
+	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export, report"
+	@echo "  SOURCE=$(SOURCE)                           week"
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR SPLIT=$(SPLIT)            evaluate"
 	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
 	@echo "  DEMO_DIR=$(DEMO_DIR)                            where the demo and the defaults above write"
@@ -54,8 +55,11 @@ train: $(INSTALLED)  ## shards -> model
 evaluate: $(INSTALLED)  ## shards and model -> log-likelihood, ELBO, active units
 	@$(PY) -m trainer.evaluate --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) $(FLAGS)
 
-export: $(INSTALLED)  ## shards and model -> embeddings and contact sheets
+export: $(INSTALLED)  ## shards and model -> embeddings, pictures, report.html
 	@$(PY) -m pipeline.export --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
+
+report: $(INSTALLED)  ## makes the report of an export again
+	@$(PY) -m pipeline.report --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
 
 # A shard per split and batches of 128: the embedded set is small.
 demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
@@ -64,10 +68,14 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 	@$(MAKE) --no-print-directory export DATA_DIR=$(DEMO_DIR)/shards MODEL_DIR=$(DEMO_DIR)/run/export OUTPUT_DIR=$(DEMO_DIR)/embeddings SPLIT=test FLAGS=
 	@echo
 	@echo "Look at:"
+	@echo "  $(DEMO_DIR)/embeddings/report.html                        all of it at a glance, in a browser"
 	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.png      digits above their reconstructions"
 	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.parquet  their embeddings, a row a digit"
 	@echo "  $(DEMO_DIR)/run/metrics.jsonl                             losses after each epoch"
 	@echo "  $(VENV)/bin/tensorboard --logdir $(DEMO_DIR)/run/tensorboard"
+
+week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
+	@$(PY) -m tests.week --source=$(SOURCE) --workdir=$(DEMO_DIR)/week
 
 test: $(INSTALLED)  ## runs all tests
 	$(PY) -m pytest

@@ -29,6 +29,18 @@ def test_encode_is_what_tensorflow_writes_and_parse_gives_it_back(record):
     assert tuple(examples.parse(encoded)) == record
 
 
+@hypothesis.given(records, st.data())
+def test_the_short_way_to_parse_tells_what_the_long_one_does(record, data):
+    """Whatever is changed in the bytes: the record that protobuf finds, or its error."""
+    changed = bytearray(examples.encode(*record[:2], record[2] % 128))
+    for _ in range(data.draw(st.integers(0, 3))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    found = examples._own(bytes(changed))
+    if found:
+        assert examples.encode(*found) == changed
+        assert tensorflow_bytes(*found) == changed
+
+
 @pytest.mark.parametrize(
     ("serialized", "message"),
     [

@@ -1,0 +1,158 @@
+"""A week in the life of an export: seven nights over a growing set, and what goes wrong.
+
+    python -m tests.week --source=idx:DIR --workdir=DIR
+
+Each day appends 1,000 records of an image set and exports. In the third night the export is
+killed half-way, in the fifth a shard is damaged, in the seventh there is a new model. It
+prints what each export computed, and checks that the week's last export is, byte for byte, the
+one that a single run over the whole set makes. Every step is one of the project's commands in
+a process of its own.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+from absl import app, flags
+
+from tests.conftest import die_at_file, outputs_of, run_command
+
+_SOURCE = flags.DEFINE_string("source", "sample", "Image set, as in pipeline.preprocess.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory to work in; made anew.", required=True)
+
+_NUM_DAYS, _RECORDS_A_DAY, _SHARDS_A_DAY = 7, 1_000, 4
+_MAX_TRAINING = 10_000
+# Files that an export of two days and one opens: its job, markers of eight shards that stay, and
+# after rows, contact sheet, note and marker of the first new shard the rows of the second.
+_HALF_WAY = 1 + 8 + 4 + 3
+
+
+def _save(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> str:
+    np.savez(path, x_train=images, y_train=labels)
+    return f"npz:{path}"
+
+
+def _preprocess(source: str, directory: pathlib.Path, *flags_: str) -> None:
+    run_command(
+        "pipeline.preprocess",
+        f"--source={source}",
+        f"--output_dir={directory}",
+        "--name=images",
+        "--validation_fraction=0",
+        *flags_,
+    )
+
+
+def _train(data: pathlib.Path, workdir: pathlib.Path, *, num_epochs: int) -> pathlib.Path:
+    run_command(
+        "trainer.main",
+        "--config=configs/mnist.py",
+        f"--config.data_dir={data}",
+        f"--config.num_epochs={num_epochs}",
+        f"--workdir={workdir}",
+    )
+    return workdir / "export"
+
+
+class Week:
+    """The directories of a week, and its table."""
+
+    def __init__(self, source: str, workdir: pathlib.Path):
+        """Prepares training data, two models, and the records of seven days."""
+        from pipeline import convert
+
+        self._data, self._out, self._workdir = workdir / "data", workdir / "out", workdir
+        opened = convert.open_reading(convert.Reading(source))
+        later = _NUM_DAYS * _RECORDS_A_DAY
+        num_training = min(_MAX_TRAINING, opened.num_records - later)
+        training = opened.read(np.arange(num_training))
+        _preprocess(_save(workdir / "t.npz", training.images, training.labels), workdir / "t")
+        self._models = [
+            _train(workdir / "t", workdir / f"run{number}", num_epochs=number) for number in (1, 2)
+        ]
+        self._later = opened.read(np.arange(opened.num_records - later, opened.num_records))
+        self._line("day", "what happened", "read", "computed", "reused", "quarantined")
+
+    def _line(self, *cells: object) -> None:
+        print("| " + " | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in cells) + " |")
+        if cells[0] == "day":
+            print("|---|---|---|---|---|---|")
+        sys.stdout.flush()
+
+    def append(self, day: int) -> None:
+        """Adds the day's records to the set."""
+        first = (day - 1) * _RECORDS_A_DAY
+        chosen = slice(first, first + _RECORDS_A_DAY)
+        source = _save(
+            self._workdir / f"day{day}.npz", self._later.images[chosen], self._later.labels[chosen]
+        )
+        about = [f"--num_shards={_SHARDS_A_DAY}", f"--id_prefix=day{day}-"]
+        _preprocess(source, self._data, *about, *(["--append"] if day > 1 else []))
+
+    def flags(self, out: pathlib.Path, *, model: int = 0) -> list[str]:
+        """Flags of the nightly export."""
+        return [
+            f"--data_dir={self._data}",
+            f"--model_dir={self._models[model]}",
+            f"--output_dir={out}",
+            "--split=train",
+            "--on_corrupt=quarantine",
+        ]
+
+    def export(self, day: int, what: str, *, model: int = 0) -> None:
+        """Exports and adds the day to the table."""
+        run_command("pipeline.export", *self.flags(self._out, model=model))
+        manifest = json.loads((self._out / "manifest.json").read_text())
+        done = json.loads((self._out / "timings.json").read_text())["done"].values()
+        records = manifest["records"]
+        assert records["read"] == records["written"] + records["quarantined"]
+        earlier = sum(of["computed"] for of in done if of["earlier_try"])
+        computed = f"{sum(of['computed'] for of in done):,}"
+        computed += f" ({earlier:,} of them before the kill)" if earlier else ""
+        reused = sum(of["reused"] for of in done)
+        self._line(day, what, records["read"], computed, reused, records["quarantined"])
+
+    def newest_shard(self) -> pathlib.Path:
+        """The last shard of the set."""
+        return sorted(self._data.glob("images-train.tfrecord-*"))[-1]
+
+    def check(self, *, model: int) -> None:
+        """Raises an AssertionError unless a fresh export has the same bytes."""
+        fresh = self._workdir / "fresh"
+        run_command("pipeline.export", *self.flags(fresh, model=model))
+        assert outputs_of(fresh) == outputs_of(self._out)
+        print("The same bytes as an export of the whole set at once, the report included.")
+
+
+def main(_) -> None:
+    """Lives through the week."""
+    workdir = pathlib.Path(os.path.abspath(_WORKDIR.value))
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    week = Week(_SOURCE.value, workdir)
+    for day in (1, 2):
+        week.append(day)
+        week.export(day, "1,000 records appended" if day > 1 else "1,000 records")
+    week.append(3)
+    die_at_file(_HALF_WAY, "pipeline.export", *week.flags(workdir / "out"))
+    week.export(3, "killed half-way, started again")
+    week.append(4)
+    week.export(4, "1,000 records appended")
+    week.append(5)
+    shard = week.newest_shard()
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    week.export(5, "a bit of a new shard flipped")
+    shard.write_bytes(whole)
+    week.append(6)
+    week.export(6, "that shard restored")
+    week.append(7)
+    week.export(7, "a new model", model=1)
+    week.check(model=1)
+
+
+if __name__ == "__main__":
+    app.run(main)
