@@ -1,7 +1,8 @@
 """What people look at: report.html, plots/ and projector/ of a finished export.
 
 Made from what is there: the export, and as far as they are named the images, the model and
-the run that trained it. report_page.py has the page, report_sections.py what stands in it.
+the run that trained it. report_data.py reads that, report_sections.py has what stands in a
+report, report_page.py the page.
 """
 
 from collections.abc import Mapping
@@ -72,13 +73,14 @@ def make_report(
     Raises:
       StageError: no such export, or the model is another.
     """
-    from pipeline import report_sections
+    from pipeline import report_data, report_sections
 
     manifest = stage.read_manifest(export_dir, "export", "output_dir")
     with storage.lock(export_dir):
-        found = report_sections.Gathered(
+        data = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
         )
+        found = report_sections.Report(data)
         files = {PAGE: found.page(), **found.files()}
         entries = []
         for name, data in files.items():

@@ -216,6 +216,15 @@ class OutputDirectory:
         if not storage.list_names(self._path(quarantine.DIRECTORY)):
             storage.remove(self._path(quarantine.DIRECTORY))
 
+    def _stamped(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """A manifest with what every one says."""
+        return {
+            "stage": self.stage,
+            "format_version": FORMAT_VERSION,
+            "made_from": self.made_from,
+            **manifest,
+        }
+
     def finish(
         self, manifest: Mapping[str, Any], markers: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
@@ -228,12 +237,7 @@ class OutputDirectory:
         Returns:
           The manifest as written.
         """
-        whole = {
-            "stage": self.stage,
-            "format_version": FORMAT_VERSION,
-            "made_from": self.made_from,
-            **manifest,
-        }
+        whole = self._stamped(manifest)
         storage.write_bytes(self._path(TIMINGS), readable_json(tasks.timings(markers)))
         storage.write_bytes(self._path(MANIFEST), sealed_json(whole))
         storage.remove(self.tasks.path())

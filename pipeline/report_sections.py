@@ -1,118 +1,30 @@
-"""What stands in a report: each section from the rows, the images and the model."""
+"""What stands in a report, section by section, and the files beside it."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline import (
-    examples,
-    latent_space,
-    plots,
-    projector,
-    report_page,
-    sample,
-    sheets,
-    stage,
-    storage,
-    summary,
-)
-from pipeline.errors import StageError
-from pipeline.inputs import Input
-from pipeline.published_model import PublishedModel
+from pipeline import examples, latent_space, plots, projector, report_page, sheets, summary
+from pipeline.report_data import NUM_PAIRS, ReportData
 from pipeline.report_page import Section, Tile
 
-# Rows at the beginning of shards that samples are drawn from, and rows that are looked at.
-_POOL = 50_000
-_MAX_POINTS = 5_000
-_NUM_PAIRS = 48
-_NUM_WORST = 24
-_NUM_QUERIES, _NUM_NEIGHBOURS = 8, 7
-# The chart of decoded points: so many a side, so far from the origin; the articles' reach.
+# The chart of decoded points: so many a side, so far from the origin.
 _GRID_POINTS, _GRID_REACH = 20, 3.0
 _MAX_TRAVERSED, _TRAVERSAL = 16, np.linspace(-3, 3, 11)
-_NUM_PRIOR = 64
-_SEED = 0
+_NUM_PRIOR, _PRIOR_SEED = 64, 0
 
 
-class Gathered:
-    """All that a report shows."""
+class Report:
+    """The sections of a report, and the plots that are drawn on the way."""
 
-    def __init__(
-        self,
-        export_dir: str,
-        manifest: Mapping[str, Any],
-        *,
-        input_: Input | None,
-        model_dir: str | None,
-        run_dir: str | None,
-    ):
-        """Reads the export, samples of its images, and the model; see make_report."""
-        self._manifest, self._input = manifest, input_
+    def __init__(self, data: ReportData):
+        """Takes what has been read."""
+        self._data = data
         self._plots: dict[str, bytes] = {}
-        self._summary = summary.read(export_dir, manifest["files"])["summary"]
-        pool = sample.heads(manifest, lambda _: export_dir, _POOL)
-        if pool is not None and "mean" not in pool.rows.columns:
-            pool = None
-        self._bundled = pool and sample.stratified(pool, projector.MAX_POINTS, _SEED)
-        self._points = pool and sample.stratified(pool, _MAX_POINTS, _SEED)
-        self._names = dict(enumerate(input_.class_names)) if input_ else {}
-        self._model = self._model_manifest = None
-        if model_dir:
-            self._model_manifest = stage.read_manifest(model_dir, "train", "model_dir")
-            if self._model_manifest["model_id"] != manifest["model_id"]:
-                raise StageError(
-                    f"--model_dir={model_dir}: is {self._model_manifest['model_id']}, and "
-                    f"{manifest['model_id']} made the export; expected the same: name that model, "
-                    "or export again"
-                )
-            self._model = PublishedModel(model_dir, self._model_manifest)
-        if model_dir and not run_dir:
-            run_dir = os.path.dirname(model_dir.rstrip("/"))
-        self._run_dir = run_dir
-        self._worst = self._summary.get("worst", [])[:_NUM_WORST]
-        self._sprite: projector.Sprite | None = None
-        self._images: dict[str, np.ndarray] = {}
-        self._neighbours: list[list[int]] = []
-        if self._points:
-            rows = self._points.rows
-            self._neighbours = latent_space.neighbours(
-                rows.columns["mean"],
-                rows.labels,
-                num_queries=_NUM_QUERIES,
-                num_neighbours=_NUM_NEIGHBOURS,
-            )
-        self._read_images()
-
-    def _read_images(self) -> None:
-        """Looks up the images of all rows that are shown."""
-        if not self._input:
-            return
-        shown = {(task, i) for _, i, _, task in self._worst}
-        wanted = set(shown)
-        if self._points:
-            ids, tasks = self._points.rows.ids, self._points.tasks
-            shown |= {(tasks[i], ids[i]) for of in self._neighbours for i in of}
-            shown |= set(zip(tasks[:_NUM_PAIRS], ids[:_NUM_PAIRS], strict=True))
-        wanted |= shown
-        if self._bundled:
-            self._sprite = projector.Sprite(self._bundled.rows.ids, self._input.image_shape)
-            wanted |= set(zip(self._bundled.tasks, self._bundled.rows.ids, strict=True))
-        by_task: dict[str, set[str]] = {}
-        for task, record_id in wanted:
-            by_task.setdefault(task, set()).add(record_id)
-        kept = {record_id for _, record_id in shown}
-        for record_id, image in self._input.images(by_task):
-            if self._sprite:
-                self._sprite.add(record_id, image)
-            if record_id in kept:
-                self._images[record_id] = image
 
     def page(self) -> bytes:
         """report.html."""
-        manifest, made_from = self._manifest, self._manifest["made_from"]
+        manifest, made_from = self._data.manifest, self._data.manifest["made_from"]
         records = manifest["records"]
         lead = (
             f"{records['read']:,} records read = {records['written']:,} written + "
@@ -128,8 +40,8 @@ class Gathered:
     def files(self) -> dict[str, bytes]:
         """The files beside the page; after `page`, which draws the plots."""
         found = {f"plots/{name}.png": data for name, data in self._plots.items()}
-        if self._bundled:
-            bundle = projector.files(self._bundled, self._names, self._sprite)
+        if self._data.bundled:
+            bundle = projector.files(self._data.bundled, self._data.names(), self._data.sprite)
             found |= {f"{projector.DIRECTORY}/{name}": data for name, data in bundle.items()}
         return found
 
@@ -143,74 +55,75 @@ class Gathered:
         yield self._nearest()
         yield self._probes()
         yield self._losses()
-        if "drift" in self._manifest:
-            drift = report_page.drift(self._manifest["drift"])
+        if "drift" in self._data.manifest:
+            drift = report_page.drift(self._data.manifest["drift"])
             yield Section("drift", "Drift", drift)
         yield self._lineage()
         yield self._shards()
 
-    def _name_of(self, label: int) -> str:
-        return self._names.get(label, str(label))
-
     def _reconstructions(self) -> Section | None:
-        if not self._points or not self._model:
+        if not self._data.points or not self._data.model:
             return None
-        rows = self._points.rows
+        rows = self._data.points.rows
         labels = dict(zip(rows.ids, rows.labels.tolist(), strict=True))
-        ids = [i for i in rows.ids[:_NUM_PAIRS] if i in self._images]
+        ids = [i for i in rows.ids[:NUM_PAIRS] if i in self._data.images]
         if not ids:
             return None
-        originals = np.stack([self._images[i] for i in ids])
-        pictures = examples.to_pixels(self._model.reconstruct(originals))
+        originals = np.stack([self._data.images[i] for i in ids])
+        pictures = examples.to_pixels(self._data.model.reconstruct(originals))
         self._plots["reconstructions"] = sheets.contact_sheet(originals, pictures)
         found = [
-            Tile((original, picture), self._name_of(labels[i]), f"{i} above its reconstruction")
+            Tile(
+                (original, picture), self._data.name_of(labels[i]), f"{i} above its reconstruction"
+            )
             for i, original, picture in zip(ids, originals, pictures, strict=True)
         ]
         note = report_page.text(
             "Each image above what the model makes of its embedding,",
-            f"{self._model.latent_dim} numbers.",
+            f"{self._data.model.latent_dim} numbers.",
         )
         body = note + report_page.tiles(found)
         return Section("reconstructions", "Originals and reconstructions", body)
 
     def _largest_losses(self) -> Section | None:
-        if not self._worst:
+        if not self._data.worst:
             return None
-        there = [(loss, i, label) for loss, i, label, _ in self._worst if i in self._images]
+        there = [
+            (loss, i, label) for loss, i, label, _ in self._data.worst if i in self._data.images
+        ]
         note = report_page.text(
             "Images that the model finds hardest to describe, with their labels: odd, damaged, "
             "perhaps mislabelled."
         )
         if not there:
-            rows = [[i, self._name_of(label), loss] for loss, i, label, _ in self._worst]
+            rows = [[i, self._data.name_of(label), loss] for loss, i, label, _ in self._data.worst]
             body = note + report_page.table(("id", "label", "reconstruction_loss"), rows)
             return Section("largest-losses", "Largest reconstruction_loss", body)
-        originals = np.stack([self._images[i] for _, i, _ in there])
+        originals = np.stack([self._data.images[i] for _, i, _ in there])
         below = [()] * len(there)
-        if self._model:
-            pictures = examples.to_pixels(self._model.reconstruct(originals))
+        if self._data.model:
+            pictures = examples.to_pixels(self._data.model.reconstruct(originals))
             below = [(picture,) for picture in pictures]
             self._plots["largest_losses"] = sheets.contact_sheet(originals, pictures)
         found = []
         for (loss, i, label), original, under in zip(there, originals, below, strict=True):
-            name = self._name_of(label)
+            name = self._data.name_of(label)
             alt = f"{i}, labelled {name}, reconstruction_loss {loss:.1f} nats"
             found.append(Tile((original, *under), f"{name}: {loss:.0f}", alt))
         body = note + report_page.tiles(found)
         return Section("largest-losses", "Largest reconstruction_loss", body)
 
     def _latent_space(self) -> Section | None:
-        if not self._points:
+        if not self._data.points:
             return None
-        rows = self._points.rows
+        rows = self._data.points.rows
         maps = latent_space.maps(rows.columns["mean"], rows.labels)
         if not maps:
             note = "No map: the embeddings are all the same, or fewer than three."
             return Section("latent-space", "Latent space", report_page.text(note))
         shown = []
         for found in maps:
-            plot = plots.scatter(found, self._names)
+            plot = plots.scatter(found, self._data.names())
             self._plots[found.name] = plot.light
             count, classes = len(found.labels), len(np.unique(found.labels))
             alt = f"Scatter plot: {found.title} of {count:,} embeddings in {classes} classes"
@@ -219,7 +132,7 @@ class Gathered:
 
     def _decoded(self) -> Section | None:
         """The chart of decoded points of 2 latents, or traversals of more."""
-        model = self._model
+        model = self._data.model
         if not model:
             return None
         if model.latent_dim == 2:
@@ -249,17 +162,17 @@ class Gathered:
         return Section("traversals", "Traversals", report_page.sheet(png, alt, caption))
 
     def _by_kl(self, latent_dim: int) -> list[int]:
-        latents = self._summary.get("latents") or [{}] * latent_dim
+        latents = self._data.summary.get("latents") or [{}] * latent_dim
         return sorted(range(latent_dim), key=lambda i: (-latents[i].get("kl", 0.0), i))
 
     def _decode(self, z: np.ndarray) -> np.ndarray:
-        return examples.to_pixels(self._model.decode(z.astype(np.float32)))
+        return examples.to_pixels(self._data.model.decode(z.astype(np.float32)))
 
     def _prior(self) -> Section | None:
-        if not self._model:
+        if not self._data.model:
             return None
-        shape = (_NUM_PRIOR, self._model.latent_dim)
-        z = np.random.default_rng(_SEED).standard_normal(shape)
+        shape = (_NUM_PRIOR, self._data.model.latent_dim)
+        z = np.random.default_rng(_PRIOR_SEED).standard_normal(shape)
         png = sheets.grid(self._decode(z))
         self._plots["prior_samples"] = png
         alt = f"{_NUM_PRIOR} images decoded from samples of the prior"
@@ -268,7 +181,7 @@ class Gathered:
         return Section("prior-samples", "Samples from the prior", body)
 
     def _latents(self) -> Section | None:
-        latents = self._summary.get("latents")
+        latents = self._data.summary.get("latents")
         if not latents:
             return None
         active = [latent["variance"] > summary.ACTIVE_VARIANCE for latent in latents]
@@ -286,25 +199,25 @@ class Gathered:
         return Section("latents", "Latents in use", body)
 
     def _nearest(self) -> Section | None:
-        if not self._neighbours:
+        if not self._data.neighbours:
             return None
-        rows, found = self._points.rows, []
-        for of in self._neighbours:
+        rows, found = self._data.points.rows, []
+        for of in self._data.neighbours:
             query = rows.ids[of[0]]
             for place in of:
-                i, name = rows.ids[place], self._name_of(int(rows.labels[place]))
-                if i not in self._images:
+                i, name = rows.ids[place], self._data.name_of(int(rows.labels[place]))
+                if i not in self._data.images:
                     continue
                 first = place == of[0]
                 alt = f"{i}, {name}" if first else f"{i}, {name}, near {query}"
                 caption = f"{name}:" if first else name
-                found.append(Tile((self._images[i],), caption, alt))
+                found.append(Tile((self._data.images[i],), caption, alt))
         if not found:
             table = [[rows.ids[of[0]], ", ".join(rows.ids[i] for i in of[1:])]
-                     for of in self._neighbours]  # fmt: skip
+                     for of in self._data.neighbours]  # fmt: skip
             body = report_page.table(("id", "nearest"), table)
         else:
-            body = report_page.tiles(found, num_columns=max(map(len, self._neighbours)))
+            body = report_page.tiles(found, num_columns=max(map(len, self._data.neighbours)))
         note = report_page.text(
             "A row a record: the record itself, then those whose embeddings are nearest, of",
             f"{len(rows.ids):,}.",
@@ -312,12 +225,12 @@ class Gathered:
         return Section("neighbours", "Nearest neighbours", note + body)
 
     def _probes(self) -> Section | None:
-        if not self._points:
+        if not self._data.points:
             return None
-        rows, made_from = self._points.rows, self._manifest["made_from"]
+        rows, made_from = self._data.points.rows, self._data.manifest["made_from"]
         splits = [
             next(s for s in made_from["split"] if task.startswith(f"{made_from['name']}-{s}."))
-            for task in self._points.tasks
+            for task in self._data.points.tasks
         ]
         found = latent_space.accuracies(rows.columns["mean"], rows.labels, splits)
         note = report_page.text("How well the classes can be told from the embeddings alone.")
@@ -325,11 +238,7 @@ class Gathered:
 
     def _losses(self) -> Section | None:
         """Loss curves of the run that trained the model."""
-        path = storage.join(self._run_dir, "metrics.jsonl") if self._run_dir else ""
-        try:
-            lines = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
-        except (OSError, ValueError, StageError):
-            return None
+        lines = self._data.run_metrics()
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for name in ("loss", "reconstruction_loss", "kl"):
             for line in lines:
@@ -347,7 +256,7 @@ class Gathered:
         return Section("loss-curves", "Loss curves", report_page.plots(*shown))
 
     def _lineage(self) -> Section:
-        manifest, made_from = self._manifest, self._manifest["made_from"]
+        manifest, made_from = self._data.manifest, self._data.manifest["made_from"]
         values = {
             "export_id": manifest["export_id"],
             "dataset_id": manifest["dataset_id"] or f"source {made_from['fingerprint'][:16]}…",
@@ -359,18 +268,18 @@ class Gathered:
                 values[key] = ", ".join(map(str, value)) if is_list else str(value)
         values |= {name: float(v) if isinstance(v, float) else v
                    for name, v in manifest["metrics"].items()}  # fmt: skip
-        if self._model_manifest:
-            config = self._model_manifest["config"]
+        if self._data.model_manifest:
+            config = self._data.model_manifest["config"]
             keys = ("latent_dim", "beta", "likelihood", "architecture", "precision", "seed")
-            values["trained for"] = f"{self._model_manifest['step']:,} steps"
+            values["trained for"] = f"{self._data.model_manifest['step']:,} steps"
             values |= {f"config.{key}": str(config[key]) for key in keys if key in config}
         return Section("lineage", "Lineage", report_page.facts(values))
 
     def _shards(self) -> Section:
-        shards = self._manifest["shards"]
+        shards = self._data.manifest["shards"]
         # Those that lack records first.
         order = sorted(shards, key=lambda task: -shards[task]["quarantined"])
         keys = ("read", "written", "quarantined")
         rows = [[task, *(shards[task][key] for key in keys)] for task in order]
-        rows.insert(0, ["in all", *(self._manifest["records"][key] for key in keys)])
+        rows.insert(0, ["in all", *(self._data.manifest["records"][key] for key in keys)])
         return Section("counts", "Counts", report_page.table(("shard", *keys), rows))

@@ -13,7 +13,6 @@ from pipeline import quarantine, storage, tasks
 from pipeline.errors import StageError
 from pipeline.output_directory import TIMINGS, OutputDirectory
 from pipeline.stage import (
-    FORMAT_VERSION,
     MANIFEST,
     differences,
     read_sealed,
@@ -132,12 +131,7 @@ class StagedDirectory(OutputDirectory):
         Returns:
           The manifest as written.
         """
-        whole = {
-            "stage": self.stage,
-            "format_version": FORMAT_VERSION,
-            "made_from": self.made_from,
-            **manifest,
-        }
+        whole = self._stamped(manifest)
         names = [entry["name"] for entry in whole["files"]]
         staged = self.tasks.files_directory
         waiting = {*storage.list_names(staged)}

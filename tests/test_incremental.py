@@ -417,6 +417,22 @@ def test_the_command_accounts_for_every_record(data_dir, trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("args", [[], ["--direct_running_mode=multi_threading"]])
+def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkeypatch, args):
+    loads, init = [], embed_shards.PublishedModel.__init__
+
+    def counting(self, *about):
+        loads.append(self)
+        init(self, *about)
+
+    monkeypatch.setattr(embed_shards.PublishedModel, "__init__", counting)
+    beam_args = [*args, "--direct_num_workers=2"] if args else []
+    make_embeddings(data_dir, trained / "export", tmp_path / "out", beam_args=beam_args)
+    assert len(loads) == 1
+    make_embeddings(data_dir, trained / "export", tmp_path / "fresh")
+    assert outputs_of(tmp_path / "out") == outputs_of(tmp_path / "fresh")
+
+
 def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
     from pipeline import storage
 
