@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import examples, stage, storage, tfrecord
+from pipeline.errors import StageError
 from pipeline.rows import VECTORS, Rows
 
 FORMATS = ("parquet", "npy", "tfrecord")
@@ -61,6 +62,18 @@ def read(
     Raises:
       StageError: a file is missing, or is not as it was written.
     """
+    try:
+        return _read(directory, task, files, num_rows)
+    except (OSError, ValueError) as error:  # Arrow's errors are of these kinds.
+        raise StageError(
+            f"{storage.join(directory, stem(task))}: its rows cannot be read ({error}); expected "
+            "them as they were exported: export again, which makes what is missing or damaged"
+        ) from error
+
+
+def _read(
+    directory: str, task: str, files: Iterable[Mapping[str, Any]], num_rows: int | None
+) -> Rows:
     found = {entry["name"]: entry for entry in files}
     name = stem(task)
     if f"{name}.parquet" in found:

@@ -32,8 +32,8 @@ figcaption { font-size: .75rem; color: var(--soft); overflow: hidden; text-overf
              white-space: nowrap }
 img { image-rendering: pixelated; display: block; margin: 0 auto; background: #888 }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem }
-.plots figure { flex: 1 1 22rem; max-width: 100% }
-.plot img { image-rendering: auto; background: none; max-width: 100%; height: auto }
+.plots figure { width: 32rem; max-width: 100% }
+.plot img { image-rendering: auto; background: none; width: 100%; height: auto }
 .sheet img { max-width: 100%; height: auto; margin: 0 }
 .plot figcaption, .sheet figcaption { font-size: .85rem; white-space: normal; text-align: left;
                                       margin-top: .3rem }

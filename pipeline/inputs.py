@@ -17,8 +17,8 @@ from pipeline.errors import UsageError
 from pipeline.source_records import SourceRecords
 from pipeline.tfrecord import Fault
 
-# Ids looked through at a time for those that are wanted.
-_IDS_AT_A_TIME = 65_536
+# What names a record: its shard, and its id.
+Key = tuple[str, str]
 
 
 class Records(Protocol):
@@ -103,8 +103,8 @@ class Input(Protocol):
     def records(self, task: str, needed: Any) -> Records:
         """The records of a shard, in a worker."""
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
-        """Some records' images: task -> ids to (id, uint8 (H, W, C)) of those that are there."""
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
+        """Some records' images: task -> ids to (key, uint8 (H, W, C)) of those that are there."""
 
 
 class ShardsInput:
@@ -135,13 +135,13 @@ class ShardsInput:
         del task
         return _OfShard(self._dataset, needed)
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
         for task, ids in wanted.items():
             with contextlib.suppress(FileNotFoundError):
                 for record in self._look_for(self._entries[task], set(ids)):
                     image = np.frombuffer(record.image, np.uint8).reshape(self.image_shape)
-                    yield record.id.decode(), image
+                    yield (task, record.id.decode()), image
 
     def _look_for(self, entry: Mapping[str, Any], left: set[str]) -> Iterator[examples.Record]:
         """Those of a shard's records whose ids are in `left`, which it empties."""
@@ -222,19 +222,22 @@ class SourceInput:
         indices = np.frombuffer(b"".join(needed), "<i8")
         return _OfSource(SourceRecords(self._reading, self._layout.seed, task, indices))
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[str, np.ndarray]]:
+    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
         source = convert.open_reading(self._reading)
-        ids = {record_id for of_task in wanted.values() for record_id in of_task}
-        places: dict[str, int] = {}
-        for first in range(0, self._num_records, _IDS_AT_A_TIME):
-            indices = np.arange(first, min(first + _IDS_AT_A_TIME, self._num_records))
-            named = zip(source.ids(indices), indices.tolist(), strict=True)
-            places |= {i.decode(): place for i, place in named if i.decode() in ids}
+        assign = write_shards.AssignShards(self._reading, self._layout)
+        places: list[tuple[int, Key]] = []
+        for block in write_shards.blocks_of(self._num_records):
+            for key, data in assign.process(block):
+                task = self._layout.shard_name(*key)
+                indices = np.frombuffer(data, "<i8") if task in wanted else np.empty(0, "<i8")
+                for index, record_id in zip(indices.tolist(), source.ids(indices), strict=True):
+                    if record_id.decode() in wanted[task]:
+                        places.append((index, (task, record_id.decode())))
+        places.sort()
         step = self._reading.records_at_a_time
-        asked = sorted(places.items(), key=lambda item: item[1])
-        for first in range(0, len(asked), step):
-            some = asked[first : first + step]
-            read = source.read(np.array([place for _, place in some], np.int64))
+        for first in range(0, len(places), step):
+            some = places[first : first + step]
+            read = source.read(np.array([index for index, _ in some], np.int64))
             for place, image in zip(read.places.tolist(), read.images, strict=True):
-                yield some[place][0], image
+                yield some[place][1], image

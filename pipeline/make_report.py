@@ -5,7 +5,7 @@ the run that trained it. report_data.py reads that, report_sections.py has what 
 report, report_page.py the page.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import output_directory, stage, storage
@@ -82,18 +82,21 @@ def make_report(
         )
         found = report_sections.Report(data)
         files = {PAGE: found.page(), **found.files()}
+        before = _state(export_dir) or {"files": []}
+        # Stopped from here on, the next report knows what this one has written.
+        there = [{"name": name} for name in files] + before["files"]
+        _write_state(export_dir, "", there)
         entries = []
         for name, data in files.items():
             directory, _, last = name.rpartition("/")
             target = storage.join(export_dir, directory) if directory else export_dir
             storage.make_dirs(target)
             entries.append({**stage.write_file(target, last, data), "name": name})
-        if before := _state(export_dir):
-            _remove(export_dir, before, kept=files)
-        state = {
-            "format_version": _FORMAT_VERSION,
-            "export_id": manifest["export_id"],
-            "files": entries,
-        }
-        storage.write_bytes(storage.join(export_dir, _STATE), stage.sealed_json(state))
+        _remove(export_dir, before, kept=files)
+        _write_state(export_dir, manifest["export_id"], entries)
     return storage.join(export_dir, PAGE)
+
+
+def _write_state(export_dir: str, export_id: str, files: Sequence[Mapping[str, Any]]) -> None:
+    state = {"format_version": _FORMAT_VERSION, "export_id": export_id, "files": files}
+    storage.write_bytes(storage.join(export_dir, _STATE), stage.sealed_json(state))

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.latent_space import Map
 
-_DPI = 110
+_DPI = 150
 # Paper and ink of the pages, light and dark; see html_page.py.
 _LOOKS = (("#ffffff", "#1f2328", "#d8dee4"), ("#0d1117", "#e6edf3", "#30363d"))
 # Classes that a legend has room for; more share a colour bar.
@@ -27,7 +27,7 @@ def _in_both_looks(draw: Callable[..., None]) -> Callable[..., Plot]:
     """Makes a function that draws on a figure into one that returns a Plot."""
 
     @functools.wraps(draw)
-    def drawn(*args: Any, size: tuple[float, float] = (6.4, 5.2)) -> Plot:
+    def drawn(*args: Any, size: tuple[float, float] = (4.8, 3.9)) -> Plot:
         import matplotlib
         from matplotlib import figure
 
@@ -72,6 +72,8 @@ def _colours(count: int) -> list[Any]:
 @_in_both_looks
 def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
     """Points coloured by class; `names` are the classes' as they are shown."""
+    import matplotlib
+
     axes = canvas.add_subplot()
     classes = np.unique(found.labels)
     # Smaller where they are many, and always to be seen.
@@ -85,6 +87,11 @@ def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
         for handle in legend.legend_handles:
             handle.set_sizes([24])
             handle.set_alpha(1)
+    else:
+        colours = matplotlib.colors.ListedColormap(_colours(len(classes)))
+        scale = matplotlib.colors.Normalize(int(classes[0]), int(classes[-1]))
+        bar = canvas.colorbar(matplotlib.cm.ScalarMappable(scale, colours), ax=axes, label="label")
+        bar.outline.set_visible(False)
     axes.set_xlabel(found.axes[0])
     axes.set_ylabel(found.axes[1])
     if not any(found.axes):
@@ -129,7 +136,8 @@ def bars(canvas: Any, values: Sequence[float], is_active: Sequence[bool]) -> Non
             axes.bar(places[chosen], np.asarray(values)[chosen], color=colour, label=name)
     axes.set_xlabel("latent")
     axes.set_ylabel("kl, nats per image")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.set_xticks(places[:: -(-len(places) // 16)])
+    if not active.all():
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)

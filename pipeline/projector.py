@@ -4,7 +4,8 @@ tensorboard --logdir EXPORT_DIR/projector
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,10 @@ _MAX_SIDE = 64  # Pixels a side of a picture; more cannot be told on the screen.
 class Sprite:
     """Small pictures of points, in rows of as many as there are rows."""
 
-    def __init__(self, ids: list[str], image_shape: tuple[int, int, int]):
-        """Takes the points' ids in order, and the images' shape."""
-        self._places = {record_id: place for place, record_id in enumerate(ids)}
-        self._columns = math.ceil(math.sqrt(max(1, len(ids))))
+    def __init__(self, keys: Sequence[Any], image_shape: tuple[int, int, int]):
+        """Takes what names the points, in order, and the images' shape."""
+        self._places = {key: place for place, key in enumerate(keys)}
+        self._columns = math.ceil(math.sqrt(max(1, len(keys))))
         height, width, channels = image_shape
         side = min(_MAX_SIDE, _MAX_SPRITE // self._columns)
         scale = min(1.0, side / max(height, width))
@@ -32,11 +33,11 @@ class Sprite:
         shape = (self._columns * self.size[0], self._columns * self.size[1])
         self._pixels = np.zeros((*shape, 3 if channels == 3 else 1), np.uint8)
 
-    def add(self, record_id: str, image: np.ndarray) -> None:
+    def add(self, key: Any, image: np.ndarray) -> None:
         """Puts an image, uint8 (H, W, C), where its point is; nothing if there is none."""
         from PIL import Image
 
-        place = self._places.get(record_id)
+        place = self._places.get(key)
         if place is None:
             return
         image = image if image.shape[-1] == 3 else image[..., :1]

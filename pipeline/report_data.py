@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import latent_space, projector, sample, stage, storage, summary
+from pipeline import inputs, latent_space, projector, sample, stage, storage, summary
 from pipeline.errors import StageError
-from pipeline.inputs import Input
 from pipeline.published_model import PublishedModel
 
 # Rows at the beginning of shards that samples are drawn from, and rows that are looked at.
@@ -29,12 +28,14 @@ class ReportData:
         export_dir: str,
         manifest: Mapping[str, Any],
         *,
-        input_: Input | None,
+        input_: inputs.Input | None,
         model_dir: str | None,
         run_dir: str | None,
     ):
         """Reads the export, samples of its images, and the model; see make_report."""
-        self.manifest, self._input = manifest, input_
+        self.manifest = manifest
+        if input_:
+            _check_same(input_, manifest)
         self.summary = summary.read(export_dir, manifest["files"])["summary"]
         self._names = dict(enumerate(input_.class_names)) if input_ else {}
         self.model: PublishedModel | None = None
@@ -60,12 +61,12 @@ class ReportData:
                 num_neighbours=_NUM_NEIGHBOURS,
             )
         self.sprite: projector.Sprite | None = None
-        self.images: dict[str, np.ndarray] = {}  # id -> uint8 (H, W, C), of rows that are shown.
+        # uint8 (H, W, C), of rows that are shown.
+        self.images: dict[inputs.Key, np.ndarray] = {}
+        self.num_missing = 0  # Images that were looked up and not found.
         if input_:
             self._read_images(input_)
-        if model_dir and not run_dir:
-            run_dir = os.path.dirname(model_dir.rstrip("/"))
-        self._run_dir = run_dir
+        self.run_metrics = _run_metrics(model_dir, run_dir)
 
     def _load_model(self, model_dir: str) -> None:
         self.model_manifest = stage.read_manifest(model_dir, "train", "model_dir")
@@ -77,25 +78,27 @@ class ReportData:
             )
         self.model = PublishedModel(model_dir, self.model_manifest)
 
-    def _read_images(self, input_: Input) -> None:
+    def _read_images(self, input_: inputs.Input) -> None:
         """Looks up the images of all rows that are shown, and makes the sprite."""
         shown = {(task, i) for _, i, _, task in self.worst}
-        wanted: set[tuple[str, str]] = set()
+        keys: list[inputs.Key] = []
         if self.points and self.bundled:
-            ids, tasks = self.points.rows.ids, self.points.tasks
-            shown |= {(tasks[i], ids[i]) for of in self.neighbours for i in of}
-            shown |= set(zip(tasks[:NUM_PAIRS], ids[:NUM_PAIRS], strict=True))
-            self.sprite = projector.Sprite(self.bundled.rows.ids, input_.image_shape)
-            wanted = set(zip(self.bundled.tasks, self.bundled.rows.ids, strict=True))
+            looked_at = {i for of in self.neighbours for i in of}
+            looked_at |= set(range(len(self.points.tasks[:NUM_PAIRS])))
+            shown |= {self.points.key(i) for i in looked_at}
+            keys = [self.bundled.key(i) for i in range(len(self.bundled.tasks))]
+            self.sprite = projector.Sprite(keys, input_.image_shape)
+        wanted = shown.union(keys)
         by_task: dict[str, set[str]] = {}
-        for task, record_id in sorted(wanted | shown):
+        for task, record_id in sorted(wanted):
             by_task.setdefault(task, set()).add(record_id)
-        kept = {record_id for _, record_id in shown}
-        for record_id, image in input_.images(by_task):
+        self.num_missing = len(wanted)
+        for key, image in input_.images(by_task):
+            self.num_missing -= 1
             if self.sprite:
-                self.sprite.add(record_id, image)
-            if record_id in kept:
-                self.images[record_id] = image
+                self.sprite.add(key, image)
+            if key in shown:
+                self.images[key] = image
 
     def name_of(self, label: int) -> str:
         """A label as it is shown."""
@@ -105,12 +108,43 @@ class ReportData:
         """Label -> class name, as far as classes have names."""
         return self._names
 
-    def run_metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl of the run that trained the model; none if there is none."""
-        if not self._run_dir:
+
+def _check_same(input_: inputs.Input, manifest: Mapping[str, Any]) -> None:
+    """Raises a StageError unless an image set is the one that was exported."""
+    asked = stage.through_json({**input_.settings, **input_.identity})
+    there = {key: manifest["made_from"].get(key) for key in asked}
+    if differ := stage.differences(there, asked):
+        raise StageError(
+            f"the images are not those of the export ({'; '.join(differ)}): name the image set and "
+            "the splits that were exported, export again, or leave them out and do without images"
+        )
+
+
+def _run_metrics(model_dir: str | None, run_dir: str | None) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of the run that trained the model, as far as they are such."""
+    named = run_dir is not None
+    if not named and model_dir:
+        is_url = storage.is_url(model_dir)
+        run_dir = os.path.dirname((model_dir if is_url else os.path.abspath(model_dir)).rstrip("/"))
+    if not run_dir:
+        return []
+    path = storage.join(run_dir, "metrics.jsonl")
+    try:
+        lines = storage.read_bytes(path).splitlines()
+    except OSError as error:
+        if not named:
             return []
+        raise StageError(
+            f"--run_dir={run_dir}: has no metrics.jsonl; expected the workdir of python -m "
+            "trainer.main"
+        ) from error
+    found = []
+    for line in lines:
         try:
-            text = storage.read_bytes(storage.join(self._run_dir, "metrics.jsonl"))
-            return [json.loads(line) for line in text.splitlines()]
-        except (OSError, ValueError, StageError):
-            return []
+            value = json.loads(line)
+        except ValueError:
+            continue  # The last line of a run that was killed, for one.
+        if isinstance(value, dict) and isinstance(value.get("split"), str):
+            if isinstance(value.get("epoch"), int | float):
+                found.append(value)
+    return found

@@ -46,6 +46,7 @@ def image_set(on_corrupt: str):
             "the two: a data set of pipeline.preprocess, or an image set as it takes them"
         )
     if reading is None:
+        source_flags.refuse_without_source()
         return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value, on_corrupt)
     settings = make_set.Settings(
         name=source_flags.NAME.value,

@@ -1,6 +1,7 @@
 """report.html: an export as a person looks at it, in one file that fetches nothing."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,10 +108,11 @@ def tiles(found: Sequence[Tile], *, num_columns: int | None = None) -> str:
 
 def _tile(tile: Tile) -> tuple[str, int]:
     image = np.concatenate(tile.images)
-    longest = max(tile.images[0].shape[:2])
-    step = -(-longest // _MAX_SIDE)  # Large images are shown by every n-th pixel.
+    height, width = tile.images[0].shape[:2]
+    side = math.sqrt(height * width)  # So that a wide image keeps its height.
+    step = max(1, math.ceil(side / _MAX_SIDE))  # Large images are shown by every n-th pixel.
     image = image[::step, ::step]
-    scale = max(1, -(-_MIN_SIDE // -(-longest // step)))
+    scale = max(1, math.ceil(_MIN_SIDE * step / side))
     height, width = image.shape[0] * scale, image.shape[1] * scale
     shown = html_page.image(sheets.png(image), width=width, height=height, alt=tile.alt)
     caption = f"<figcaption>{html.escape(tile.caption)}</figcaption>"

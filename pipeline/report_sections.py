@@ -33,9 +33,17 @@ class Report:
         return report_page.page(
             title=f"{made_from['name']}: {', '.join(made_from['split'])}",
             lead=lead,
-            warnings=manifest.get("drift", {}).get("warnings", ()),
+            warnings=self._warnings(),
             sections=[section for section in self._sections() if section],
         )
+
+    def _warnings(self) -> list[str]:
+        found = list(self._data.manifest.get("drift", {}).get("warnings", ()))
+        if self._data.num_missing:
+            found.append(
+                f"{self._data.num_missing:,} images that were exported could not be read any more"
+            )
+        return found
 
     def files(self) -> dict[str, bytes]:
         """The files beside the page; after `page`, which draws the plots."""
@@ -64,23 +72,22 @@ class Report:
     def _reconstructions(self) -> Section | None:
         if not self._data.points or not self._data.model:
             return None
-        rows = self._data.points.rows
-        labels = dict(zip(rows.ids, rows.labels.tolist(), strict=True))
-        ids = [i for i in rows.ids[:NUM_PAIRS] if i in self._data.images]
-        if not ids:
+        points, images = self._data.points, self._data.images
+        first = range(min(NUM_PAIRS, len(points.tasks)))
+        shown = [i for i in first if points.key(i) in images]
+        if not shown:
             return None
-        originals = np.stack([self._data.images[i] for i in ids])
+        originals = np.stack([images[points.key(i)] for i in shown])
         pictures = examples.to_pixels(self._data.model.reconstruct(originals))
         self._plots["reconstructions"] = sheets.contact_sheet(originals, pictures)
-        found = [
-            Tile(
-                (original, picture), self._data.name_of(labels[i]), f"{i} above its reconstruction"
-            )
-            for i, original, picture in zip(ids, originals, pictures, strict=True)
-        ]
+        found = []
+        for i, original, picture in zip(shown, originals, pictures, strict=True):
+            name = self._data.name_of(int(points.rows.labels[i]))
+            alt = f"{points.rows.ids[i]} above its reconstruction"
+            found.append(Tile((original, picture), name, alt))
         note = report_page.text(
-            "Each image above what the model makes of its embedding,",
-            f"{self._data.model.latent_dim} numbers.",
+            "Each image above what the model makes of its embedding of",
+            f"latent_dim = {self._data.model.latent_dim}.",
         )
         body = note + report_page.tiles(found)
         return Section("reconstructions", "Originals and reconstructions", body)
@@ -88,9 +95,8 @@ class Report:
     def _largest_losses(self) -> Section | None:
         if not self._data.worst:
             return None
-        there = [
-            (loss, i, label) for loss, i, label, _ in self._data.worst if i in self._data.images
-        ]
+        images = self._data.images
+        there = [worst for worst in self._data.worst if (worst[3], worst[1]) in images]
         note = report_page.text(
             "Images that the model finds hardest to describe, with their labels: odd, damaged, "
             "perhaps mislabelled."
@@ -99,17 +105,17 @@ class Report:
             rows = [[i, self._data.name_of(label), loss] for loss, i, label, _ in self._data.worst]
             body = note + report_page.table(("id", "label", "reconstruction_loss"), rows)
             return Section("largest-losses", "Largest reconstruction_loss", body)
-        originals = np.stack([self._data.images[i] for _, i, _ in there])
+        originals = np.stack([images[task, i] for _, i, _, task in there])
         below = [()] * len(there)
         if self._data.model:
             pictures = examples.to_pixels(self._data.model.reconstruct(originals))
             below = [(picture,) for picture in pictures]
             self._plots["largest_losses"] = sheets.contact_sheet(originals, pictures)
         found = []
-        for (loss, i, label), original, under in zip(there, originals, below, strict=True):
+        for (loss, i, label, _), original, under in zip(there, originals, below, strict=True):
             name = self._data.name_of(label)
             alt = f"{i}, labelled {name}, reconstruction_loss {loss:.1f} nats"
-            found.append(Tile((original, *under), f"{name}: {loss:.0f}", alt))
+            found.append(Tile((original, *under), f"{loss:.0f}: {name}", alt))
         body = note + report_page.tiles(found)
         return Section("largest-losses", "Largest reconstruction_loss", body)
 
@@ -127,7 +133,9 @@ class Report:
             self._plots[found.name] = plot.light
             count, classes = len(found.labels), len(np.unique(found.labels))
             alt = f"Scatter plot: {found.title} of {count:,} embeddings in {classes} classes"
-            shown.append((plot, alt, f"{found.title}: {count:,} records coloured by class"))
+            shown.append(
+                (plot, alt, f"{found.title}: a sample of {count:,} records, coloured by class")
+            )
         return Section("latent-space", "Latent space", report_page.plots(*shown))
 
     def _decoded(self) -> Section | None:
@@ -192,7 +200,7 @@ class Report:
         if "kl" not in latents[0]:
             return Section("latents", "Latents in use", note)
         kl = [latent["kl"] for latent in latents]
-        plot = plots.bars(kl, active, size=(7.2, 3.6))
+        plot = plots.bars(kl, active, size=(4.8, 3))
         self._plots["kl_per_latent"] = plot.light
         alt = f"Bar chart: kl of each of {len(kl)} latents, {min(kl):.2f} to {max(kl):.2f} nats"
         body = note + report_page.plots((plot, alt, "kl of each latent, a mean over all records"))
@@ -206,12 +214,13 @@ class Report:
             query = rows.ids[of[0]]
             for place in of:
                 i, name = rows.ids[place], self._data.name_of(int(rows.labels[place]))
-                if i not in self._data.images:
+                image = self._data.images.get(self._data.points.key(place))
+                if image is None:
                     continue
                 first = place == of[0]
                 alt = f"{i}, {name}" if first else f"{i}, {name}, near {query}"
                 caption = f"{name}:" if first else name
-                found.append(Tile((self._data.images[i],), caption, alt))
+                found.append(Tile((image,), caption, alt))
         if not found:
             table = [[rows.ids[of[0]], ", ".join(rows.ids[i] for i in of[1:])]
                      for of in self._data.neighbours]  # fmt: skip
@@ -219,8 +228,8 @@ class Report:
         else:
             body = report_page.tiles(found, num_columns=max(map(len, self._data.neighbours)))
         note = report_page.text(
-            "A row a record: the record itself, then those whose embeddings are nearest, of",
-            f"{len(rows.ids):,}.",
+            "A row a record: the record itself, then those whose embeddings are nearest among",
+            f"{len(rows.ids):,} that were sampled.",
         )
         return Section("neighbours", "Nearest neighbours", note + body)
 
@@ -238,18 +247,19 @@ class Report:
 
     def _losses(self) -> Section | None:
         """Loss curves of the run that trained the model."""
-        lines = self._data.run_metrics()
+        lines = self._data.run_metrics
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for name in ("loss", "reconstruction_loss", "kl"):
             for line in lines:
-                if line.get("split") != "test" and name in line:
+                value = line.get(name)
+                if line["split"] != "test" and isinstance(value, int | float):
                     of_split = panels.setdefault(name, {}).setdefault(line["split"], [])
-                    of_split.append((line["epoch"], line[name]))
+                    of_split.append((line["epoch"], value))
         if not panels:
             return None
         shown = []
         for name, lines_of in panels.items():
-            plot = plots.curves(name, lines_of, size=(4.6, 3.4))
+            plot = plots.curves(name, lines_of, size=(4.8, 3.4))
             self._plots[f"curve_{name}"] = plot.light
             alt = f"Line chart of {name} over the epochs of training: {', '.join(lines_of)}"
             shown.append((plot, alt, f"{name} after each epoch, nats per image"))

@@ -15,6 +15,10 @@ class Sample(NamedTuple):
     rows: rows.Rows
     tasks: list[str]
 
+    def key(self, place: int) -> tuple[str, str]:
+        """The shard and the id of a row, which name its record."""
+        return self.tasks[place], self.rows.ids[place]
+
     def take(self, places: np.ndarray) -> "Sample":
         """Those at some places."""
         return Sample(self.rows.take(places), [self.tasks[place] for place in places])

@@ -4,6 +4,8 @@ import re
 
 from absl import flags
 
+from pipeline.errors import UsageError
+
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -77,6 +79,18 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     height, width = map(int, text.split("x"))
     return height, width
+
+
+def refuse_without_source() -> None:
+    """Raises a UsageError for a flag that says how to read a source where there is none."""
+    if _SOURCE.value is not None:
+        return
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        if flag.present:
+            raise UsageError(
+                f"--{flag.name}={flag.value}: says how to read a --source, and a data set is as it "
+                "was made; leave it out, or name a --source"
+            )
 
 
 def reading():

@@ -261,6 +261,7 @@ def test_the_flags_reach_the_commands(damaged, trained, tmp_path):
         f"--data_dir={damaged}",
         f"--model_dir={trained / 'export'}",
         f"--output_dir={tmp_path / 'out'}",
+        "--noreport",
         *flags,
     )
     assert "50 read = 49 written + 1 quarantined" in done.stdout

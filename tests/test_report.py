@@ -252,7 +252,88 @@ def test_what_is_no_export_or_of_another_model(data_dir, trained, two_latents, r
     with pytest.raises(StageError, match="output_dir=.*: no such directory; expected the output"):
         make_report_of(tmp_path / "nothing", data_dir, trained / "export")
     with pytest.raises(StageError, match="made the export; expected the same"):
-        make_report_of(reported, data_dir, two_latents.parent / "run" / "export")
+        make_report_of(reported, None, two_latents.parent / "run" / "export")
+
+
+def test_images_that_are_not_those_of_the_export(reported, data_dir, trained, tmp_path):
+    """Another set, or other splits, would show other images under the export's ids."""
+    for split in (["test"], ["train", "validation"]):
+        with pytest.raises(StageError, match="the images are not those of the export .split is"):
+            make_report_of(reported, data_dir, trained / "export", split=split)
+    make_idx_set(tmp_path / "idx", num_train=20, num_test=10)
+    make_shards(f"idx:{tmp_path / 'idx'}", tmp_path / "other")
+    with pytest.raises(StageError, match="not those of the export .dataset_id is"):
+        make_report_of(reported, tmp_path / "other", trained / "export", split=["train", "test"])
+
+
+def test_images_that_are_gone_are_missed(data_dir, trained, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data_dir, data)
+    make_embeddings(data, trained / "export", out)
+    (data / "blobs-test.tfrecord-00001-of-00004").unlink()
+    page = make_report_of(out, data, trained / "export").read_text()
+    assert "images that were exported could not be read any more" in page
+
+
+def test_loss_curves_of_a_run_as_it_was_left(reported, tmp_path):
+    out, run = tmp_path / "out", tmp_path / "run"
+    shutil.copytree(reported, out)
+    with pytest.raises(StageError, match=r"--run_dir=.*: has no metrics\.jsonl; expected"):
+        make_report_of(out, None, run_dir=str(run))
+    run.mkdir()
+    lines = [
+        {"epoch": 1, "split": "train", "loss": 3.0}, {"epoch": 2, "split": "train", "loss": 2.0},
+        [1], {"epoch": 3}, {"epoch": 4, "split": "train", "loss": "much"},
+    ]  # fmt: skip
+    text = "\n".join([*map(json.dumps, lines), '{"epoch": 5, "spl'])
+    (run / "metrics.jsonl").write_text(text)
+    assert 'id="loss-curves"' in make_report_of(out, None, run_dir=str(run)).read_text()
+    assert (out / "plots" / "curve_loss.png").exists()
+    # What an earlier report had and this one has not is gone.
+    assert not (out / "plots" / "curve_kl.png").exists()
+
+
+def test_records_of_two_splits_with_equal_ids_are_told_apart(trained, tmp_path):
+    from pipeline import convert, make_set
+
+    source = "tests.test_report.open_twins:x"
+    make_embeddings(source, trained / "export", tmp_path / "out", split="train,test", num_shards=1)
+    settings = make_set.Settings("blobs", 1, 0.1, 0, "none")
+    input_ = inputs.SourceInput(convert.Reading(source), settings, ["train", "test"])
+    wanted = {task: {f"{i}" for i in range(20)} for task in input_.sizes}
+    found = dict(input_.images(wanted))
+    assert len(found) > 20
+    for (task, _), image in found.items():
+        assert (image == (255 if "-test." in task else 0)).all()
+
+
+class Twins:
+    """Dark images in train, bright ones in test, and the same ids."""
+
+    image_shape, class_names, split_sizes = (
+        (12, 8, 1),
+        ["dark", "bright"],
+        {"train": 20, "test": 20},
+    )
+
+    def fingerprint(self):
+        return "twins"
+
+    def ids(self, indices):
+        return [str(i % 20).encode() for i in indices]
+
+    def where(self, index):
+        return str(index)
+
+    def read(self, indices):
+        bright = np.asarray(indices) >= 20
+        images = np.zeros((len(indices), 12, 8, 1), np.uint8)
+        images[bright] = 255
+        return images, bright.astype(np.int64)
+
+
+def open_twins(rest):
+    return Twins()
 
 
 def test_the_projector_of_tensorboard_takes_the_bundle(reported, data_dir):
