@@ -18,6 +18,8 @@ DATA_DIR ?= $(DEMO_DIR)/shards
 WORKDIR ?= $(DEMO_DIR)/run
 MODEL_DIR ?= $(WORKDIR)/export
 FLAGS ?=
+# Most of a test's time is imports and small models, which leave a second core idle.
+JOBS ?= 2
 
 help:  ## lists the targets and their variables
 	@echo "Targets:"
@@ -30,6 +32,7 @@ help:  ## lists the targets and their variables
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export, report"
 	@echo "  SOURCE=$(SOURCE)                           week"
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR SPLIT=$(SPLIT)            evaluate"
+	@echo "  JOBS=$(JOBS)                                  test"
 	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
 	@echo "  DEMO_DIR=$(DEMO_DIR)                            where the demo and the defaults above write"
 	@echo "Example: make preprocess SOURCE=idx:/data/mnist OUTPUT_DIR=/data/shards FLAGS=\"--num_shards=32\""
@@ -77,8 +80,8 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
 	@$(PY) -m tests.week --source=$(SOURCE) --workdir=$(DEMO_DIR)/week
 
-test: $(INSTALLED)  ## runs all tests
-	$(PY) -m pytest
+test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long

@@ -42,6 +42,7 @@ setuptools.setup(
         # The last four: what people read embeddings with, and a browser's remote control.
         "dev": [
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.112",
             "ruff>=0.14",
             "duckdb>=1.1",

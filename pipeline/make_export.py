@@ -135,12 +135,13 @@ def _finish(
         num_records=records["read"],
     )
     for task, marker in markers.items():
-        num_rows = marker["sums"]["num_rows"]
-        if marker["read"] != marker["written"] + marker["quarantined"]:
+        num_rows, num_lost = marker["sums"]["num_rows"], marker["quarantined"]
+        is_named = any("num_quarantined" in entry for entry in marker["entries"])
+        if marker["read"] != num_rows + num_lost or (num_lost and not is_named):
             raise StageError(
-                f"{task}: {marker['read']} records read, {num_rows} rows written and "
-                f"{marker['quarantined']} quarantined; expected all of them: run the same command "
-                "again"
+                f"{task}: {marker['read']} records read, {num_rows} rows written and {num_lost} "
+                "quarantined; expected all of them, and those in quarantine named: run the same "
+                "command with --overwrite"
             )
     of_shards = {task: marker["sums"] for task, marker in markers.items()}
     found = summary.summary(of_shards)

@@ -45,7 +45,7 @@ def test_help_answers_without_the_heavy_imports(module, flag):
 REQUIRED = {
     "pipeline.preprocess": ["--source=sample", "--output_dir=x"],
     "trainer.main": ["--config=configs/smoke.py", "--workdir=x"],
-    "pipeline.export": ["--data_dir=x", "--model_dir=x", "--output_dir=x"],
+    "pipeline.export": ["--model_dir=x", "--data_dir=x", "--output_dir=x"],
 }
 
 
@@ -196,7 +196,12 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
     ]
     export = run_command("pipeline.export", *export_args)
     assert without_progress(export.stderr) == []
-    assert export.stdout.startswith("export: finished: 28 read = 28 written")
+    *of_shards, in_all, page = export.stdout.splitlines()
+    assert [line.split(":")[0] for line in of_shards] == sorted(
+        path.name for path in shards_dir.glob("*-validation.tfrecord-*")
+    )
+    assert in_all.startswith("export: finished: 28 read = 28 written + 0 quarantined (28 computed")
+    assert page == f"export: {out}/report.html"
     assert "already finished" in run_command("pipeline.export", *export_args).stdout
     assert json.loads((out / "manifest.json").read_text())["records"]["written"] == 28
 

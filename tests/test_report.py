@@ -2,7 +2,10 @@
 
 import json
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -365,12 +368,22 @@ def test_the_projector_of_tensorboard_takes_the_bundle(reported, data_dir):
 
 
 def test_tensorboard_serves_it(reported):
-    from tensorboard import program
-
     bundle = reported / "projector"
-    server = program.TensorBoard()
-    server.configure(logdir=str(bundle), port=0, load_fast="false")
-    address = f"{server.launch()}data/plugin/projector/"
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={bundle}", "--port=0"]
+    server = subprocess.Popen(
+        [*command, "--load_fast=false"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        said = iter(server.stderr.readline, "")
+        address = next(found[0] for line in said if (found := re.search(r"http://\S+/", line)))
+        assert_served(f"{address}data/plugin/projector/", bundle)
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def assert_served(address: str, bundle: pathlib.Path) -> None:
+    """TensorBoard's projector hands out what is in the bundle."""
 
     def served(what: str) -> bytes:
         with urllib.request.urlopen(f"{address}{what}", timeout=60) as answer:
