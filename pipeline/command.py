@@ -28,14 +28,20 @@ _QUIET = {
 }
 
 
+# Where standard error really goes while something is held back from it.
+_stderr = 2
+
+
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Holds back what native code writes to standard error, unless the block fails.
 
     TensorFlow logs its start before any setting of its own can silence it.
     """
+    global _stderr
     sys.stderr.flush()
-    kept = os.dup(2)
+    kept, outer = os.dup(2), _stderr
+    _stderr = kept if outer == 2 else outer
     with tempfile.TemporaryFile() as scratch:
         os.dup2(scratch.fileno(), 2)
         try:
@@ -47,6 +53,7 @@ def quiet_stderr() -> Iterator[None]:
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
+            _stderr = outer
             os.close(kept)
 
 
@@ -182,12 +189,11 @@ def run(
     def interrupt(number: int, _) -> None:
         # At once and without unwinding: what is on disk is whole at any moment, while a
         # runner would go on with its work, or take an exception for a failure of it.
-        print(
+        text = (
             f"\n{name}: stopped by {signal.Signals(number).name}; run the same command again, "
-            "files that are whole stay",
-            file=sys.stderr,
-            flush=True,
+            "files that are whole stay\n"
         )
+        os.write(_stderr, text.encode())
         os._exit(Interrupted.exit_status)
 
     for number in (signal.SIGTERM, signal.SIGINT):

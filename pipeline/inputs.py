@@ -93,6 +93,7 @@ class Input(Protocol):
 
     image_shape: tuple[int, int, int]
     class_names: Sequence[str]
+    place: str  # The directory whose files are the records, if it is such; else "".
     sizes: dict[str, int]  # Names of the shards, in order -> about how many records each has.
     settings: dict[str, Any]  # What a directory is made with, and stays as it is.
     identity: dict[str, Any]  # What may grow from one run to the next.
@@ -116,6 +117,7 @@ class ShardsInput:
         Raises:
           StageError: no such data set or split.
         """
+        self.place = data_dir
         self._dataset = dataset = shards.Dataset(data_dir, on_corrupt=on_corrupt)
         # In the set's order, whichever way they were asked for.
         entries = {split: dataset.shards(split) for split in splits}
@@ -172,6 +174,8 @@ class SourceInput:
           UsageError: a conversion or a setting that it cannot have.
         """
         source = convert.open_reading(reading)
+        kind, _, rest = reading.spec.partition(":")
+        self.place = rest if kind == "folder" else ""
         make_set.check(settings, source)
         sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
         counts = make_set.num_shards(settings, sizes, source.image_shape)

@@ -10,10 +10,20 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import drift, embed_shards, quarantine, requirements, rows, sample, stage, summary
+from pipeline import (
+    drift,
+    embed_shards,
+    quarantine,
+    requirements,
+    rows,
+    sample,
+    stage,
+    storage,
+    summary,
+)
 from pipeline import tasks as tasks_lib
 from pipeline.embedded_shard import Making
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from pipeline.inputs import Input
 from pipeline.staged_directory import StagedDirectory
 
@@ -49,6 +59,7 @@ def make_export(request: Request) -> dict[str, Any]:
       UsageError: a bound on a number that there is not.
     """
     input_, making = request.input, request.making
+    _check_places(request)
     model_manifest = stage.read_manifest(request.model_dir, "train", "model_dir")
     shape = tuple(model_manifest["image_shape"])
     if shape != tuple(input_.image_shape):
@@ -94,6 +105,22 @@ def make_export(request: Request) -> dict[str, Any]:
         made = _finish(request, output, model_manifest, reference)
         # Where records are missing, that was to be seen again.
         return {**made, "reused": base is not None and base["export_id"] == made["export_id"]}
+
+
+def _check_places(request: Request) -> None:
+    """Raises a UsageError for an output directory that is an input as well, or inside one."""
+    places = {"the images": request.input.place, "--model_dir": request.model_dir}
+    for name, place in places.items():
+        if place and storage.is_within(request.output_dir, place):
+            raise UsageError(
+                f"--output_dir={request.output_dir}: lies in {name}, {place}; name a directory "
+                "outside of it"
+            )
+    reference = request.reference_dir
+    if reference and storage.is_within(reference, request.output_dir):
+        raise UsageError(
+            f"--reference={reference}: is what --output_dir will replace; name another export"
+        )
 
 
 def _previous(output: StagedDirectory, base: Mapping[str, Any] | None) -> embed_shards.Previous:

@@ -15,6 +15,11 @@ MODEL_DIR = flags.DEFINE_string(
 RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "The trainer's workdir, for loss curves; what holds model_dir if left out."
 )
+flags.register_validator(
+    "split",
+    lambda splits: bool(splits) and all(splits),
+    message="expected names of splits separated by commas, such as train,test",
+)
 
 
 def is_source() -> bool:

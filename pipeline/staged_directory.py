@@ -72,14 +72,17 @@ class StagedDirectory(OutputDirectory):
         files = manifest["files"] if manifest else ()
         self._there = {entry["name"] for entry in files} | set(job["there"] if job else ())
         if overwrite:
+            self._overwrites = True
             if not (job and job["overwrites"] and job["made_from"] == self.made_from):
-                storage.remove(self.tasks.path())
-            job = {"overwrites": True}
-        else:
-            # Where an overwriting job was stopped, its settings are the ones that count.
-            self._refuse_other_settings(job if job and job["overwrites"] else manifest or job)
-        self._remove_unfinished()
+                # First the note of what is there: killed here, the next try knows it by that.
+                self._write_job_state(publishing=False)
+                self.tasks.clear()
+            self._remove_unfinished()
+            return None
+        # Where an overwriting job was stopped, its settings are the ones that count.
+        self._refuse_other_settings(job if job and job["overwrites"] else manifest or job)
         self._overwrites = bool(job and job["overwrites"])
+        self._remove_unfinished()
         return None if self._overwrites or (job and job["publishing"]) else manifest
 
     def _refuse_other_settings(self, known: Mapping[str, Any] | None) -> None:

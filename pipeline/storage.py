@@ -61,6 +61,14 @@ def is_dir(path: str) -> bool:
     return os.path.isdir(path)
 
 
+def is_within(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies below it."""
+    if is_url(path) or is_url(directory):
+        return f"{path.rstrip('/')}/".startswith(f"{directory.rstrip('/')}/")
+    inner, outer = os.path.realpath(path), os.path.realpath(directory)
+    return os.path.commonpath([inner, outer]) == outer
+
+
 def list_names(directory: str) -> list[str]:
     """Sorted names of what lies in `directory`; empty if it does not exist."""
     if is_url(directory):

@@ -43,6 +43,12 @@ class Tasks:
     def _marker_path(self, task: str) -> str:
         return self.path(f"{task}.json")
 
+    def clear(self) -> None:
+        """Forgets all tasks, and removes files that wait; the note of the job stays."""
+        for name in storage.list_names(self.path()):
+            if name != JOB:
+                storage.remove(self.path(name))
+
     def make_once(
         self, task: str, make: Callable[[], Mapping[str, Any]], *, made_of: str | None = None
     ) -> dict[str, Any] | None:
@@ -127,7 +133,8 @@ class Tasks:
             if f"{task}.json" in names:
                 total += size
             elif f"{task}{_NOTE}" in names:
-                total += int(storage.read_bytes(self.path(f"{task}{_NOTE}")))
+                note = storage.read_bytes(self.path(f"{task}{_NOTE}"))
+                total += int(note) if note.isdigit() else 0
         return total
 
     def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A repeated export computes what is new and nothing else, and ends in the same bytes."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -409,6 +410,7 @@ def test_the_command_accounts_for_every_record(data_dir, trained, tmp_path):
     for bad, said in (
         ("--fields=mean,mean", "none of them twice"),
         ("--source=sample", "expected one of the two"),
+        ("--split=", "expected names of splits"),
     ):
         done = run_command(
             "pipeline.export", *flags, f"--output_dir={tmp_path}/x", bad, check=False
@@ -441,3 +443,67 @@ def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
     with storage.lock(str(out)):
         with pytest.raises(StageError, match="another process is writing here"):
             make_embeddings(data_dir, trained / "export", out, overwrite=True)
+
+
+def test_killed_while_publishing_and_then_while_overwriting(
+    data_dir, trained, other_model, tmp_path, monkeypatch
+):
+    """Whatever lies there without a manifest: the directory is still known for an export's."""
+    from pipeline import storage, tasks
+
+    out = tmp_path / "out"
+    make_embeddings(data_dir, trained / "export", out)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    for owner, name, settings in (
+        (storage, "move", {}),
+        (tasks.Tasks, "clear", {"overwrite": True}),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, kill)
+            with pytest.raises(Killed):
+                make_embeddings(data_dir, other_model, out, **settings)
+        assert not (out / "manifest.json").exists()
+    make_embeddings(data_dir, other_model, out)
+    make_embeddings(data_dir, other_model, tmp_path / "fresh")
+    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("embedding_format", ["parquet", "npy"])
+def test_what_a_rejected_run_has_made_is_never_published(trained, tmp_path, embedding_format):
+    """Good data, then bad data that a bound rejects, then good data and more."""
+    model, out = trained / "export", tmp_path / "out"
+    folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
+    source, settings = f"folder:{folder}", {"embedding_format": embedding_format}
+    make_embeddings(source, model, out, **settings)
+    paths = sorted((folder / "test").rglob("*.png"))
+    good = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.write_bytes(good[0])
+    with pytest.raises(StageError, match="nothing is published"):
+        make_embeddings(source, model, out, require="elbo>1e9", **settings)
+    for path, data in zip(paths, good, strict=True):
+        path.write_bytes(data)
+    paths[0].with_name("new.png").write_bytes(good[3])
+    manifest = make_embeddings(source, model, out, **settings)
+    for entry in manifest["files"]:
+        data = (out / entry["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == entry["sha256"], entry["name"]
+    make_embeddings(source, model, tmp_path / "fresh", **settings)
+    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+
+
+def test_outputs_do_not_lie_in_inputs(data_dir, trained, tmp_path):
+    model, folder = trained / "export", make_folder_set(tmp_path / "set", num_train=5, num_test=9)
+    for data, inside in ((data_dir, data_dir), (f"folder:{folder}", folder), (data_dir, model)):
+        with pytest.raises(UsageError, match="--output_dir=.*: lies in .*; name a directory"):
+            make_embeddings(data, model, inside / "out")
+        assert not (inside / "out").exists()
+    make_embeddings(data_dir, model, tmp_path / "out")
+    with pytest.raises(UsageError, match="is what --output_dir will replace; name another"):
+        make_embeddings(data_dir, model, tmp_path / "out", reference=tmp_path / "out")
