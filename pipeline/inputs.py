@@ -13,7 +13,7 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline import convert, examples, make_set, placement, shards, stage, write_shards
-from pipeline.errors import UsageError
+from pipeline.errors import StageError, UsageError
 from pipeline.source_records import SourceRecords
 from pipeline.tfrecord import Fault
 
@@ -140,7 +140,8 @@ class ShardsInput:
     def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
         for task, ids in wanted.items():
-            with contextlib.suppress(FileNotFoundError):
+            # A shard that is damaged or gone by now: what cannot be had is not shown.
+            with contextlib.suppress(FileNotFoundError, StageError):
                 for record in self._look_for(self._entries[task], set(ids)):
                     image = np.frombuffer(record.image, np.uint8).reshape(self.image_shape)
                     yield (task, record.id.decode()), image
@@ -151,7 +152,8 @@ class ShardsInput:
         head = shards.read_head(
             self._dataset.directory, entry, 2 * len(left) + 64, self.image_shape
         )
-        rest = (record for _, record in self._dataset.records(entry, []))
+        tolerant = shards.Dataset(self._dataset.directory, on_corrupt="quarantine")
+        rest = (record for _, record in tolerant.records(entry, []))
         for records in (head, rest):
             for record in records:
                 if not left:

@@ -77,11 +77,11 @@ def make_report(
 
     manifest = stage.read_manifest(export_dir, "export", "output_dir")
     with storage.lock(export_dir):
-        data = report_data.ReportData(
+        read = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
         )
-        found = report_sections.Report(data)
-        files = {PAGE: found.page(), **found.files()}
+        report = report_sections.Report(read)
+        files = {PAGE: report.page(), **report.files()}
         before = _state(export_dir) or {"files": []}
         # Stopped from here on, the next report knows what this one has written.
         there = [{"name": name} for name in files] + before["files"]

@@ -24,6 +24,7 @@ from tests.conftest import (
     smoke_config,
 )
 from tests.hostile_source import IDS, NAMES
+from tests.test_shards import damage_one_record
 
 HOSTILE = "tests.hostile_source.open_hostile:x"
 # Sections of a report of 3 latents, and its figures.
@@ -269,12 +270,20 @@ def test_images_that_are_not_those_of_the_export(reported, data_dir, trained, tm
         make_report_of(reported, tmp_path / "other", trained / "export", split=["train", "test"])
 
 
-def test_images_that_are_gone_are_missed(data_dir, trained, tmp_path):
+@pytest.mark.parametrize("how", ["gone", "damaged", "cut"])
+def test_images_that_are_gone_are_missed(data_dir, trained, tmp_path, how):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(data_dir, data)
     make_embeddings(data, trained / "export", out)
-    (data / "blobs-test.tfrecord-00001-of-00004").unlink()
-    page = make_report_of(out, data, trained / "export").read_text()
+    path = data / "blobs-test.tfrecord-00001-of-00004"
+    if how == "gone":
+        path.unlink()
+    elif how == "damaged":
+        damage_one_record(data, path.name)
+    else:
+        path.write_bytes(path.read_bytes()[:-70])
+    input_ = inputs.ShardsInput(str(data), ["test"], "fail")
+    page = make_report_of(out, input_, trained / "export").read_text()
     assert "images that were exported could not be read any more" in page
 
 
