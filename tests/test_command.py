@@ -151,7 +151,7 @@ def test_what_fails_exits_1_with_one_line(tmp_path, data_dir, module, arguments,
 
 def without_progress(stderr):
     """The lines of standard error but those that a slow machine has time to print meanwhile."""
-    progress = re.compile(r"(preprocess|export) \d+/\d+ shards(, .*)?")
+    progress = re.compile(r"(preprocess \d+/\d+ shards|export \d+/\d+ records)(, .*)?")
     return [line for line in stderr.splitlines() if not progress.fullmatch(line)]
 
 
