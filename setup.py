@@ -17,8 +17,8 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "apache-beam>=2.70,<3",
-        "fsspec>=2024.6",
-        "gcsfs>=2024.6",
+        "fsspec>=2024.12",
+        "gcsfs>=2024.12",
         # The checksums of TFRecords; gcsfs brings it along too.
         "google-crc32c>=1.6",
         # tensorflow-datasets imports it and doesn't declare it.

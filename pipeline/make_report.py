@@ -8,7 +8,7 @@ report, report_page.py the page.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import output_directory, stage, storage
+from pipeline import directory_lock, output_directory, stage, storage
 from pipeline.errors import StageError
 from pipeline.inputs import Input
 
@@ -76,7 +76,7 @@ def make_report(
     from pipeline import report_data, report_sections
 
     manifest = stage.read_manifest(export_dir, "export", "output_dir")
-    with storage.lock(export_dir):
+    with directory_lock.held(export_dir):
         read = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
         )

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import quarantine, storage, tasks
+from pipeline import directory_lock, quarantine, storage, tasks
 from pipeline.errors import StageError
 from pipeline.stage import (
     FORMAT_VERSION,
@@ -75,7 +75,7 @@ class OutputDirectory:
         """
         self._refuse_foreign()  # Before the lock, which would leave its file there.
         storage.make_dirs(self.directory)
-        with storage.lock(self.directory):
+        with directory_lock.held(self.directory):
             yield
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ class OutputDirectory:
         known = read_sealed(self._path(MANIFEST)) or read_sealed(self.tasks.path(tasks.JOB))
         if known is None:
             # A job killed before its first file leaves these two and nothing else.
-            ours = (storage.LOCK, tasks.DIRECTORY)
+            ours = (directory_lock.NAME, tasks.DIRECTORY)
             foreign = [n for n in storage.list_names(self.directory) if n not in ours]
             foreign += storage.list_finished_names(self.tasks.path())
             if foreign:

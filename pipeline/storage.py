@@ -1,23 +1,26 @@
 """Where files live: local paths and fsspec URLs, behind one set of functions.
 
 A path is local unless it holds "://"; a URL goes to the file system that fsspec
-knows for it (gs:// through gcsfs). Every write appears whole or not at all:
-locally by renaming a finished file, on an object store by one upload.
+knows for it (gs:// through gcsfs; remote.py says what happens when it fails). Every write
+appears whole or not at all: locally by renaming a finished file, on an object store by one
+upload.
 """
 
 import atexit
 import contextlib
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from pipeline import remote
 from pipeline.errors import StageError
 
-# Name of the file by which a process holds a directory; it stays, empty.
-LOCK = ".lock"
 _TEMPORARY = ".writing-"
+# Of a URL, by one who reads a little at a time.
+_READ_AT_ONCE = 1 << 20
 
 
 def is_url(path: str) -> bool:
@@ -32,32 +35,17 @@ def join(directory: str, *names: str) -> str:
     return os.path.join(directory, *names)
 
 
-def _remote(path: str):
-    """The fsspec file system of a URL, and the path within it."""
-    import fsspec  # Here, because a command over local files has no need of it.
-
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError) as error:
-        raise StageError(
-            f"{path}: no file system for this URL ({error}); use a local path, gs://, or "
-            "another scheme that an installed fsspec package serves"
-        ) from error
-
-
 def exists(path: str) -> bool:
     """Whether a file or a directory is there."""
     if is_url(path):
-        fs, inner = _remote(path)
-        return fs.exists(inner)
+        return remote.call(path, lambda fs, inner: fs.exists(inner))
     return os.path.exists(path)
 
 
 def is_dir(path: str) -> bool:
     """Whether `path` is a directory (on an object store: a prefix with objects)."""
     if is_url(path):
-        fs, inner = _remote(path)
-        return fs.isdir(inner)
+        return remote.call(path, lambda fs, inner: fs.isdir(inner))
     return os.path.isdir(path)
 
 
@@ -72,13 +60,19 @@ def is_within(path: str, directory: str) -> bool:
 def list_names(directory: str) -> list[str]:
     """Sorted names of what lies in `directory`; empty if it does not exist."""
     if is_url(directory):
-        fs, inner = _remote(directory)
-        if not fs.isdir(inner):
-            return []
-        return sorted(os.path.basename(p.rstrip("/")) for p in fs.ls(inner, detail=False))
+        return remote.call(directory, _names_of_objects)
     if not os.path.isdir(directory):
         return []
     return sorted(os.listdir(directory))
+
+
+def _names_of_objects(fs: Any, inner: str) -> list[str]:
+    inner = inner.rstrip("/")
+    if not fs.isdir(inner):
+        return []
+    found = (path.rstrip("/") for path in fs.ls(inner, detail=False))
+    # A console's "create folder" makes an object of the directory's own name.
+    return sorted(os.path.basename(path) for path in found if path != inner)
 
 
 def list_tree(directory: str) -> list[str]:
@@ -88,11 +82,14 @@ def list_tree(directory: str) -> list[str]:
     that the link lies in.
     """
     if is_url(directory):
-        fs, inner = _remote(directory)
-        below = len(inner.rstrip("/")) + 1
-        found = [path[below:] for path in fs.find(inner)]
+        found = remote.call(directory, _files_of_objects)
         return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
     return sorted(_files_below(directory, "", ()))
+
+
+def _files_of_objects(fs: Any, inner: str) -> list[str]:
+    inner = inner.rstrip("/")
+    return [path[len(inner) + 1 :] for path in fs.find(inner) if path.rstrip("/") != inner]
 
 
 def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -112,16 +109,14 @@ def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterato
 def num_bytes(path: str) -> int:
     """Size of a file in bytes; raises FileNotFoundError."""
     if is_url(path):
-        fs, inner = _remote(path)
-        return fs.size(inner)
+        return remote.call(path, lambda fs, inner: fs.size(inner))
     return os.path.getsize(path)
 
 
 def make_dirs(directory: str) -> None:
     """Creates `directory` and its parents; nothing happens if it is there."""
     if is_url(directory):
-        fs, inner = _remote(directory)
-        fs.makedirs(inner, exist_ok=True)
+        remote.call(directory, lambda fs, inner: fs.makedirs(inner, exist_ok=True))
         return
     try:
         os.makedirs(directory, exist_ok=True)
@@ -135,9 +130,8 @@ def make_dirs(directory: str) -> None:
 def remove(path: str) -> None:
     """Removes a file or a whole directory; nothing happens if it is not there."""
     if is_url(path):
-        fs, inner = _remote(path)
-        if fs.exists(inner):
-            fs.rm(inner, recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            remote.call(path, lambda fs, inner: fs.rm(inner, recursive=True))
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -151,8 +145,10 @@ def move(path: str, target: str) -> None:
     At once on a local disk; on an object store the file is copied, whole, and then removed.
     """
     if is_url(path):
-        fs, inner = _remote(path)
-        fs.mv(inner, _remote(target)[1])
+        place = remote.file_system(target)[1]
+        # Each by itself, since a call that is said to have failed may have had its effect.
+        remote.call(path, lambda fs, inner: fs.cp_file(inner, place))
+        remove(path)
         return
     os.replace(path, target)
 
@@ -160,15 +156,23 @@ def move(path: str, target: str) -> None:
 def open_read(path: str) -> BinaryIO:
     """A binary file open for reading; raises FileNotFoundError."""
     if is_url(path):
-        fs, inner = _remote(path)
-        return fs.open(inner, "rb")
+        return io.BufferedReader(remote.File(path), _READ_AT_ONCE)
     return open(path, "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """The whole of a file; raises FileNotFoundError."""
+    if is_url(path):
+        return remote.call(path, lambda fs, inner: fs.cat_file(inner))
     with open_read(path) as file:
         return file.read()
+
+
+def _no_bucket(path: str, error: Exception) -> StageError:
+    return StageError(
+        f"{path}: cannot be written, since there is no such bucket ({error}); make it, or name "
+        "another"
+    )
 
 
 @contextlib.contextmanager
@@ -179,11 +183,13 @@ def publishing(path: str) -> Iterator[BinaryIO]:
     in markers and manifests say so. A killed process tears nothing.
     """
     if is_url(path):
-        fs, inner = _remote(path)
         with tempfile.NamedTemporaryFile() as scratch:
             yield scratch
             scratch.flush()
-            fs.put_file(scratch.name, inner)
+            try:
+                remote.call(path, lambda fs, inner: fs.put_file(scratch.name, inner))
+            except FileNotFoundError as error:
+                raise _no_bucket(path, error) from error
         return
     directory, name = os.path.split(path)
     # The process id keeps apart two workers that were handed the same shard.
@@ -202,6 +208,17 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file, atomically."""
     with publishing(path) as file:
         file.write(data)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Writes a whole file of a URL unless there is one; returns whether it did."""
+    try:
+        remote.call(path, lambda fs, inner: fs.pipe_file(inner, data, mode="create"))
+    except FileExistsError:
+        return False
+    except FileNotFoundError as error:
+        raise _no_bucket(path, error) from error
+    return True
 
 
 def list_finished_names(directory: str) -> list[str]:
@@ -226,19 +243,22 @@ def local_copy(path: str) -> Iterator[str]:
     if not is_url(path):
         yield path
         return
-    fs, inner = _remote(path)
     with tempfile.TemporaryDirectory() as scratch:
-        target = os.path.join(scratch, os.path.basename(inner.rstrip("/")))
-        if fs.isdir(inner):
-            # One file at a time: `get` of a tree names its target differently
-            # when the target exists, which differs between file systems.
-            for found in fs.find(inner):
-                file = os.path.join(target, os.path.relpath(found, inner))
-                os.makedirs(os.path.dirname(file), exist_ok=True)
-                fs.get_file(found, file)
-        else:
-            fs.get_file(inner, target)
+        target = os.path.join(scratch, os.path.basename(path.rstrip("/")))
+        remote.call(path, lambda fs, inner: _fetch(fs, inner, target))
         yield target
+
+
+def _fetch(fs: Any, inner: str, target: str) -> None:
+    if not fs.isdir(inner):
+        fs.get_file(inner, target)
+        return
+    # One file at a time: `get` of a tree names its target differently
+    # when the target exists, which differs between file systems.
+    for name in _files_of_objects(fs, inner):
+        file = os.path.join(target, name)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        fs.get_file(f"{inner.rstrip('/')}/{name}", file)
 
 
 def scratch_directory() -> str:
@@ -258,27 +278,3 @@ def publish_tree(local_directory: str, directory: str) -> None:
             with open(os.path.join(root, name), "rb") as source:
                 with publishing(join(target, name)) as file:
                     shutil.copyfileobj(source, file)
-
-
-@contextlib.contextmanager
-def lock(directory: str) -> Iterator[None]:
-    """Holds `directory` for this process; a second holder gets a StageError.
-
-    The kernel drops the lock with its process, so a dead job blocks nobody.
-    There is none on object stores: there, jobs over the same inputs write the
-    same bytes in whole objects, so that they cost each other time and no more.
-    """
-    if is_url(directory):
-        yield
-        return
-    import fcntl
-
-    with open(os.path.join(directory, LOCK), "a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StageError(
-                f"{directory}: another process is writing here; wait for it to end, "
-                "or name another directory"
-            ) from error
-        yield

@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests import object_stores
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
@@ -238,6 +240,17 @@ def quiet_libraries():
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A Google Cloud Storage on loopback, which this process and its children are sent to."""
+    program = object_stores.find_server()
+    if program is None:
+        pytest.skip("no fake-gcs-server; make fake-gcs-server installs it where there is Go")
+    with object_stores.running(program) as store:
+        os.environ["STORAGE_EMULATOR_HOST"] = store.url
+        yield store
 
 
 @pytest.fixture(scope="session")

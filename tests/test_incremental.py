@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from pipeline import embed_shards
+from pipeline import directory_lock, embed_shards
 from pipeline.errors import StageError, UsageError
 from tests.conftest import (
     die_at_file,
@@ -436,11 +436,10 @@ def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkey
 
 
 def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
-    from pipeline import storage
 
     out = tmp_path / "out"
     make_embeddings(data_dir, trained / "export", out)
-    with storage.lock(str(out)):
+    with directory_lock.held(str(out)):
         with pytest.raises(StageError, match="another process is writing here"):
             make_embeddings(data_dir, trained / "export", out, overwrite=True)
 

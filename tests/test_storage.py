@@ -1,25 +1,21 @@
 import os
-import subprocess
-import sys
 
 import pytest
 
 from pipeline import storage
 from pipeline.errors import StageError
-
-HOLD_LOCK = """
-import sys
-from pipeline import storage
-with storage.lock(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from tests.object_stores import BUCKET
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "gs"])
 def place(request, tmp_path):
-    """A local directory, and a URL of a file system that is none."""
-    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+    """A local directory, and URLs of file systems that are none."""
+    if request.param == "local":
+        return str(tmp_path)
+    if request.param == "gs":
+        request.getfixturevalue("object_store")
+        return f"gs://{BUCKET}/{tmp_path.name}"
+    return f"memory://{tmp_path.name}"
 
 
 def test_files_come_and_go(place):
@@ -63,20 +59,27 @@ def test_trees_go_there_and_back(place, tmp_path):
         assert open(os.path.join(local, "deep", "deeper", "leaf"), "rb").read() == b"2"
 
 
-def test_a_lock_keeps_others_out_until_its_process_dies(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(StageError, match="another process is writing here"):
-        with storage.lock(str(tmp_path)):
-            pass
-    holder.kill()
-    holder.communicate()
-    with storage.lock(str(tmp_path)):
-        pass
+def test_a_file_moves_in_place_of_another(place):
+    storage.make_dirs(place)
+    first, second = storage.join(place, "first"), storage.join(place, "second")
+    storage.write_bytes(first, b"1")
+    storage.write_bytes(second, b"2")
+    storage.move(first, second)
+    assert storage.list_names(place) == ["second"]
+    assert storage.read_bytes(second) == b"1"
+
+
+def test_a_file_is_read_in_pieces(place):
+    storage.make_dirs(place)
+    path = storage.join(place, "lines")
+    lines = [b"%d\n" % number for number in range(500_000)]  # More than is fetched at once.
+    storage.write_bytes(path, b"".join(lines))
+    with storage.open_read(path) as file:
+        assert list(file) == lines
+        file.seek(-len(lines[-1]), os.SEEK_END)
+        assert file.read() == lines[-1]
+        file.seek(2)
+        assert (file.read(2), file.tell()) == (b"1\n", 4)
 
 
 def test_an_unknown_url_scheme():

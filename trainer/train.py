@@ -11,7 +11,7 @@ import sys
 import ml_collections
 import tensorflow as tf
 
-from pipeline import quarantine, shards, stage, storage
+from pipeline import directory_lock, quarantine, shards, stage, storage
 from pipeline.errors import Interrupted, StageError, UsageError
 from trainer import board as board_lib
 from trainer import checkpoints, publish
@@ -214,7 +214,7 @@ def train(
     _check_losses(run, max_quarantined)
     _refuse_foreign(workdir, run, overwrite=overwrite)
     storage.make_dirs(workdir)
-    with storage.lock(workdir) if run.is_chief else contextlib.nullcontext():
+    with directory_lock.held(workdir) if run.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
             checkpoint = checkpoints.restore_newest(workdir, run.identity)

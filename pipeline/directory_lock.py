@@ -1,0 +1,187 @@
+"""One process at a time in a directory: by the kernel, or by a lease on an object store."""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from pipeline import storage
+from pipeline.errors import StageError
+
+# The file by which a process holds a directory; a local one stays, empty.
+NAME = ".lock"
+# A holder of a lease changes its object so often; one that has not changed for so long is dead.
+_BEAT_SECS, _LEASE_SECS, _LOOK_EVERY_SECS = 10.0, 40.0, 1.0
+
+
+@contextlib.contextmanager
+def held(directory: str) -> Iterator[None]:
+    """Holds `directory` for this process; a second holder gets a StageError.
+
+    Locally the kernel drops the lock with its process. On an object store it is an object
+    that only one process can create, and that its holder keeps changing. Who finds one waits
+    until it has changed, and gives up, or has not for 40 s, and takes it. The one clock in this
+    is its own. A dead process of the same machine is known at once.
+    """
+    with _leased(directory) if storage.is_url(directory) else _locked(directory):
+        yield
+
+
+def _refusal(directory: str, who: str) -> StageError:
+    return StageError(
+        f"{directory}: another process is writing here{who}; wait for it to end, or name another "
+        "directory"
+    )
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    import fcntl
+
+    with open(os.path.join(directory, NAME), "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _refusal(directory, "") from error
+        yield
+
+
+@contextlib.contextmanager
+def _leased(directory: str) -> Iterator[None]:
+    lease = _Lease(directory)
+    lease.take()
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECS):
+            lease.renew()
+
+    renewal = threading.Thread(target=beat, daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join()
+        lease.drop()
+
+
+def _this_process() -> dict[str, str]:
+    """What names this process among all, as far as the system says."""
+    return {
+        "host": platform.node(),
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "pids": _link("/proc/self/ns/pid"),  # Containers of one host count for themselves.
+        "pid": str(os.getpid()),
+        "started": _started(os.getpid()),
+    }
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError), open(path) as file:
+        return file.read().strip()
+    return ""
+
+
+def _link(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(path)
+    return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the machine did; "" if there is none."""
+    return (_read(f"/proc/{pid}/stat").rpartition(")")[2].split() or [""] * 20)[19]
+
+
+class _Lease:
+    """The object by which this process holds a directory on an object store."""
+
+    def __init__(self, directory: str):
+        self._directory, self._path = directory, storage.join(directory, NAME)
+        self._nonce, self._beats = uuid.uuid4().hex, 0
+
+    def _text(self) -> bytes:
+        self._beats += 1
+        state = {**_this_process(), "nonce": self._nonce, "beats": self._beats}
+        return json.dumps(state).encode()
+
+    def _there(self) -> dict | None:
+        """What the object says; None if there is none."""
+        try:
+            found = json.loads(storage.read_bytes(self._path))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}
+
+    def _is_ours(self, found: dict | None) -> bool:
+        return found is not None and found.get("nonce") == self._nonce
+
+    def take(self) -> None:
+        """Waits for the object to be free, or its holder to be known as dead, and creates it.
+
+        Raises:
+          StageError: its holder is alive.
+        """
+        seen, since = None, 0.0
+        while not storage.create(self._path, self._text()):
+            found = self._there()
+            if self._is_ours(found):
+                return  # Created, and the answer was lost.
+            if found is None:
+                continue
+            if seen is not None and found != seen:
+                raise _refusal(
+                    self._directory, f" (process {found.get('pid')} of {found.get('host')})"
+                )
+            if seen is None:
+                seen, since = found, time.monotonic()
+                if not _is_dead(found):
+                    print(
+                        f"{self._path}: of process {found.get('pid')} of {found.get('host')}; "
+                        f"waiting up to {_LEASE_SECS:.0f} s to see if it lives",
+                        file=sys.stderr,
+                    )
+            if _is_dead(found) or time.monotonic() - since > _LEASE_SECS:
+                storage.remove(self._path)
+                continue
+            time.sleep(_LOOK_EVERY_SECS)
+
+    def renew(self) -> None:
+        """Changes the object; ends the process if it is another's by now."""
+        try:
+            found = self._there()
+            if found is None or self._is_ours(found):
+                storage.write_bytes(self._path, self._text())
+                return
+        except StageError:
+            return  # If the storage is gone for long, the work itself fails.
+        text = (
+            f"\n{self._directory}: this process was out of reach for so long that process "
+            f"{found.get('pid')} of {found.get('host')} has taken over; stopped\n"
+        )
+        os.write(2, text.encode())
+        os._exit(StageError.exit_status)
+
+    def drop(self) -> None:
+        """Removes the object, if it is still ours."""
+        with contextlib.suppress(StageError):
+            if self._is_ours(self._there()):
+                storage.remove(self._path)
+
+
+def _is_dead(found: dict) -> bool:
+    """Whether a holder was a process of this machine, and is none any more."""
+    here = _this_process()
+    same_machine = all(
+        here[key] and here[key] == found.get(key) for key in ("host", "boot", "pids")
+    )
+    pid = str(found.get("pid"))
+    return same_machine and pid.isdigit() and _started(int(pid)) != found.get("started")

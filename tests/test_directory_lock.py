@@ -1,0 +1,148 @@
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pipeline import directory_lock, storage
+from pipeline.errors import StageError
+from tests.conftest import REPOSITORY
+from tests.object_stores import BUCKET
+
+HOLD = """
+import sys
+from pipeline import directory_lock
+directory_lock._BEAT_SECS = float(sys.argv[2])
+with directory_lock.held(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Tenths of seconds in place of seconds."""
+    monkeypatch.setattr(directory_lock, "_BEAT_SECS", 0.1)
+    monkeypatch.setattr(directory_lock, "_LEASE_SECS", 1.0)
+    monkeypatch.setattr(directory_lock, "_LOOK_EVERY_SECS", 0.05)
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path)
+    request.getfixturevalue("object_store")
+    return f"gs://{BUCKET}/{tmp_path.name}"
+
+
+@contextlib.contextmanager
+def held_elsewhere(place, beat_secs=0.1):
+    """Another process that holds the directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, place, str(beat_secs)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def another_host(place, **changes):
+    """The lease of a process of another host, which this one knows nothing of."""
+    lease = {**directory_lock._this_process(), "host": "elsewhere", "nonce": "1", "beats": 1}
+    storage.write_bytes(storage.join(place, ".lock"), json.dumps(lease | changes).encode())
+
+
+def test_one_at_a_time_until_it_ends_or_dies(place, quick):
+    with held_elsewhere(place) as holder:
+        with pytest.raises(StageError, match="another process is writing here"):
+            with directory_lock.held(place):
+                pass
+        holder.stdin.close()
+        assert holder.wait() == 0
+        with directory_lock.held(place):
+            pass
+    with held_elsewhere(place) as holder:
+        holder.kill()
+        holder.wait()
+        with directory_lock.held(place):
+            pass
+
+
+def test_a_dead_process_of_this_machine_costs_no_waiting(object_store, capfd):
+    place = f"gs://{BUCKET}/dead"
+    with held_elsewhere(place, 1000) as holder:
+        holder.kill()
+        holder.wait()
+        with directory_lock.held(place):
+            assert "waiting" not in capfd.readouterr().err
+    assert not storage.list_names(place)
+
+
+def test_a_lease_of_another_host_runs_out(object_store, quick, capfd):
+    place = f"gs://{BUCKET}/lease"
+    another_host(place)
+    with directory_lock.held(place):
+        assert "of elsewhere; waiting up to 1 s to see if it lives" in capfd.readouterr().err
+    assert not storage.list_names(place)
+
+
+def test_a_lease_that_is_renewed_is_left_alone(object_store, quick):
+    place, ended = f"gs://{BUCKET}/renewed", threading.Event()
+
+    def live() -> None:
+        beats = 0
+        while not ended.wait(0.1):
+            another_host(place, beats=(beats := beats + 1))
+
+    another_host(place)
+    holder = threading.Thread(target=live)
+    holder.start()
+    try:
+        with pytest.raises(StageError, match=r"writing here \(process \d+ of elsewhere\)"):
+            with directory_lock.held(place):
+                pass
+    finally:
+        ended.set()
+        holder.join()
+    assert storage.list_names(place) == [".lock"]
+
+
+def test_a_process_whose_lease_was_taken_ends(object_store):
+    place = f"gs://{BUCKET}/taken"
+    with held_elsewhere(place) as holder:
+        another_host(place)
+        assert holder.wait() == 1
+        assert b"of elsewhere has taken over; stopped" in holder.stderr.read()
+    lock = json.loads(storage.read_bytes(storage.join(place, ".lock")))
+    assert lock["host"] == "elsewhere"
+
+
+def test_a_created_lease_whose_answer_was_lost_is_ours(object_store, quick):
+    place = f"gs://{BUCKET}/lost"
+
+    def lose(request):
+        return "lose" if request.method == "POST" and request.number < 3 else None
+
+    with object_store.deciding(lose):
+        with directory_lock.held(place):
+            pass
+    assert not storage.list_names(place)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"pid": "x"}'])
+def test_a_lease_that_says_nothing_runs_out_too(object_store, quick, damage):
+    place = f"gs://{BUCKET}/damaged-{len(damage)}"
+    storage.write_bytes(storage.join(place, ".lock"), damage)
+    with directory_lock.held(place):
+        assert os.getpid()
+    assert not storage.list_names(place)

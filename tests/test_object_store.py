@@ -1,0 +1,306 @@
+"""The stages on an object store: a real one on loopback, which a test may let fail."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import finish_set, make_report, shards, stage, storage
+from pipeline.errors import StageError
+from tests.conftest import (
+    REPOSITORY,
+    assert_same_run,
+    make_embeddings,
+    make_shards,
+    outputs_of,
+    run_command,
+    smoke_config,
+)
+from tests.object_stores import BUCKET, FAULTS, ObjectStore
+
+_PREPROCESS = ["--name=blobs", "--num_shards=4"]
+_EXPORT = ["--split=test", "--fields=mean,z,kl"]
+
+
+@pytest.fixture
+def place(object_store, request):
+    """A URL of a directory of the test's own."""
+    return f"gs://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+def inside(url: str) -> str:
+    """The name of an object, or the beginning of names, within the bucket."""
+    return url.removeprefix(f"gs://{BUCKET}/")
+
+
+def fetched(url: str, target: pathlib.Path) -> pathlib.Path:
+    """A copy of a directory of the store as local files."""
+    with storage.local_copy(url) as local:
+        pathlib.Path(local).rename(target)
+    return target
+
+
+def without_times(store: ObjectStore, url: str) -> dict[str, bytes]:
+    """What `outputs_of` says of a local directory, of one of the store."""
+    found = store.objects(f"{inside(url)}/")
+    return {
+        name: data
+        for name, data in found.items()
+        if name.rpartition("/")[2] not in ("timings.json", ".lock")
+    }
+
+
+def preprocess(idx_dir, out, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "pipeline.preprocess",
+        *(f"--source=idx:{idx_dir}", f"--output_dir={out}", *_PREPROCESS),
+        check=check,
+    )
+
+
+def train(data_dir, workdir, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "trainer.main",
+        *("--config=configs/smoke.py", "--config.batch_size=27"),
+        *(f"--config.data_dir={data_dir}", f"--workdir={workdir}"),
+        check=check,
+    )
+
+
+def export(data_dir, model_dir, out, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "pipeline.export",
+        *(f"--data_dir={data_dir}", f"--model_dir={model_dir}", f"--output_dir={out}", *_EXPORT),
+        check=check,
+    )
+
+
+def test_the_whole_path(object_store, place, idx_dir, data_dir, trained, tmp_path):
+    data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
+    done = preprocess(idx_dir, data)
+    assert (done.stderr, done.stdout.count("\n")) == ("", 1)
+    assert without_times(object_store, data) == outputs_of(data_dir)
+
+    train(data, run)
+    assert_same_run(fetched(run, tmp_path / "run"), trained)
+    assert any(n.startswith("tensorboard/events") for n in object_store.objects(f"{inside(run)}/"))
+
+    export(data, f"{run}/export", out)
+    local = tmp_path / "embeddings"
+    # The SavedModel of the store, since those of two runs differ in bytes of no meaning.
+    make_embeddings(
+        data_dir, tmp_path / "run" / "export", local, fields=("mean", "z", "kl"), images="sheets"
+    )
+    there = without_times(object_store, out)
+    for name, content in outputs_of(local).items():
+        assert there[name] == content, name
+    assert {"report.html", "report.json", "plots/curve_loss.png"} <= there.keys()
+    run_command(
+        "pipeline.report",
+        *(f"--data_dir={data}", f"--model_dir={run}/export", f"--output_dir={out}"),
+    )
+    assert without_times(object_store, out) == there
+
+    again = preprocess(idx_dir, data), train(data, run), export(data, f"{run}/export", out)
+    for done in again:
+        assert "already finished" in done.stdout + done.stderr
+    # Nothing is left of what a stage needs on its way.
+    assert not [n for n in object_store.objects() if "/.progress" in n or n.endswith(".lock")]
+
+
+def dies_at_change(store: ObjectStore, number: int, command: list[str]) -> bool:
+    """Kills a command at its n-th change of the store; returns whether it came so far.
+
+    Every other time the store has carried it out by then.
+    """
+    process, seen = None, 0
+
+    def decide(request) -> str | None:
+        nonlocal seen
+        seen += request.changes
+        if request.changes and seen == number:
+            if number % 2:
+                os.kill(process.pid, signal.SIGKILL)
+                return "drop"
+            return "lose"
+        if seen >= number:  # It is told by the lost answer; whatever it does then is too late.
+            os.kill(process.pid, signal.SIGKILL)
+            return "drop"
+        return None
+
+    with store.deciding(decide):
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL
+        )
+        return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "number", [1, 8, 14, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5, 11, 19))]
+)
+def test_preprocess_killed_at_any_change_ends_in_the_same_bytes(
+    object_store, place, idx_dir, data_dir, number
+):
+    flags = [f"--source=idx:{idx_dir}", f"--output_dir={place}", *_PREPROCESS]
+    assert dies_at_change(object_store, number, ["pipeline.preprocess", *flags])
+    with pytest.raises(StageError, match="no such directory|has no manifest"):
+        shards.Dataset(place)
+    make_shards(f"idx:{idx_dir}", place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+@pytest.mark.parametrize("number", [6, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 21))])
+def test_a_run_killed_at_any_change_resumes_to_the_last_bit(
+    object_store, place, data_dir, trained, tmp_path, number
+):
+    flags = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={place}"]
+    command = ["trainer.main", *flags, f"--config.data_dir={data_dir}"]
+    assert dies_at_change(object_store, number, command)
+    train(data_dir, place)
+    assert_same_run(fetched(place, tmp_path / "run"), trained)
+
+
+@pytest.mark.parametrize(
+    "number", [4, 12, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 7, 9, 14, 17))]
+)
+def test_an_export_killed_at_any_change_ends_in_the_same_bytes(
+    object_store, place, data_dir, trained, tmp_path, number
+):
+    model_dir = trained / "export"
+    flags = [f"--data_dir={data_dir}", f"--model_dir={model_dir}", f"--output_dir={place}"]
+    command = ["pipeline.export", *flags, *_EXPORT, "--noreport"]
+    assert dies_at_change(object_store, number, command)
+    make_embeddings(data_dir, model_dir, place, fields=("mean", "z", "kl"))
+    make_embeddings(data_dir, model_dir, tmp_path / "local", fields=("mean", "z", "kl"))
+    assert without_times(object_store, place) == outputs_of(tmp_path / "local")
+
+
+def whole_or_unfinished(store: ObjectStore, directory: str, finished: list[bool]) -> None:
+    """Whoever looks now finds a stage with all its files, or none.
+
+    But for what describes a data set: an append makes it anew just before the manifest.
+    """
+    found = store.objects(f"{directory}/")
+    finished.append(stage.MANIFEST in found)
+    if finished[-1]:
+        entries = json.loads(found[stage.MANIFEST])["files"]
+        described = finish_set.NAMES if any("split" in entry for entry in entries) else ()
+        for entry in (entry for entry in entries if entry["name"] not in described):
+            data = found.get(entry["name"])
+            assert data is not None, entry["name"]
+            assert stage.file_entry(entry["name"], data)["sha256"] == entry["sha256"]
+
+
+def test_a_reader_never_sees_half_a_stage(
+    object_store, place, idx_dir, data_dir, trained, tmp_path
+):
+    from tests.conftest import make_idx_set
+
+    finished: list[bool] = []
+    failures: list[BaseException] = []
+    looked_at = f"{inside(place)}/out"
+
+    def look(request) -> None:
+        if request.changes:
+            try:
+                whole_or_unfinished(object_store, looked_at, finished)
+            except AssertionError as error:
+                failures.append(error)
+
+    with object_store.deciding(look):
+        make_shards(f"idx:{idx_dir}", f"{place}/out")
+        more = make_idx_set(tmp_path / "more", num_train=20, num_test=5)
+        make_shards(f"idx:{more}", f"{place}/out", append=True, id_prefix="more-")
+        assert {True, False} == set(finished)
+        looked_at = f"{inside(place)}/export"
+        for data in (data_dir, f"{place}/out"):
+            make_embeddings(data, trained / "export", f"{place}/export")
+    assert not failures
+    whole_or_unfinished(object_store, looked_at, finished)
+    assert finished[-1]
+
+
+def every(number: int, faults: list[str]):
+    """Lets every n-th request fail, in one way after the other."""
+
+    def decide(request) -> str | None:
+        return None if request.number % number else faults[request.number // number % len(faults)]
+
+    return decide
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_single_requests_may_fail(object_store, place, idx_dir, data_dir, fault):
+    with object_store.deciding(every(30, [fault])):
+        make_shards(f"idx:{idx_dir}", place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [5, 9])
+def test_every_few_requests_fail_on_the_whole_path(
+    object_store, place, idx_dir, data_dir, trained, tmp_path, number
+):
+    data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
+    with object_store.deciding(every(number, list(FAULTS))):
+        preprocess(idx_dir, data)
+        train(data, run)
+        export(data, f"{run}/export", out)
+    assert without_times(object_store, data) == outputs_of(data_dir)
+    assert_same_run(fetched(run, tmp_path / "run"), trained)
+    manifest = stage.read_manifest(out, "export", "output_dir")
+    assert manifest["records"] == {"read": 50, "written": 50, "quarantined": 0}
+    for entry in manifest["files"]:
+        stage.read_file(out, entry)
+
+
+@pytest.mark.long
+def test_a_store_that_is_gone_is_an_error_and_no_loss(object_store, place, idx_dir, data_dir):
+    with object_store.deciding(lambda request: "refuse" if request.number > 12 else None):
+        done = preprocess(idx_dir, place, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the storage has failed for" in done.stderr
+    assert "run the same command again when it answers" in done.stderr
+    preprocess(idx_dir, place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+def test_no_such_bucket(object_store, idx_dir):
+    done = preprocess(idx_dir, "gs://nosuchbucket/data", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no such bucket" in done.stderr
+    config = smoke_config("gs://nosuchbucket/data")
+    from trainer import train as train_lib
+
+    with pytest.raises(StageError, match="no such directory"):
+        train_lib.train(config, workdir="gs://nosuchbucket/run")
+
+
+def test_thousands_of_objects(object_store, place):
+    names = [f"{number:05d}.txt" for number in range(1_200)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: object_store.put(f"{inside(place)}/{name}", b"1"), names))
+    object_store.put(f"{inside(place)}/below/this", b"1")
+    # As a console's "create folder" leaves it.
+    object_store.put(f"{inside(place)}/", b"")
+    assert storage.list_names(place) == sorted([*names, "below"])
+    assert storage.list_tree(place) == sorted([*names, "below/this"])
+    storage.remove(place)
+    assert not object_store.objects(inside(place))
+
+
+def test_a_report_made_from_the_store(object_store, place, data_dir, trained):
+    from pipeline import inputs
+
+    make_embeddings(data_dir, trained / "export", place)
+    input_ = inputs.ShardsInput(str(data_dir), ["test"], "fail")
+    page = make_report.make_report(
+        place, input_=input_, model_dir=str(trained / "export"), run_dir=None
+    )
+    assert page == f"{place}/report.html"
+    assert b"loss" in storage.read_bytes(page)
