@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week test test-long lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week fake-gcs-server test test-long lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -79,6 +79,11 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 
 week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
 	@$(PY) -m tests.week --source=$(SOURCE) --workdir=$(DEMO_DIR)/week
+
+fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests of gs://; needs Go
+
+$(VENV)/bin/fake-gcs-server: | $(INSTALLED)
+	GOBIN=$(abspath $(VENV)/bin) go install github.com/fsouza/fake-gcs-server@v1.56.1
 
 test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile

@@ -1,5 +1,6 @@
 """Runs a Beam pipeline with the options a user gave: on any runner, in process by default."""
 
+import contextlib
 import difflib
 import logging
 import os
@@ -130,7 +131,8 @@ def run(
 
     def watch() -> None:
         while not ended.wait(_PROGRESS_EVERY_SECS):
-            progress.update(count_done())
+            with contextlib.suppress(StageError):  # A storage that fails: the work meets that too.
+                progress.update(count_done())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

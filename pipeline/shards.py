@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import examples, stage, storage, tfrecord
+from pipeline import cached_files, examples, stage, storage, tfrecord
 from pipeline.errors import StageError, UsageError
 from pipeline.tfrecord import Fault
 
@@ -79,20 +79,23 @@ def parse_records(
 class Dataset:
     """A finished data set directory, opened for reading."""
 
-    def __init__(self, directory: str, *, on_corrupt: str = "fail"):
+    def __init__(self, directory: str, *, on_corrupt: str = "fail", cache_dir: str | None = None):
         """Reads the manifest.
 
         Args:
           directory: the output directory of preprocess; local path or fsspec URL.
           on_corrupt: "fail" to refuse a damaged shard, "quarantine" to go on without the
             records that cannot be had and name them in `Shard.faults`.
+          cache_dir: local directory that keeps shards of a URL; see cached_files.py.
 
         Raises:
+          UsageError: a value that there is not.
           StageError: no such directory, unfinished, or not a data set.
         """
         if on_corrupt not in ON_CORRUPT:
             raise UsageError(f"--on_corrupt={on_corrupt}: expected {' or '.join(ON_CORRUPT)}")
-        self.directory, self.on_corrupt = directory, on_corrupt
+        cached_files.check(cache_dir)
+        self.directory, self.on_corrupt, self._cache_dir = directory, on_corrupt, cache_dir
         self.manifest = stage.read_manifest(directory, "preprocess", "data_dir")
         self.dataset_id: str = self.manifest["dataset_id"]
         self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
@@ -141,15 +144,16 @@ class Dataset:
         """
         path = storage.join(self.directory, entry["name"])
         expected = entry["num_examples"]
-        if self.on_corrupt == "fail":
-            data, whole = stage.read_file(self.directory, entry), True
-        else:
+        try:
+            data, whole = cached_files.read_file(self.directory, entry, self._cache_dir), True
+        except StageError:
+            if self.on_corrupt == "fail":
+                raise
             try:
-                data = storage.read_bytes(path)
+                data, whole = storage.read_bytes(path), False
             except FileNotFoundError:
                 faults.append(Fault(0, "the file is missing"))
                 return
-            whole = hashlib.sha256(data).hexdigest() == entry["sha256"]
         num_good = 0
         for found in parse_records(data, path, self.image_shape):
             if isinstance(found, Fault):

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pipeline import finish_set, make_report, shards, stage, storage
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from tests.conftest import (
     REPOSITORY,
     assert_same_run,
@@ -304,3 +305,29 @@ def test_a_report_made_from_the_store(object_store, place, data_dir, trained):
     )
     assert page == f"{place}/report.html"
     assert b"loss" in storage.read_bytes(page)
+
+
+def test_shards_are_fetched_once_with_a_cache(object_store, place, idx_dir, tmp_path):
+    make_shards(f"idx:{idx_dir}", place)
+    fetched_shards, cache = [], str(tmp_path / "cache")
+
+    def note(request) -> None:
+        if request.method == "GET" and "alt=media" in request.path and "tfrecord-" in request.path:
+            fetched_shards.append(request.path)
+
+    with object_store.deciding(note):
+        dataset = shards.Dataset(place, cache_dir=cache)
+        first = dataset.read_images("train")
+        num_shards = len(dataset.shards("train"))
+        assert len(fetched_shards) == num_shards
+        assert len(os.listdir(cache)) == num_shards
+        np.testing.assert_array_equal(dataset.read_images("train"), first)
+        assert len(fetched_shards) == num_shards
+        # What the disk has damaged is fetched again, and whole from then on.
+        damaged = pathlib.Path(cache) / os.listdir(cache)[0]
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        for _ in range(2):
+            np.testing.assert_array_equal(dataset.read_images("train"), first)
+            assert len(fetched_shards) == num_shards + 1
+    with pytest.raises(UsageError, match="--cache_dir=gs://a: is a URL; expected a directory of"):
+        shards.Dataset(place, cache_dir="gs://a")

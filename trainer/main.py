@@ -26,6 +26,12 @@ _ON_CORRUPT = flags.DEFINE_enum(
 _MAX_QUARANTINED = flags.DEFINE_string(
     "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
 )
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Local directory that keeps the shards of a URL, so that a run that is started again does not "
+    "fetch them again.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -41,6 +47,7 @@ def run(_: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         on_corrupt=_ON_CORRUPT.value,
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
+        cache_dir=_CACHE_DIR.value,
     )
 
 

@@ -173,6 +173,7 @@ def train(
     overwrite: bool = False,
     on_corrupt: str = "fail",
     max_quarantined: quarantine.Limit = quarantine.DEFAULT_LIMIT,
+    cache_dir: str | None = None,
 ) -> dict:
     """Trains a model, or goes on where an earlier try stopped, and publishes it.
 
@@ -182,6 +183,7 @@ def train(
       overwrite: whether another run's state there may go.
       on_corrupt: what to do where a shard is damaged, see shards.Dataset.
       max_quarantined: how many records may be missing for that reason.
+      cache_dir: local directory that keeps shards of a URL; None to fetch them at each start.
 
     Returns:
       The manifest of the published model.
@@ -192,7 +194,7 @@ def train(
       Interrupted: a signal came; the state is saved.
     """
     config_lib.check(config)
-    dataset = shards.Dataset(config.data_dir, on_corrupt=on_corrupt)
+    dataset = shards.Dataset(config.data_dir, on_corrupt=on_corrupt, cache_dir=cache_dir)
     config_lib.check_image_shape(config, dataset.image_shape)
     if not dataset.has_examples("train"):
         raise StageError(
