@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week fake-gcs-server test test-long lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +23,7 @@ JOBS ?= 2
 
 help:  ## lists the targets and their variables
 	@echo "Targets:"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)                 the interpreter and the environment it makes"
 	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
@@ -79,6 +79,10 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 
 week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
 	@$(PY) -m tests.week --source=$(SOURCE) --workdir=$(DEMO_DIR)/week
+
+# FLAGS=--fail_every=9 lets every ninth request fail.
+demo-gs: fake-gcs-server  ## the demo with every directory on gs://, of a store on this machine
+	@$(PY) -m tests.object_stores $(FLAGS) $(MAKE) --no-print-directory demo DEMO_DIR=gs://bucket/demo FLAGS=
 
 fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests of gs://; needs Go
 

@@ -10,6 +10,7 @@ import dataclasses
 import http.client
 import http.server
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -198,3 +199,46 @@ def _make_bucket(store: ObjectStore, process: subprocess.Popen) -> None:
         assert status == 200, body
         return
     raise AssertionError(f"fake-gcs-server ended with status {process.returncode}")
+
+
+def failing_every(number: int) -> Callable[[Request], str | None]:
+    """Lets every n-th request fail, in one of the FAULTS after the other."""
+
+    def decide(request: Request) -> str | None:
+        turn, rest = divmod(request.number, number)
+        return None if rest else FAULTS[turn % len(FAULTS)]
+
+    return decide
+
+
+def main() -> None:
+    """Runs a command with an object store beside it: `[--fail_every=N] COMMAND ARGUMENT...`."""
+    command, number = sys.argv[1:], 0
+    if command[0].startswith("--fail_every="):
+        number = int(command.pop(0).partition("=")[2])
+    program = find_server()
+    if program is None:
+        raise SystemExit("no fake-gcs-server; make fake-gcs-server installs it")
+    with running(program) as store:
+        counts: dict[str | None, int] = {}
+        decide = failing_every(number) if number else store.decide
+
+        def count(request: Request) -> str | None:
+            fault = decide(request)
+            counts[fault] = counts.get(fault, 0) + 1
+            return fault
+
+        with store.deciding(count):
+            environment = {**os.environ, "STORAGE_EMULATOR_HOST": store.url}
+            status = subprocess.run(command, env=environment, check=False).returncode
+        found = store.objects()
+        failed = ", ".join(f"{counts[fault]} {fault}" for fault in FAULTS if fault in counts)
+        print(
+            f"store: {len(found)} objects of {sum(map(len, found.values())):,} bytes, after "
+            f"{sum(counts.values()):,} requests, of which failed: {failed or 'none'}"
+        )
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

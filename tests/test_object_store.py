@@ -22,7 +22,7 @@ from tests.conftest import (
     run_command,
     smoke_config,
 )
-from tests.object_stores import BUCKET, FAULTS, ObjectStore
+from tests.object_stores import BUCKET, FAULTS, ObjectStore, failing_every
 
 _PREPROCESS = ["--name=blobs", "--num_shards=4"]
 _EXPORT = ["--split=test", "--fields=mean,z,kl"]
@@ -226,18 +226,9 @@ def test_a_reader_never_sees_half_a_stage(
     assert finished[-1]
 
 
-def every(number: int, faults: list[str]):
-    """Lets every n-th request fail, in one way after the other."""
-
-    def decide(request) -> str | None:
-        return None if request.number % number else faults[request.number // number % len(faults)]
-
-    return decide
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_single_requests_may_fail(object_store, place, idx_dir, data_dir, fault):
-    with object_store.deciding(every(30, [fault])):
+    with object_store.deciding(lambda request: None if request.number % 30 else fault):
         make_shards(f"idx:{idx_dir}", place)
     assert without_times(object_store, place) == outputs_of(data_dir)
 
@@ -248,7 +239,7 @@ def test_every_few_requests_fail_on_the_whole_path(
     object_store, place, idx_dir, data_dir, trained, tmp_path, number
 ):
     data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
-    with object_store.deciding(every(number, list(FAULTS))):
+    with object_store.deciding(failing_every(number)):
         preprocess(idx_dir, data)
         train(data, run)
         export(data, f"{run}/export", out)
