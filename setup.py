@@ -58,6 +58,7 @@ setuptools.setup(
             "vae-evaluate = trainer.evaluate:main",
             "vae-compare-routes = trainer.compare_routes:main",
             "vae-launch = trainer.launch:main",
+            "vae-join = trainer.join:main",
             "vae-export = pipeline.export:main",
             "vae-report = pipeline.report:main",
             "vae-verify = pipeline.verify:main",

@@ -127,7 +127,8 @@ class Run:
             return
         restored = tf.constant(float(self.step))
         mean = tf.function(
-            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: restored), axis=None)
+            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: restored), axis=None),
+            autograph=False,
         )()
         if mean != restored:
             raise StageError(
