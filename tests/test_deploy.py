@@ -1,0 +1,98 @@
+"""The files under configs/deploy/: what can be checked of them without a cluster."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tests.test_join import MANIFEST, trainer_of
+
+DEPLOY = REPOSITORY / "configs" / "deploy"
+# The oldest and the newest Kubernetes that manifests are checked for.
+VERSIONS = ("1.31", "1.37")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "path", sorted((DEPLOY / "kubernetes").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_manifests_are_of_the_schema(path, version):
+    for document in yaml.safe_load_all(path.read_text()):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_wrong_manifest_is_noticed():
+    service, job = yaml.safe_load_all(MANIFEST.read_text())
+    del service["spec"]["ports"][0]["port"]
+    job["spec"]["completionmode"] = job["spec"].pop("completionMode")
+    for document in (service, job):
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+
+
+def test_the_parts_of_the_training_manifest_fit_each_other():
+    service, job = yaml.safe_load_all(MANIFEST.read_text())
+    name, spec = job["metadata"]["name"], job["spec"]
+    pod, container = spec["template"]["spec"], trainer_of(MANIFEST)
+    flags = dict(a.partition("=")[::2] for a in container["args"])
+    assert flags["--hosts"] == f"{name}-{{index}}.{service['metadata']['name']}"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == spec["template"]["metadata"]["labels"]
+    assert spec["completions"] == spec["parallelism"] == int(flags["--num_workers"])
+    port = int(flags["--port"])
+    assert service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"] == port
+    rules = {
+        value: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        for value in rule.get("onExitCodes", {"values": ()})["values"]
+    }
+    assert rules == {2: "FailJob", 75: "Ignore"}
+
+
+def test_the_flags_after_the_dashes_are_the_trainers():
+    arguments = trainer_of(MANIFEST)["args"]
+    program = (
+        "import sys, trainer.main; from pipeline import command;"
+        "command.parse_flags(sys.argv, doc='', module='trainer.main')"
+    )
+    flags = arguments[arguments.index("--") + 1 :]
+    for changed, status in (([], 0), (["--config.batchsize=1"], 1)):
+        command = [sys.executable, "-c", program, *flags, *changed]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+        assert done.returncode == status, done.stderr
+
+
+def test_the_image_is_made_of_what_is_there():
+    text = (DEPLOY / "Dockerfile").read_text()
+    sources = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M)
+        for source in line.split()[:-1]
+    ]
+    assert {"pipeline", "trainer", "configs"} <= {*sources}
+    for source in sources:
+        assert (REPOSITORY / source).exists(), source
+    pins = (REPOSITORY / "constraints.txt").read_text()
+    beam = re.search(r"^apache-beam==(.*)$", pins, re.M)[1]
+    assert f"_sdk:{beam} AS beam" in text
+    # What starts the workers and the workers themselves are of one Python.
+    assert (
+        re.search(r"apache/beam_python(\S+)_sdk", text)[1]
+        in re.search(r"FROM python:(\S+)", text)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".sh", ".sbatch")),
+    ids=lambda path: path.name,
+)
+def test_scripts_are_clean(path):
+    shellcheck = shutil.which("shellcheck", path=f"{sys.prefix}/bin")
+    done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
