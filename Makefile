@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink runners lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +18,13 @@ DATA_DIR ?= $(DEMO_DIR)/shards
 WORKDIR ?= $(DEMO_DIR)/run
 MODEL_DIR ?= $(WORKDIR)/export
 FLAGS ?=
+# The newest Flink 1.19 there is: of the versions that Beam 2.77 drives, the one whose runner can be
+# had in parts from Maven Central. tests/flink/pom.xml names the runner.
+FLINK_VERSION ?= 1.19.3
+FLINK_READY := build/flink/ready
+# Beam's own runner for one machine, written in Go; the same version as the SDK.
+PRISM_VERSION ?= v2.77.0
+PRISM := build/prism/prism
 # Most of a test's time is imports and small models, which leave a second core idle.
 JOBS ?= 2
 
@@ -94,6 +101,24 @@ test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
 
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
+
+test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on a Flink cluster and on Prism; takes Java 11 or 17, mvn, go
+	$(PY) -m pytest -m flink
+
+runners: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
+	@$(PY) -m tests.benchmarks.bench_runners --source=$(SOURCE)
+
+# Not into $(VENV): it has no say in what the stages are installed with.
+$(FLINK_READY): tests/flink/pom.xml | $(INSTALLED)
+	@command -v java mvn > /dev/null || { echo "expected java and mvn; apt-get install default-jre-headless maven"; exit 1; }
+	rm -rf build/flink
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/flink apache-flink-libraries==$(FLINK_VERSION)
+	mvn --quiet --batch-mode --file tests/flink/pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/flink/job-server
+	@touch $@
+
+$(PRISM):
+	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }
+	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
 
 lint: $(INSTALLED)  ## ruff: check and format
 	$(VENV)/bin/ruff check .
