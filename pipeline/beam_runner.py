@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,6 +16,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms import environments
 
+from pipeline import remote_job
 from pipeline.errors import StageError, UsageError
 from pipeline.progress import Progress
 
@@ -78,6 +78,11 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     Named by us, since Beam's own default first tries to download another one.
     """
     if options.view_as(StandardOptions).runner:
+        remote_job.check_reachable(options)
+        if remote_job.is_portable(options):
+            # What it logs is about its own processes, or comes as an exception as well. Of all
+            # loggers, since Prism's lines come from two of its own.
+            logging.disable(logging.ERROR)
         return None  # beam.Pipeline reads it from the options.
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -139,22 +144,25 @@ def run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+            runner = make_runner(options)
+            pipeline = beam.Pipeline(runner=runner, options=options)
             build(pipeline)
             result = pipeline.run()
-            state = result.wait_until_finish()
+            with (
+                remote_job.cancelled_when_stopped(result)
+                if runner is None
+                else contextlib.nullcontext()
+            ):
+                state = result.wait_until_finish()
     except Exception as error:
-        # From a worker process it comes as text: its traceback, and our message at the end.
-        ours = re.search(r"^pipeline\.errors\.\w+: (.+?)( \[while running .*)?$", str(error), re.M)
-        if isinstance(error, StageError) or not ours:
+        # From a worker it comes as text: its traceback, and our message at the end.
+        ours = None if isinstance(error, StageError) else remote_job.explain(error)
+        if not ours:
             raise
-        raise StageError(ours[1]) from error
+        raise ours from error
     finally:
         ended.set()
         watcher.join()
         progress.close()
     if state is not None and state not in ("DONE", "UPDATED"):
-        raise StageError(
-            f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the "
-            "same command again, it goes on from the files that are whole"
-        )
+        raise remote_job.ended_as(state)

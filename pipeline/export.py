@@ -74,10 +74,18 @@ flags.register_validator(
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
     command.import_beam()
-    from pipeline import beam_runner, make_export, make_report, quarantine, requirements
+    from pipeline import (
+        beam_runner,
+        make_export,
+        make_report,
+        quarantine,
+        remote_job,
+        requirements,
+    )
     from pipeline.embedded_shard import Making
 
     options = beam_runner.parse_options(beam_args)
+    remote_job.check_paths(options, **report_flags.paths(), output_dir=_OUTPUT_DIR.value)
     request = make_export.Request(
         input=report_flags.image_set(_ON_CORRUPT.value),
         model_dir=report_flags.MODEL_DIR.value,

@@ -36,10 +36,13 @@ flags.mark_flags_as_required(["source", "output_dir"])
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
     command.import_beam()
-    from pipeline import append_set, beam_runner, make_set, quarantine
+    from pipeline import append_set, beam_runner, make_set, quarantine, remote_job
 
+    options = beam_runner.parse_options(beam_args)
+    reading = source_flags.reading()
+    remote_job.check_paths(options, source=reading.spec, output_dir=_OUTPUT_DIR.value)
     request = make_set.Request(
-        reading=source_flags.reading(),
+        reading=reading,
         settings=make_set.Settings(
             name=source_flags.NAME.value,
             num_shards=source_flags.num_shards(),
@@ -50,7 +53,7 @@ def run(beam_args: list[str]) -> None:
         output_dir=_OUTPUT_DIR.value,
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
-        options=beam_runner.parse_options(beam_args),
+        options=options,
     )
     make = append_set.append if _APPEND.value else make_set.make_set
     manifest = make(request)

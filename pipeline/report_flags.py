@@ -32,6 +32,16 @@ def names_images() -> bool:
     return is_source() or _DATA_DIR.value is not None
 
 
+def paths() -> dict[str, str | None]:
+    """Flag -> path of everything that is read."""
+    reading = source_flags.reading()
+    return {
+        "source": reading and reading.spec,
+        "data_dir": _DATA_DIR.value,
+        "model_dir": MODEL_DIR.value,
+    }
+
+
 def image_set(on_corrupt: str):
     """The image set (inputs.Input) that the flags name.
 

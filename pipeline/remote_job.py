@@ -1,0 +1,179 @@
+"""A Beam job on workers that are not this command's: Flink, Spark, Prism, Dataflow.
+
+What is checked before such a job is submitted, how it is cancelled when the command is
+stopped, and what its errors mean. Running it is in beam_runner.py.
+"""
+
+import atexit
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+)
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import PipelineResult, create_runner
+
+from pipeline.errors import StageError, UsageError
+
+# Job servers start their listener first, so one that runs answers at once.
+_CONNECT_SECS = 10.0
+# A stopped command ends in this time, whether or not the cluster answers.
+_CANCEL_SECS = 10.0
+# Sources whose REST is a path.
+_PATHS = ("idx", "npz", "csv", "folder")
+
+
+def is_portable(options: PipelineOptions) -> bool:
+    """Whether the job goes through a job server: Flink, Spark, Prism, or any other's."""
+    name = options.view_as(StandardOptions).runner
+    return bool(name) and isinstance(create_runner(name), PortableRunner)
+
+
+def _is_elsewhere(options: PipelineOptions) -> bool:
+    """Whether workers may stand in another directory, or on another machine."""
+    name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
+    environment = options.view_as(PortableOptions).environment_type
+    if environment and is_portable(options):
+        return environment != "LOOPBACK"
+    # Beam's own choice for what it starts itself are workers inside this command.
+    if name == "flinkrunner":
+        return options.view_as(FlinkRunnerOptions).flink_master not in ("[auto]", "[local]")
+    if name == "sparkrunner":
+        return not options.view_as(SparkRunnerOptions).spark_master_url.startswith("local")
+    return name in ("portablerunner", "dataflowrunner")
+
+
+def check_paths(options: PipelineOptions, **paths: str | None) -> None:
+    """Refuses paths that mean something else to a worker than to the command.
+
+    Args:
+      options: Beam's.
+      **paths: flag -> its value: a path, a URL, or a source as in --source.
+
+    Raises:
+      UsageError: a path is relative, and the workers are elsewhere.
+    """
+    if not _is_elsewhere(options):
+        return
+    for flag, value in paths.items():
+        kind, _, rest = (value or "").partition(":")
+        path = rest if flag == "source" and kind in _PATHS else value
+        if flag == "source" and kind not in _PATHS or not path or "://" in path:
+            continue
+        if not os.path.isabs(path):
+            raise UsageError(
+                f"--{flag}={value}: relative, and workers of this runner stand elsewhere; expected "
+                "a URL, or the absolute path of a directory that all of them share"
+            )
+
+
+def check_reachable(options: PipelineOptions) -> None:
+    """Refuses a cluster that does not answer, for which Beam would wait for a minute.
+
+    Raises:
+      UsageError: an address that is none, or --runner=PortableRunner without one.
+      StageError: nobody listens there.
+    """
+    name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if endpoint and is_portable(options) and endpoint != "embed":
+        _connect("job_endpoint", endpoint, "Beam's job server")
+    elif name == "portablerunner" and not endpoint:
+        raise UsageError("--runner=PortableRunner: has no --job_endpoint; expected HOST:PORT")
+    elif name == "flinkrunner" and master not in ("[auto]", "[local]"):
+        _connect("flink_master", master, "Flink's job manager (its REST port)")
+
+
+def _connect(flag: str, address: str, what: str) -> None:
+    url = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        host = url.hostname or ""
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--{flag}={address}: not an address; expected HOST:PORT") from error
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECS).close()
+    except OSError as error:
+        raise StageError(
+            f"--{flag}={address}: no answer ({error}); expected {what} to listen there: start it "
+            "or mend the address, then run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def cancelled_when_stopped(result: PipelineResult) -> Iterator[None]:
+    """While the block waits for a job, a SIGTERM or SIGINT cancels it before it ends the command.
+
+    Else the cluster would go on with a job that nobody publishes, and write among the files of
+    the next try. What Beam started for the job, such as a job server, is stopped too.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def cancel() -> None:
+        with contextlib.suppress(Exception):  # A cluster that is gone has nothing to cancel.
+            result.cancel()
+        atexit._run_exitfuncs()
+
+    def stop(number: int, frame: object) -> None:
+        # In a thread, since the call that the signal has interrupted may hold a lock of gRPC's.
+        thread = threading.Thread(target=cancel, daemon=True)
+        thread.start()
+        thread.join(_CANCEL_SECS)
+        if callable(before[number]):
+            before[number](number, frame)
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explain(error: Exception) -> StageError | None:
+    """What an error that a runner raised means to its user; None if it is a defect of ours.
+
+    Args:
+      error: as Beam raised it: of a worker it has the traceback as text.
+    """
+    text = str(error)
+    ours = re.search(r"^(?:.*\s)?pipeline\.errors\.\w+: (.+?)( \[while running .*)?$", text, re.M)
+    if ours:
+        return StageError(ours[1])
+    missing = re.search(r"ModuleNotFoundError: (No module named '\S+')", text)
+    if missing:
+        return StageError(
+            f"a worker of the runner: {missing[1]}; expected this package, of this version, on "
+            "every worker: install it there, or in the image that --sdk_container_image names, or "
+            "pass --setup_file=./setup.py"
+        )
+    cancelled = re.search(r"failed in state (CANCELLED|CANCELLING|DRAINED|STOPPED)", text)
+    if cancelled:
+        return ended_as(cancelled[1])
+    if re.search(r"StatusCode\.(UNAVAILABLE|CANCELLED)", text):
+        return StageError(
+            "the runner's job server ended while the job ran; expected it to outlive the job: "
+            "start it and run the same command again, files that are whole stay"
+        )
+    return None
+
+
+def ended_as(state: str) -> StageError:
+    """The error for a job that ended in a state other than done."""
+    return StageError(
+        f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the same "
+        "command again, it goes on from the files that are whole"
+    )
