@@ -1,6 +1,5 @@
 """Runs a Beam pipeline with the options a user gave: on any runner, in process by default."""
 
-import contextlib
 import difflib
 import logging
 import os
@@ -79,6 +78,7 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     """
     if options.view_as(StandardOptions).runner:
         remote_job.check_reachable(options)
+        remote_job.name_job(options)
         if remote_job.is_portable(options):
             # What it logs is about its own processes, or comes as an exception as well. Of all
             # loggers, since Prism's lines come from two of its own.
@@ -144,15 +144,10 @@ def run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            runner = make_runner(options)
-            pipeline = beam.Pipeline(runner=runner, options=options)
+            pipeline = beam.Pipeline(runner=make_runner(options), options=options)
             build(pipeline)
             result = pipeline.run()
-            with (
-                remote_job.cancelled_when_stopped(result)
-                if runner is None
-                else contextlib.nullcontext()
-            ):
+            with remote_job.cancelled_when_stopped(result, options):
                 state = result.wait_until_finish()
     except Exception as error:
         # From a worker it comes as text: its traceback, and our message at the end.

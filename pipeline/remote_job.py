@@ -6,21 +6,26 @@ stopped, and what its errors mean. Running it is in beam_runner.py.
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import threading
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from apache_beam.options.pipeline_options import (
     FlinkRunnerOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
     SparkRunnerOptions,
     StandardOptions,
 )
+from apache_beam.runners.portability.portable_runner import PipelineResult as PortableResult
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineResult, create_runner
 
@@ -30,6 +35,9 @@ from pipeline.errors import StageError, UsageError
 _CONNECT_SECS = 10.0
 # A stopped command ends in this time, whether or not the cluster answers.
 _CANCEL_SECS = 10.0
+_LOOK_EVERY_SECS = 0.2
+# States in which a Flink job stays.
+_OVER = ("FINISHED", "CANCELED", "FAILED")
 # Sources whose REST is a path.
 _PATHS = ("idx", "npz", "csv", "folder")
 
@@ -112,18 +120,62 @@ def _connect(flag: str, address: str, what: str) -> None:
         ) from error
 
 
+def name_job(options: PipelineOptions) -> None:
+    """Gives a job on a Flink cluster a name of its own, unless the user did."""
+    named = options.view_as(GoogleCloudOptions)
+    if _flink_url(options) and not named.job_name:
+        named.job_name = f"vae-pipeline-{uuid.uuid4().hex[:12]}"
+
+
+def _flink_url(options: PipelineOptions) -> str | None:
+    """Where the REST interface of the Flink cluster is, if the options say."""
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if master in ("[auto]", "[local]"):
+        return None
+    return (master if "://" in master else f"http://{master}").rstrip("/")
+
+
+def _cancel_on_flink(url: str, job_name: str) -> None:
+    """Cancels a job, and waits until it is over.
+
+    Beam's job server only ends its own waiting for a batch job, which goes on.
+    """
+    pause = threading.Event()
+    while True:
+        with urllib.request.urlopen(f"{url}/jobs/overview", timeout=_CONNECT_SECS) as answer:
+            jobs = [job for job in json.load(answer)["jobs"] if job["name"] == job_name]
+        running = [job for job in jobs if job["state"] not in _OVER]
+        if not running:
+            return
+        for job in running:
+            if job["state"] != "CANCELLING":
+                cancel = f"{url}/jobs/{job['jid']}?mode=cancel"
+                urllib.request.urlopen(
+                    urllib.request.Request(cancel, method="PATCH"), timeout=_CONNECT_SECS
+                ).close()
+        pause.wait(_LOOK_EVERY_SECS)
+
+
 @contextlib.contextmanager
-def cancelled_when_stopped(result: PipelineResult) -> Iterator[None]:
+def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> Iterator[None]:
     """While the block waits for a job, a SIGTERM or SIGINT cancels it before it ends the command.
 
     Else the cluster would go on with a job that nobody publishes, and write among the files of
     the next try. What Beam started for the job, such as a job server, is stopped too.
     """
+    if not isinstance(result, PortableResult):
+        yield  # In this process, or a child of it.
+        return
+    url = _flink_url(options)
+    job_name = options.view_as(GoogleCloudOptions).job_name
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def cancel() -> None:
         with contextlib.suppress(Exception):  # A cluster that is gone has nothing to cancel.
             result.cancel()
+        if url:
+            with contextlib.suppress(OSError):
+                _cancel_on_flink(url, job_name)
         atexit._run_exitfuncs()
 
     def stop(number: int, frame: object) -> None:

@@ -100,6 +100,7 @@ class FlinkCluster:
             f"--job_endpoint={HOST}:{self.job_port}",
             "--environment_type=EXTERNAL",
             f"--environment_config={HOST}:{self.pool_port}",
+            f"--flink_master={HOST}:{self.rest_port}",
             "--parallelism=2",
         ]
 
@@ -134,7 +135,7 @@ class FlinkCluster:
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 10000,
             "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 10,
+            "restart-strategy.fixed-delay.attempts": 4,
             "restart-strategy.fixed-delay.delay": "1 s",
             # Each job loads the runner's classes anew; a leaked one is no reason to fail.
             "classloader.check-leaked-classloader": False,
@@ -220,9 +221,9 @@ class FlinkCluster:
             heap="768m",
         )
         self.start_worker_pool()
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Until all task managers are registered, and job server and pool listen."""
         pause, tick = threading.Event(), 0.1
         for _ in range(int(_READY_SECS / tick)):
@@ -255,6 +256,12 @@ class FlinkCluster:
         """The end of a process' log."""
         text = (self.directory / "log" / f"{name}.log").read_text(errors="replace")
         return "\n".join(text.splitlines()[-10:])
+
+    def workers(self) -> list[int]:
+        """Processes that the pool has started."""
+        pool = self.processes["worker-pool"].pid
+        children = pathlib.Path(f"/proc/{pool}/task").glob("*/children")
+        return [int(number) for path in children for number in path.read_text().split()]
 
     def kill(self, name: str) -> None:
         """Kills one process, -9, and what it started."""
