@@ -39,6 +39,8 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
+        # What submits to Google Cloud Dataflow; the stages themselves take gs:// without it.
+        "gcp": ["apache-beam[gcp]"],
         # From duckdb on: what people read embeddings with, a browser's remote control, and what
         # checks the files for clusters.
         "dev": [

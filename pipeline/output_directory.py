@@ -238,6 +238,8 @@ class OutputDirectory:
           The manifest as written.
         """
         whole = self._stamped(manifest)
+        # A cluster repeats what a worker was killed at within the job, which so ends well.
+        self._remove_unfinished()
         storage.write_bytes(self._path(TIMINGS), readable_json(tasks.timings(markers)))
         storage.write_bytes(self._path(MANIFEST), sealed_json(whole))
         storage.remove(self.tasks.path())
