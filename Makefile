@@ -22,6 +22,9 @@ FLAGS ?=
 # had in parts from Maven Central. tests/flink/pom.xml names the runner.
 FLINK_VERSION ?= 1.19.3
 FLINK_READY := build/flink/ready
+# Flink listens on 127.0.0.1, but Beam's job server on every address, and it runs what it is sent. So
+# a cluster gets a network of its own, with nothing in it but the loopback, where the system allows.
+ALONE = $(shell unshare --map-root-user --net ip link set lo up 2> /dev/null && echo "unshare --map-root-user --net sh -c 'ip link set lo up && exec \"\$$0\" \"\$$@\"'")
 # Beam's own runner for one machine, written in Go; the same version as the SDK.
 PRISM_VERSION ?= v2.77.0
 PRISM := build/prism/prism
@@ -103,10 +106,10 @@ test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
 test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on a Flink cluster and on Prism; takes Java 11 or 17, mvn, go
-	$(PY) -m pytest -m flink
+	$(ALONE) $(PY) -m pytest -m flink
 
 runners: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
-	@$(PY) -m tests.benchmarks.bench_runners --source=$(SOURCE)
+	@$(ALONE) $(PY) -m tests.benchmarks.bench_runners --source=$(SOURCE)
 
 # Not into $(VENV): it has no say in what the stages are installed with.
 $(FLINK_READY): tests/flink/pom.xml | $(INSTALLED)

@@ -4,7 +4,8 @@
 
 starts it, prints the flags that a stage needs, and stops all of it on ^C. Everything that it
 writes lies in DIRECTORY: `conf/`, `log/`, `scratch/`. `make test-flink` fetches what it
-runs: a Flink distribution and the jars of Beam's runner.
+runs: a Flink distribution and the jars of Beam's runner. What Flink is told stands in
+configuration.py.
 """
 
 import contextlib
@@ -20,26 +21,15 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 
+from tests.flink import configuration
+from tests.flink.configuration import HOST, JAVA_FLAGS
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
-HOST = "127.0.0.1"
 # Of two slots each, so that a job of two still has room when one of the two is gone.
 NUM_TASK_MANAGERS = 2
 NUM_SLOTS = 2
 _READY_SECS = 120
 _PR_SET_PDEATHSIG = 1
-
-# What Java must open to Flink, as its own config.yaml has it.
-_JAVA_FLAGS = [
-    *(
-        f"--add-opens=java.base/{package}=ALL-UNNAMED"
-        for package in (
-            "java.lang java.net java.io java.nio sun.nio.ch java.lang.reflect java.text java.time "
-            "java.util java.util.concurrent java.util.concurrent.atomic java.util.concurrent.locks"
-        ).split()
-    ),
-    "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
-    "-XX:+UseSerialGC",
-]
 
 
 class ClusterError(Exception):
@@ -81,17 +71,18 @@ class FlinkCluster:
         self.directory = directory
         self._place = distribution()
         self.processes: dict[str, subprocess.Popen] = {}
-        ports = iter(free_ports(7))
-        self.rest_port, self._rpc_port, self._blob_port = next(ports), next(ports), next(ports)
-        self.job_port, self._artifact_port, self._expansion_port = (
-            next(ports),
-            next(ports),
-            next(ports),
-        )
-        self.pool_port = next(ports)
+        ports = free_ports(7)
+        self.rest_port, rpc_port, blob_port = ports[:3]
+        self.job_port, self._artifact_port, self._expansion_port, self.pool_port = ports[3:]
         for name in ("conf", "log", "scratch"):
             (directory / name).mkdir(parents=True, exist_ok=True)
-        self._write_configuration()
+        configuration.write(
+            directory,
+            rpc_port=rpc_port,
+            rest_port=self.rest_port,
+            blob_port=blob_port,
+            num_slots=NUM_SLOTS,
+        )
 
     def flags(self) -> list[str]:
         """What a stage's command needs to run here."""
@@ -103,54 +94,6 @@ class FlinkCluster:
             f"--flink_master={HOST}:{self.rest_port}",
             "--parallelism=2",
         ]
-
-    def _write_configuration(self) -> None:
-        settings = {
-            "jobmanager.rpc.address": HOST,
-            "jobmanager.rpc.port": self._rpc_port,
-            "jobmanager.bind-host": HOST,
-            "jobmanager.memory.process.size": "1g",
-            "rest.address": HOST,
-            "rest.bind-address": HOST,
-            "rest.port": self.rest_port,
-            "blob.server.port": self._blob_port,
-            "taskmanager.host": HOST,
-            "taskmanager.bind-host": HOST,
-            "taskmanager.numberOfTaskSlots": NUM_SLOTS,
-            # Started without Flink's shell scripts, a task manager has to be told each.
-            "taskmanager.cpu.cores": 1.0,
-            "taskmanager.memory.framework.heap.size": "128m",
-            "taskmanager.memory.framework.off-heap.size": "128m",
-            "taskmanager.memory.task.heap.size": "512m",
-            "taskmanager.memory.task.off-heap.size": "128m",
-            "taskmanager.memory.network.min": "64m",
-            "taskmanager.memory.network.max": "64m",
-            "taskmanager.memory.managed.size": "128m",
-            "taskmanager.memory.jvm-metaspace.size": "256m",
-            "taskmanager.memory.jvm-overhead.min": "192m",
-            "taskmanager.memory.jvm-overhead.max": "192m",
-            "cluster.evenly-spread-out-slots": True,
-            "io.tmp.dirs": self.directory / "scratch",
-            # A task manager that is gone is noticed in seconds, and its work done elsewhere.
-            "heartbeat.interval": 1000,
-            "heartbeat.timeout": 10000,
-            "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 4,
-            "restart-strategy.fixed-delay.delay": "1 s",
-            # Each job loads the runner's classes anew; a leaked one is no reason to fail.
-            "classloader.check-leaked-classloader": False,
-        }
-        conf = self.directory / "conf"
-        text = "".join(
-            f"{key}: {json.dumps(value, default=str)}\n" for key, value in settings.items()
-        )
-        (conf / "config.yaml").write_text(text)
-        (conf / "log4j.properties").write_text(
-            "rootLogger.level = INFO\nrootLogger.appenderRef.console.ref = Console\n"
-            "appender.console.name = Console\nappender.console.type = CONSOLE\n"
-            "appender.console.layout.type = PatternLayout\n"
-            "appender.console.layout.pattern = %d %-5p %c{1} - %m%n\n"
-        )
 
     def _start(self, name: str, command: list[str], **environment: str) -> None:
         log = self.directory / "log" / f"{name}.log"
@@ -169,7 +112,7 @@ class FlinkCluster:
 
     def _start_java(self, name: str, main: str, *arguments: object, jars: str, heap: str) -> None:
         conf, scratch = self.directory / "conf", self.directory / "scratch"
-        command = ["java", f"-Xmx{heap}", *_JAVA_FLAGS, f"-Djava.io.tmpdir={scratch}"]
+        command = ["java", f"-Xmx{heap}", *JAVA_FLAGS, f"-Djava.io.tmpdir={scratch}"]
         command += [f"-Dlog4j.configurationFile={conf / 'log4j.properties'}"]
         command += ["-cp", jars, main, *map(str, arguments)]
         self._start(name, command, FLINK_CONF_DIR=str(conf))
