@@ -105,7 +105,7 @@ test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
-test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on a Flink cluster and on Prism; takes Java 11 or 17, mvn, go
+test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; takes Java 11 or 17, mvn, go
 	$(ALONE) $(PY) -m pytest -m flink
 
 runners: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
