@@ -1,5 +1,6 @@
 """Runs a Beam pipeline with the options a user gave: on any runner, in process by default."""
 
+import contextlib
 import difflib
 import logging
 import os
