@@ -123,19 +123,24 @@ class Run:
         Raises:
           StageError: they have; with the mean of their steps.
         """
-        if not self.is_cluster:
-            return
-        restored = tf.constant(float(self.step))
-        mean = tf.function(
-            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: restored), axis=None),
-            autograph=False,
-        )()
-        if mean != restored:
+        mean = self.mean_over_workers(self.step)
+        if mean != np.float32(self.step):  # In which it is sent.
             raise StageError(
                 f"--workdir={self.workdir}: this worker has found the checkpoint of step "
-                f"{self.step}, and the workers' mean is {float(mean):.1f}; expected one directory "
+                f"{self.step}, and the workers' mean is {mean:.1f}; expected one directory "
                 "that all workers share"
             )
+
+    def mean_over_workers(self, value: float) -> float:
+        """The mean of what the workers of a cluster pass, once all of them have come here."""
+        if not self.is_cluster:
+            return value
+        mine = tf.constant(float(value))
+        reduce = tf.function(
+            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: mine), axis=None),
+            autograph=False,
+        )
+        return float(reduce())
 
     def save(self) -> str:
         """Writes a checkpoint of the present state; returns its path.

@@ -58,6 +58,7 @@ def _fit_and_publish(run: Run) -> dict | None:
         except Stopped:
             raise _interrupted(run, checkpoints.path_of(run.workdir, run.step)) from None
     if not run.is_chief:
+        _wait_for_publishing(run)
         return None
     lines = {split: reports.metrics.of(split) for split in ("train", "validation", "test")}
     at_step = {
@@ -66,7 +67,7 @@ def _fit_and_publish(run: Run) -> dict | None:
         for line in of_split
         if line["step"] == published_step
     }
-    return publish.publish(
+    manifest = publish.publish(
         storage.join(run.workdir, EXPORT),
         config=run.config,
         run=run.identity,
@@ -77,6 +78,17 @@ def _fit_and_publish(run: Run) -> dict | None:
         metrics=at_step,
         records=run.records,
     )
+    _wait_for_publishing(run)
+    return manifest
+
+
+def _wait_for_publishing(run: Run) -> None:
+    """Ends when the chief has published, so that no worker of a cluster is done before.
+
+    A scheduler starts a chief that was stopped while it published, and no worker that has ended
+    well; and a cluster that lacks one never begins.
+    """
+    run.mean_over_workers(0)
 
 
 def _interrupted(run: Run, path: str) -> Interrupted:
