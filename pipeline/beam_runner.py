@@ -145,9 +145,11 @@ def run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+            with remote_job.submitting(options):
+                pipeline = beam.Pipeline(runner=make_runner(options), options=options)
             build(pipeline)
-            result = pipeline.run()
+            with remote_job.submitting(options):
+                result = pipeline.run()
             with remote_job.cancelled_when_stopped(result, options):
                 state = result.wait_until_finish()
     except Exception as error:

@@ -1,6 +1,7 @@
 """One process at a time in a directory: by the kernel, or by a lease on an object store."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,11 @@ from pipeline.errors import StageError
 NAME = ".lock"
 # A holder of a lease changes its object so often; one that has not changed for so long is dead.
 _BEAT_SECS, _LEASE_SECS, _LOOK_EVERY_SECS = 10.0, 40.0, 1.0
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of that name is a lock's."""
+    return name == NAME or name.startswith(f"{NAME}-")
 
 
 @contextlib.contextmanager
@@ -105,6 +111,7 @@ class _Lease:
     def __init__(self, directory: str):
         self._directory, self._path = directory, storage.join(directory, NAME)
         self._nonce, self._beats = uuid.uuid4().hex, 0
+        self._seen_claims: dict[str, float] = {}  # When they were seen first.
 
     def _text(self) -> bytes:
         self._beats += 1
@@ -150,22 +157,40 @@ class _Lease:
                         file=sys.stderr,
                     )
             if _is_dead(found) or time.monotonic() - since > _LEASE_SECS:
-                storage.remove(self._path)
-                continue
+                self._remove_dead(found)
             time.sleep(_LOOK_EVERY_SECS)
 
+    def _remove_dead(self, dead: dict) -> None:
+        """Removes the object of a dead holder; of several that want to, one does.
+
+        Else the slower of two would remove what the faster one has created since.
+        """
+        claim = f"{self._path}-{hashlib.sha256(json.dumps(dead).encode()).hexdigest()[:16]}"
+        if not storage.create(claim, self._text()):
+            # Its owner is about to, unless it died at that; nobody waits for it longer than so.
+            self._seen_claims.setdefault(claim, time.monotonic())
+            if time.monotonic() - self._seen_claims[claim] > _LEASE_SECS:
+                del self._seen_claims[claim]
+                storage.remove(claim)
+            return
+        if self._there() == dead:
+            storage.remove(self._path)
+        storage.remove(claim)
+
     def renew(self) -> None:
-        """Changes the object; ends the process if it is another's by now."""
+        """Changes the object; ends the process if it is another's by now, or gone."""
         try:
             found = self._there()
-            if found is None or self._is_ours(found):
+            if self._is_ours(found):
                 storage.write_bytes(self._path, self._text())
                 return
         except StageError:
             return  # If the storage is gone for long, the work itself fails.
+        # Gone: whoever took it has come to its end already.
+        who = f"process {found.get('pid')} of {found.get('host')}" if found else "another process"
         text = (
-            f"\n{self._directory}: this process was out of reach for so long that process "
-            f"{found.get('pid')} of {found.get('host')} has taken over; stopped\n"
+            f"\n{self._directory}: this process was out of reach for so long that {who} has taken "
+            "over; stopped\n"
         )
         os.write(2, text.encode())
         os._exit(StageError.exit_status)

@@ -100,8 +100,8 @@ class OutputDirectory:
         known = read_sealed(self._path(MANIFEST)) or read_sealed(self.tasks.path(tasks.JOB))
         if known is None:
             # A job killed before its first file leaves these two and nothing else.
-            ours = (directory_lock.NAME, tasks.DIRECTORY)
-            foreign = [n for n in storage.list_names(self.directory) if n not in ours]
+            names = storage.list_names(self.directory)
+            foreign = [n for n in names if n != tasks.DIRECTORY and not directory_lock.is_ours(n)]
             foreign += storage.list_finished_names(self.tasks.path())
             if foreign:
                 raise StageError(

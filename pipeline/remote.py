@@ -15,6 +15,7 @@ from pipeline.errors import StageError
 
 # How long one thing is tried; gcsfs tries by itself for half of that.
 _PATIENCE_SECS = 60.0
+_SILENCE_SECS = 30.0
 _FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 0.5, 8.0
 # These are answers, whatever the state of the server; gcsfs says 403 by the second.
 _ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -35,11 +36,18 @@ def file_system(path: str) -> tuple[Any, str]:
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec  # Here, because a command over local files has no need of it.
 
-    # What it logs as an error it raises too.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # Other processes write to the same directories: what was listed once is out of date.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if path.startswith(("gs://", "gcs://")):
+        import aiohttp
+
+        # A server that takes a request and says nothing has failed, too.
+        timeout = aiohttp.ClientTimeout(sock_connect=_SILENCE_SECS, sock_read=_SILENCE_SECS)
+        options["requests_timeout"] = timeout
+        # What it logs as an error it raises too.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
-        # Other processes write to the same directories: what was listed once is out of date.
-        return fsspec.core.url_to_fs(path, use_listings_cache=False)
+        return fsspec.core.url_to_fs(path, **options)
     except (ValueError, ImportError) as error:
         raise StageError(
             f"{path}: no file system for this URL ({error}); use a local path, gs://, or "

@@ -6,6 +6,7 @@ stopped, and what its errors mean. Running it is in beam_runner.py.
 
 import atexit
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -86,6 +87,28 @@ def check_paths(options: PipelineOptions, **paths: str | None) -> None:
             )
 
 
+@contextlib.contextmanager
+def submitting(options: PipelineOptions) -> Iterator[None]:
+    """While the block submits a job to a runner that the user named, what fails is its options.
+
+    Raises:
+      StageError: it failed.
+    """
+    name = options.view_as(StandardOptions).runner
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        if not name or explain(error):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StageError(
+            f"--runner={name}: took no job: {text}; expected options that Beam's documentation of "
+            "this runner asks for: mend them and run the same command again"
+        ) from error
+
+
 def check_reachable(options: PipelineOptions) -> None:
     """Refuses a cluster that does not answer, for which Beam would wait for a minute.
 
@@ -96,6 +119,11 @@ def check_reachable(options: PipelineOptions) -> None:
     name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
     endpoint = options.view_as(PortableOptions).job_endpoint
     master = options.view_as(FlinkRunnerOptions).flink_master
+    if name == "dataflowrunner" and not importlib.util.find_spec("google_auth_httplib2"):
+        raise UsageError(
+            "--runner=DataflowRunner: takes what Beam calls its extra gcp; expected it installed: "
+            "pip install 'vae-pipeline[gcp]'"
+        )
     if endpoint and is_portable(options) and endpoint != "embed":
         _connect("job_endpoint", endpoint, "Beam's job server")
     elif name == "portablerunner" and not endpoint:

@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import io
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -19,6 +21,8 @@ from pipeline import remote
 from pipeline.errors import StageError
 
 _TEMPORARY = ".writing-"
+# What makes a path a pattern to fsspec.
+_MAGIC = re.compile(r"[*?[\]]")
 # Of a URL, by one who reads a little at a time.
 _READ_AT_ONCE = 1 << 20
 
@@ -118,6 +122,11 @@ def make_dirs(directory: str) -> None:
     if is_url(directory):
         remote.call(directory, lambda fs, inner: fs.makedirs(inner, exist_ok=True))
         return
+    if re.match(r"\w*:/", directory):
+        raise StageError(
+            f"{directory}: is no URL, and would make a directory named like one; expected two "
+            "slashes after the colon, or another name"
+        )
     try:
         os.makedirs(directory, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -131,12 +140,22 @@ def remove(path: str) -> None:
     """Removes a file or a whole directory; nothing happens if it is not there."""
     if is_url(path):
         with contextlib.suppress(FileNotFoundError):
-            remote.call(path, lambda fs, inner: fs.rm(inner, recursive=True))
+            remote.call(path, _remove_objects)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
+
+
+def _remove_objects(fs: Any, inner: str) -> None:
+    if not _MAGIC.search(inner):
+        fs.rm(inner, recursive=True)
+        return
+    # `rm` would take the path for a pattern, and remove what lies elsewhere.
+    for found in fs.find(inner):
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(found)
 
 
 def move(path: str, target: str) -> None:
@@ -192,8 +211,8 @@ def publishing(path: str) -> Iterator[BinaryIO]:
                 raise _no_bucket(path, error) from error
         return
     directory, name = os.path.split(path)
-    # The process id keeps apart two workers that were handed the same shard.
-    temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{os.getpid()}")
+    # Two workers may have been handed the same shard, on two machines too.
+    temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:
             yield file

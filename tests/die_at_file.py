@@ -2,6 +2,8 @@
 
     python -m tests.die_at_file N MODULE FLAG...
 
+In place of a number, a part of the file's path.
+
 A half-written file of that name is left behind, as a kill leaves it.
 """
 
@@ -14,13 +16,13 @@ from pipeline import storage
 
 
 def main() -> None:
-    number, module = int(sys.argv[1]), sys.argv[2]
+    which, module = sys.argv[1:3]
     opened, publishing = 0, storage.publishing
 
     def counting(path: str):
         nonlocal opened
         opened += 1
-        if opened == number:
+        if opened == int(which) if which.isdecimal() else which in path:
             directory, name = os.path.split(path)
             with open(os.path.join(directory, f".writing-{name}-1"), "wb") as half:
                 half.write(b"half")

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY, assert_same_run, run_command, smoke_config
+from tests.flink.cluster import free_ports
 from tests.test_train import assert_same_path, lines_of
 from trainer import train
 
@@ -135,3 +136,30 @@ def test_bad_use(data_dir, tmp_path):
     _, stderr = launched.communicate()
     assert launched.returncode == 2
     assert "[0] train: --config.latent_dim=0: expected at least 1" in stderr
+
+
+@pytest.mark.long
+def test_no_worker_is_done_before_the_model_is_published(data_dir, tmp_path):
+    # A scheduler starts what ended badly, and a chief alone would wait for ever.
+    flags = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={tmp_path}"]
+    flags += [f"--config.data_dir={data_dir}", "--config.strategy=multi_worker"]
+    die = ["tests.die_at_file", "export/manifest.json", "trainer.main"]
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    workers = []
+    for index, module in enumerate((die, ["trainer.main"])):
+        task = {"type": "worker", "index": index}
+        config = {"cluster": {"worker": addresses}, "task": task}
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *module, *flags],
+                cwd=REPOSITORY,
+                env={**os.environ, "TF_CONFIG": json.dumps(config)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 75], outputs
+    assert "another worker of the cluster is gone" in outputs[1]
+    done = run_cluster(data_dir, tmp_path)
+    assert "model_id" in done.stdout

@@ -54,7 +54,7 @@ def test_the_parts_of_the_training_manifest_fit_each_other():
         for rule in spec["podFailurePolicy"]["rules"]
         for value in rule.get("onExitCodes", {"values": ()})["values"]
     }
-    assert rules == {2: "FailJob", 75: "Ignore"}
+    assert rules == {2: "FailJob", 75: "Ignore", 143: "Ignore"}
 
 
 def test_the_flags_after_the_dashes_are_the_trainers():

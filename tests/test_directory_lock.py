@@ -1,6 +1,8 @@
 import contextlib
 import json
 import os
+import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -58,7 +60,7 @@ def held_elsewhere(place, beat_secs=0.1):
 
 def another_host(place, **changes):
     """The lease of a process of another host, which this one knows nothing of."""
-    lease = {**directory_lock._this_process(), "host": "elsewhere", "nonce": "1", "beats": 1}
+    lease = {**directory_lock._this_process(), "nonce": "1", "beats": 1, "host": "elsewhere"}
     storage.write_bytes(storage.join(place, ".lock"), json.dumps(lease | changes).encode())
 
 
@@ -125,6 +127,44 @@ def test_a_process_whose_lease_was_taken_ends(object_store):
         assert b"of elsewhere has taken over; stopped" in holder.stderr.read()
     lock = json.loads(storage.read_bytes(storage.join(place, ".lock")))
     assert lock["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_of_many_that_find_a_dead_holder_one_gets_in(object_store, quick, turn):
+    place, inside, most = f"gs://{BUCKET}/many-{turn}", 0, []
+    another_host(place, host=platform.node(), pid="0")  # Of this one, and dead.
+    together, counting = threading.Barrier(6), threading.Lock()
+
+    def enter() -> None:
+        nonlocal inside
+        together.wait()
+        with contextlib.suppress(StageError), directory_lock.held(place):
+            with counting:
+                inside += 1
+                most.append(inside)
+            storage.list_names(place)  # As long as a request takes.
+            with counting:
+                inside -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert not storage.list_names(place)
+
+
+def test_a_process_whose_lease_is_gone_ends(object_store):
+    # Whoever took it over while this process was stopped may have come to its end by now.
+    place = f"gs://{BUCKET}/gone"
+    with held_elsewhere(place) as holder:
+        holder.send_signal(signal.SIGSTOP)
+        storage.remove(storage.join(place, ".lock"))
+        holder.send_signal(signal.SIGCONT)
+        assert holder.wait() == 1
+        assert b"another process has taken over; stopped" in holder.stderr.read()
+    assert not storage.list_names(place)
 
 
 def test_a_created_lease_whose_answer_was_lost_is_ours(object_store, quick):

@@ -142,6 +142,7 @@ class Pod(threading.Thread):
         assert self.is_alive(), "".join(self.lines)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2"
 )
@@ -149,7 +150,7 @@ class Pod(threading.Thread):
     "interruptions",
     [
         [(2, 1, signal.SIGTERM)],
-        pytest.param([(2, 1, signal.SIGTERM), (12, 0, signal.SIGKILL)], marks=pytest.mark.long),
+        [(2, 1, signal.SIGTERM), (12, 0, signal.SIGKILL)],
     ],
     ids=["preempted", "preempted and killed"],
 )

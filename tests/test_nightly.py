@@ -1,114 +1,159 @@
-"""configs/deploy/nightly/nightly.sh over several nights, as cron runs it."""
+"""The night's chain as cron runs it: real nights, a gate, a signal, and two nights at once."""
 
+import fcntl
+import json
 import os
 import pathlib
-import shutil
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY, make_folder_set, outputs_of
+from tests.conftest import REPOSITORY, blobs, outputs_of, run_command, write_idx
 
 SCRIPT = REPOSITORY / "configs" / "deploy" / "nightly" / "nightly.sh"
+# In place of python: a stage gets a signal when it opens its n-th file for writing, in so many
+# of its first starts.
+_STOPPING = """#!/bin/sh
+case $2 in pipeline.$STOP_STAGE) mkdir "$STOPPED/$$" && starts=$(ls "$STOPPED" | wc -l) ;; esac
+if [ "${{starts:-9}}" -le "${{STOP_TIMES:-0}}" ]; then
+  shift 2
+  exec {python} -m tests.stop_at_file 6 pipeline.$STOP_STAGE "$@"
+fi
+exec {python} "$@"
+"""
 
 
 class Nights:
-    """A source that grows, and the chain over it."""
+    """A source that grows, and the environment of the script."""
 
-    def __init__(self, images: pathlib.Path, model_dir: pathlib.Path, directory: pathlib.Path):
-        self._left = sorted(p for p in images.rglob("*.png"))
-        self._images, self._source = images, directory / "images"
-        self.data_dir, self.output_dir = directory / "shards", directory / "embeddings"
-        self.environment = {
-            **os.environ,
-            "PYTHON": sys.executable,
-            "SOURCE": f"folder:{self._source}",
-            "DATA_DIR": str(self.data_dir),
+    def __init__(self, directory: pathlib.Path, model_dir: pathlib.Path):
+        self.directory, self.out = directory, directory / "out"
+        for name in ("incoming", "tmp", "stopped"):
+            (directory / name).mkdir()
+        python = directory / "python"
+        python.write_text(_STOPPING.format(python=sys.executable))
+        python.chmod(0o755)
+        self._environment = {
+            "SOURCE": f"idx:{directory}/incoming",
+            "DATA_DIR": str(directory / "shards"),
             "MODEL_DIR": str(model_dir),
-            "OUTPUT_DIR": str(self.output_dir),
-            "PREPROCESS_FLAGS": "--name=blobs --validation_fraction=0",
-            "EXPORT_FLAGS": "--split=train,test --images=none --noreport",
+            "OUTPUT_DIR": str(self.out),
+            "REQUIRE": "elbo>-1e9,written>0",
+            "PREPROCESS_FLAGS": "--name=blobs --num_shards=2 --validation_fraction=0",
+            "EXPORT_FLAGS": "--split=train --noreport",
+            "PYTHON": str(python),
+            "TMPDIR": str(directory / "tmp"),
+            "STOPPED": str(directory / "stopped"),
         }
 
-    def grow(self, part: int) -> None:
-        """Adds every third image, from one of them on, to the source."""
-        for path in self._left[part::3]:
-            target = self._source / path.relative_to(self._images)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    def grow(self, num_train: int) -> None:
+        """What has come in by now: the first so many records."""
+        for split, (images, labels) in blobs().items():
+            prefix = self.directory / "incoming" / {"train": "train", "test": "t10k"}[split]
+            count = num_train if split == "train" else None
+            write_idx(pathlib.Path(f"{prefix}-images-idx3-ubyte"), images[:count])
+            write_idx(pathlib.Path(f"{prefix}-labels-idx1-ubyte"), labels[:count])
 
-    def start(self, *stages: str, **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
+    def night(self, *stages: str, status: int = 0, **changes: str) -> str:
+        """Runs the script to its end; returns what it has printed on standard error."""
+        done = subprocess.run(
             [SCRIPT, *stages],
             cwd=REPOSITORY,
-            env=self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env={**os.environ, **self._environment, **changes},
+            capture_output=True,
             text=True,
+            check=False,
         )
+        assert done.returncode == status, done.stderr
+        assert not [*(self.directory / "tmp").glob("tmp.*")]
+        return done.stderr
 
-    def run(self, *stages: str, **environment: str) -> tuple[int, str, str]:
-        process = self.start(*stages, **environment)
-        stdout, stderr = process.communicate()
-        return process.returncode, stdout, stderr
+    def published(self) -> dict[str, bytes]:
+        """What readers see; what a night has begun waits in .progress/."""
+        files = outputs_of(self.out)
+        return {name: data for name, data in files.items() if not name.startswith(".progress/")}
+
+    def check_as_of_one_export(self, num_records: int) -> None:
+        """The nights' bytes are those of one export of the same set."""
+        whole = self.directory / "whole"
+        data, model = (self._environment[key] for key in ("DATA_DIR", "MODEL_DIR"))
+        flags = [f"--data_dir={data}", f"--model_dir={model}", "--split=train", "--noreport"]
+        run_command("pipeline.export", *flags, f"--output_dir={whole}")
+        assert outputs_of(self.out) == outputs_of(whole)
+        manifest = json.loads((whole / "manifest.json").read_text())
+        assert manifest["records"]["written"] == num_records
 
 
 @pytest.fixture
-def nights(trained, tmp_path):
-    images = make_folder_set(tmp_path / "all", num_train=60, num_test=30)
-    return lambda name: Nights(images, trained / "export", tmp_path / name)
+def nights(tmp_path, trained):
+    return Nights(tmp_path, trained / "export")
 
 
-def test_three_nights_one_of_them_stopped_and_one_turned_down(nights):
-    chain, other = nights("cron"), nights("undisturbed")
-    chain.grow(0)
-    status, stdout, stderr = chain.run(REQUIRE="elbo>-1000")
-    assert status == 0, stderr
-    assert "preprocess: finished: 30 read" in stdout
-    assert "export: finished: 30 read = 30 written + 0 quarantined (30 computed" in stdout
-
-    # Stopped in the second night: the rest waits for the next start, whatever has come since.
-    chain.grow(1)
-    process = chain.start()
-    assert any("30 new records" in line for line in process.stderr)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate()
-    assert process.returncode == 75
-    assert stderr.splitlines()[-1] == "nightly: preprocess ended with status 75"
-    chain.grow(2)
-    status, stdout, _ = chain.run()
-    assert status == 0
-    assert "(60 computed, 30 reused)" in stdout
-
-    # The gate turns a night down, and the last export stays.
-    before = outputs_of(chain.output_dir)
-    status, _, stderr = chain.run(REQUIRE="elbo>0", EXPORT_FLAGS="--split=train,test --overwrite")
-    assert status == 1
-    assert "elbo" in stderr
-    assert stderr.splitlines()[-1] == "nightly: export ended with status 1"
-    after = outputs_of(chain.output_dir)
-    assert {name: after[name] for name in before} == before
-
-    for parts in ((0,), (1, 2)):
-        for part in parts:
-            other.grow(part)
-        assert other.run()[0] == 0
-    assert outputs_of(chain.data_dir) == outputs_of(other.data_dir)
-    assert before == outputs_of(other.output_dir)
+def test_nights_with_interruptions_and_a_gate_end_as_one_export(nights):
+    nights.grow(100)
+    nights.night()
+    nights.grow(150)
+    stderr = nights.night(STOP_STAGE="preprocess", STOP_TIMES="1")
+    assert "nightly: preprocess was interrupted; try 2 of 3" in stderr
+    published = nights.published()
+    nights.grow(220)
+    stderr = nights.night(status=3, REQUIRE="elbo>0")
+    assert "export: --require: elbo>0 (it is -" in stderr
+    assert "nightly: the gate held the export back; nothing is published" in stderr
+    assert nights.published() == published
+    for path in (nights.directory / "stopped").iterdir():
+        path.rmdir()
+    stderr = nights.night("export", status=75, STOP_STAGE="export", STOP_TIMES="2", NUM_TRIES="2")
+    assert "nightly: export was interrupted in try 2 of 2; run the same command" in stderr
+    assert nights.published() == published
+    nights.night("export")
+    nights.check_as_of_one_export(220)
 
 
-def test_bad_use(nights):
-    chain = nights("bad")
-    status, _, stderr = chain.run("exprot")
-    assert status == 2
-    assert "nightly: exprot: no such stage; expected preprocess or export" in stderr
-    chain.grow(0)
-    status, _, stderr = chain.run(PREPROCESS_FLAGS="--nmae=x")
-    assert status == 2
-    assert stderr.splitlines()[-1] == "nightly: preprocess ended with status 2"
-    del chain.environment["MODEL_DIR"]
-    status, _, stderr = chain.run()
-    assert status not in (0, 75)
-    assert "MODEL_DIR: expected a published model" in stderr
+@pytest.mark.long
+def test_a_night_that_never_ended_does_not_stop_the_next(nights):
+    nights.grow(100)
+    nights.night("preprocess")
+    nights.grow(150)
+    nights.night("preprocess", status=75, STOP_STAGE="preprocess", STOP_TIMES="1", NUM_TRIES="1")
+    nights.grow(220)
+    stderr = nights.night()
+    assert "has changed since a night that did not end" in stderr
+    nights.check_as_of_one_export(220)
+
+
+def test_a_signal_to_the_script_ends_its_stage_and_is_not_tried_again(nights):
+    nights.grow(100)
+    stderr = nights.night(status=75, STOP_STAGE="preprocess", STOP_TIMES="9", STOP_SCRIPT="yes")
+    assert "preprocess: stopped by SIGTERM" in stderr
+    assert "nightly: preprocess was interrupted in try 1 of 3" in stderr
+    nights.night()
+    nights.check_as_of_one_export(100)
+
+
+def test_two_nights_at_once(nights):
+    nights.grow(100)
+    nights.night("preprocess")
+    (lock,) = (nights.directory / "tmp").glob("*.lock")
+    with open(lock, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another night is still under way" in nights.night(status=75)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"SOURCE": ""}, 2, "SOURCE='': expected a value, such as idx:"),
+        ({"NUM_TRIES": "many"}, 2, "NUM_TRIES=many: expected a number from 1"),
+        ({"PREPROCESS_FLAGS": "--num_shrads=2"}, 2, "preprocess failed with status 2"),
+        ({"SOURCE": "idx:/nonesuch"}, 1, "preprocess failed with status 1"),
+    ],
+)
+def test_what_will_fail_again_is_not_tried_again(nights, changes, status, message):
+    nights.grow(100)
+    stderr = nights.night(status=status, **changes)
+    assert f"nightly: {message}" in stderr
+    assert "try 2" not in stderr
+    assert "no such stage" in nights.night("exprt", status=2)
+    assert not nights.out.exists()

@@ -226,7 +226,9 @@ def test_a_reader_never_sees_half_a_stage(
     assert finished[-1]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [*FAULTS[2:], *(pytest.param(f, marks=pytest.mark.long) for f in FAULTS[:2])]
+)
 def test_single_requests_may_fail(object_store, place, idx_dir, data_dir, fault):
     with object_store.deciding(lambda request: None if request.number % 30 else fault):
         make_shards(f"idx:{idx_dir}", place)

@@ -36,6 +36,19 @@ def test_files_come_and_go(place):
         storage.read_bytes(path)
 
 
+def test_a_path_is_no_pattern(place):
+    for name in ("run1", "run2", "run?", "run[1]", "*"):
+        storage.make_dirs(storage.join(place, name))
+        storage.write_bytes(storage.join(place, name, "file"), b"1")
+    for name in ("run?", "run[1]", "*"):
+        storage.remove(storage.join(place, name, "file"))
+        storage.write_bytes(storage.join(place, name, "other"), b"1")
+        storage.remove(storage.join(place, name))
+        assert not storage.exists(storage.join(place, name, "other"))
+        assert storage.read_bytes(storage.join(place, "run1", "file")) == b"1"
+        assert storage.read_bytes(storage.join(place, "run2", "file")) == b"1"
+
+
 def test_a_failed_write_leaves_what_was_there(place):
     storage.make_dirs(place)
     path = storage.join(place, "file")
@@ -80,6 +93,11 @@ def test_a_file_is_read_in_pieces(place):
         assert file.read() == lines[-1]
         file.seek(2)
         assert (file.read(2), file.tell()) == (b"1\n", 4)
+
+
+def test_a_slash_too_few():
+    with pytest.raises(StageError, match="gs:/bucket/x: is no URL.*expected two slashes"):
+        storage.make_dirs("gs:/bucket/x")
 
 
 def test_an_unknown_url_scheme():

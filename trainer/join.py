@@ -10,6 +10,7 @@ On one machine python -m trainer.launch does all that.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 
@@ -65,7 +66,7 @@ def addresses(hosts: str, num_workers: int | None, port: int) -> list[str]:
                 "or name as many"
             )
     for name in names:
-        if not name or any(char in name for char in ":/ {}"):
+        if not re.fullmatch(r"[\w.-]+", name):
             raise UsageError(
                 f"--hosts={hosts}: {name!r} is no host name; expected names or IPv4 addresses with "
                 "commas between them, or one with {index}; the port is --port"

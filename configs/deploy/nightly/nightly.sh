@@ -1,73 +1,157 @@
-#!/bin/bash
-# The nightly chain: new images into the data set, their embeddings, and the gate.
+#!/bin/sh
+# The night's chain: preprocess --append, then export behind its gate.
 #
-#   SOURCE=folder:/data/images DATA_DIR=/data/shards MODEL_DIR=/data/run/export \
-#     OUTPUT_DIR=/data/embeddings REQUIRE="elbo>-110" nightly.sh [preprocess] [export]
+#   nightly.sh            both stages
+#   nightly.sh preprocess | nightly.sh export      one of them, for a scheduler that has a task each
 #
-# Both stages, unless it says which. Exit status: 0 done, or nothing to do; 75 interrupted, start it
-# again and it goes on; 1 a stage has failed, or the gate is not passed and the last export stays;
-# 2 bad usage. A stage that ends with 75 by itself is started again, TRIES times in all.
+# A line for crontab, and where to say what is to be done:
+#   30 2 * * * . /etc/vae-nightly.env && /opt/vae-pipeline/configs/deploy/nightly/nightly.sh
+#
+#   export SOURCE=idx:/data/incoming     as in preprocess --source; what is new in it is appended
+#   export DATA_DIR=/data/shards         the data set; the first night makes it
+#   export MODEL_DIR=/data/run/export    the model
+#   export OUTPUT_DIR=/data/embeddings   the export; each of the three may be a URL
+#   export REQUIRE='elbo>-110'           the gate, as in export --require; without it there is none
+#   export PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
+#   export EXPORT_FLAGS='--split=train,test'
+#   export NUM_TRIES=3                   how often a stage is started that ends with 75
+#   export PYTHON=/opt/vae-pipeline/.venv/bin/python
+#
+# Exit status: 0 published, or nothing was new; 1 a stage failed; 2 bad usage or configuration;
+# 3 the gate held the export back, and what was published before stays; 75 interrupted, or
+# another night is still under way: start it again, it goes on from the files that are whole.
 set -u
-: "${SOURCE:?expected an image set as --source takes it}"
-: "${DATA_DIR:?expected the directory of the data set}"
-: "${MODEL_DIR:?expected a published model, WORKDIR/export of the trainer}"
-: "${OUTPUT_DIR:?expected the directory of the export}"
-PYTHON=${PYTHON:-python3} TRIES=${TRIES:-3}
-# Further flags, as words: --name=set --validation_fraction=0
-read -ra of_preprocess <<< "${PREPROCESS_FLAGS:-}"
-read -ra of_export <<< "${EXPORT_FLAGS:-}"
+
+say() { echo "nightly: $*" >&2; }
+
+need() { # name and value of a variable, and an example
+  [ -n "$2" ] && return
+  say "$1='': expected a value, such as $3; set it in the environment, see the head of $0"
+  exit 2
+}
+
+need SOURCE "${SOURCE:-}" idx:/data/incoming
+need DATA_DIR "${DATA_DIR:-}" /data/shards
+need MODEL_DIR "${MODEL_DIR:-}" /data/run/export
+need OUTPUT_DIR "${OUTPUT_DIR:-}" /data/embeddings
+python=${PYTHON:-python3}
+num_tries=${NUM_TRIES:-3}
+case $num_tries in
+*[!0-9]* | '' | 0)
+  say "NUM_TRIES=$num_tries: expected a number from 1; set it in the environment"
+  exit 2
+  ;;
+esac
 [ $# -gt 0 ] || set -- preprocess export
-
-process=
-stopped=
-trap 'stopped=yes; [ -z "$process" ] || kill -TERM "$process" 2> /dev/null' TERM INT
-
-# Runs a module of Python to its end; the status is its own.
-run() {
-  "$PYTHON" -m "$@" &
-  process=$!
-  wait "$process"
-  local status=$?
-  while kill -0 "$process" 2> /dev/null; do # A signal has ended the wait, and not the process.
-    wait "$process"
-    status=$?
-  done
-  process=
-  return "$status"
-}
-
-stage() {
-  case $1 in
-    preprocess)
-      local flags=(--source="$SOURCE" --output_dir="$DATA_DIR" "${of_preprocess[@]}")
-      # There is nothing to append to on the first night. Later ones undo what another night has
-      # left unfinished: the source may have grown since.
-      local there='import sys; from pipeline.storage import exists, join
-sys.exit(not exists(join(sys.argv[1], "manifest.json")))'
-      "$PYTHON" -c "$there" "$DATA_DIR" && flags+=(--append --overwrite)
-      run pipeline.preprocess "${flags[@]}"
-      ;;
-    export)
-      run pipeline.export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" \
-        --output_dir="$OUTPUT_DIR" ${REQUIRE:+--require="$REQUIRE"} "${of_export[@]}"
-      ;;
-    *)
-      echo "nightly: $1: no such stage; expected preprocess or export" >&2
-      return 2
-      ;;
+for stage; do
+  case $stage in
+  preprocess | export) ;;
+  *)
+    say "$stage: no such stage; expected preprocess, export, or nothing for both"
+    exit 2
+    ;;
   esac
+done
+
+# One night at a time for each export. The stages inherit the lock: as long as one of them runs,
+# even if this script was killed, no other night begins.
+lock=${TMPDIR:-/tmp}/vae-nightly-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
+exec 9> "$lock"
+if ! flock -n 9; then
+  say "$OUTPUT_DIR: another night is still under way (it holds $lock); start it again later"
+  exit 75
+fi
+
+work=$(mktemp -d) || exit 1
+child='' told_to_stop=''
+# A scheduler tells this script alone, and the stage is who can stop well.
+stop() {
+  told_to_stop=yes
+  [ -z "$child" ] || kill -TERM "$child" 2> /dev/null
+}
+trap stop TERM INT
+trap 'rm -rf "$work"' EXIT
+
+# Runs a command, shows and keeps what it says on standard error; sets `status`.
+run() {
+  rm -f "$work/pipe"
+  mkfifo "$work/pipe"
+  tee "$work/said" < "$work/pipe" >&2 &
+  tee=$!
+  "$@" 2> "$work/pipe" &
+  child=$!
+  [ -z "$told_to_stop" ] || kill -TERM "$child" # It came before there was a child to tell.
+  wait "$child"
+  status=$?
+  while kill -0 "$child" 2> /dev/null; do # A signal has ended the wait, and not the child.
+    wait "$child"
+    status=$?
+  done
+  child=''
+  wait "$tee"
 }
 
-for name in "$@"; do
-  for ((try = 1; ; try++)); do
-    stage "$name"
-    status=$?
-    # Whatever a stage that was told to stop has said: the rest is for the next start.
-    [ -z "$stopped" ] || status=75
-    [ "$status" -eq 75 ] && [ -z "$stopped" ] && [ "$try" -lt "$TRIES" ] || break
+# Runs a stage until it ends with another status than 75; sets `status`.
+run_stage() {
+  stage=$1
+  shift
+  try=1
+  while
+    run "$python" -m "pipeline.$stage" "$@"
+    # 143: a signal that came before the program listened to any.
+    [ "$status" -eq 75 ] || [ "$status" -eq 143 ]
+  do
+    if [ -n "$told_to_stop" ] || [ "$try" -ge "$num_tries" ]; then
+      say "$stage was interrupted in try $try of $num_tries; run the same command to go on"
+      exit 75
+    fi
+    try=$((try + 1))
+    say "$stage was interrupted; try $try of $num_tries"
   done
-  if [ "$status" -ne 0 ]; then
-    echo "nightly: $name ended with status $status" >&2
-    exit "$status"
+}
+
+# Ends the night unless the stage ended with 0.
+expect_0() {
+  [ "$status" -eq 0 ] && return
+  say "$stage failed with status $status; its lines above say why"
+  [ "$status" -eq 2 ] && exit 2
+  exit 1
+}
+
+is_there() { # a finished data set; it may be a URL
+  "$python" -c '
+import sys
+from pipeline import stage, storage
+sys.exit(not storage.exists(storage.join(sys.argv[1], stage.MANIFEST)))' "$1"
+}
+
+preprocess() {
+  # shellcheck disable=SC2086 # Flags, separated by spaces.
+  set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${PREPROCESS_FLAGS:-}
+  # The first night, or one that goes on with it, makes the set.
+  is_there "$DATA_DIR" && set -- "$@" --append
+  run_stage preprocess "$@"
+  if [ "$status" -eq 1 ] && grep -qE 'holds (an unfinished --append|unfinished output) of other inputs' "$work/said"; then
+    say "$SOURCE has changed since a night that did not end; what that one had begun is undone"
+    run_stage preprocess "$@" --overwrite
   fi
+  expect_0
+}
+
+embed() {
+  # shellcheck disable=SC2086 # Flags, separated by spaces.
+  run_stage export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" --output_dir="$OUTPUT_DIR" \
+    ${REQUIRE:+--require="$REQUIRE"} ${EXPORT_FLAGS:-}
+  if [ "$status" -eq 1 ] && grep -q '^export: --require: ' "$work/said"; then
+    say "the gate held the export back; nothing is published, $OUTPUT_DIR stays as it was"
+    exit 3
+  fi
+  expect_0
+}
+
+for stage; do
+  case $stage in
+  preprocess) preprocess ;;
+  export) embed ;;
+  esac
 done
