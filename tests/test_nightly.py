@@ -12,13 +12,13 @@ import pytest
 from tests.conftest import REPOSITORY, blobs, outputs_of, run_command, write_idx
 
 SCRIPT = REPOSITORY / "configs" / "deploy" / "nightly" / "nightly.sh"
-# In place of python: a stage gets a signal when it opens its n-th file for writing, in so many
-# of its first starts.
+# In place of python: a stage gets a signal when it writes a file, which is its manifest unless said
+# otherwise, in so many of its first starts.
 _STOPPING = """#!/bin/sh
 case $2 in pipeline.$STOP_STAGE) mkdir "$STOPPED/$$" && starts=$(ls "$STOPPED" | wc -l) ;; esac
 if [ "${{starts:-9}}" -le "${{STOP_TIMES:-0}}" ]; then
   shift 2
-  exec {python} -m tests.stop_at_file 6 pipeline.$STOP_STAGE "$@"
+  exec {python} -m tests.stop_at_file "${{STOP_FILE:-manifest.json}}" pipeline.$STOP_STAGE "$@"
 fi
 exec {python} "$@"
 """
@@ -104,7 +104,9 @@ def test_nights_with_interruptions_and_a_gate_end_as_one_export(nights):
     assert nights.published() == published
     for path in (nights.directory / "stopped").iterdir():
         path.rmdir()
-    stderr = nights.night("export", status=75, STOP_STAGE="export", STOP_TIMES="2", NUM_TRIES="2")
+    stops = {"STOP_STAGE": "export", "STOP_TIMES": "2", "TRIES": "2"}
+    marker = "blobs-train.tfrecord-00005-of-00002.json"  # Of a shard that is new.
+    stderr = nights.night("export", status=75, STOP_FILE=marker, **stops)
     assert "nightly: export was interrupted in try 2 of 2; run the same command" in stderr
     assert nights.published() == published
     nights.night("export")
@@ -112,11 +114,13 @@ def test_nights_with_interruptions_and_a_gate_end_as_one_export(nights):
 
 
 @pytest.mark.long
-def test_a_night_that_never_ended_does_not_stop_the_next(nights):
-    nights.grow(100)
-    nights.night("preprocess")
+@pytest.mark.parametrize("num_there", [0, 100])
+def test_a_night_that_never_ended_does_not_stop_the_next(nights, num_there):
+    if num_there:
+        nights.grow(num_there)
+        nights.night("preprocess")
     nights.grow(150)
-    nights.night("preprocess", status=75, STOP_STAGE="preprocess", STOP_TIMES="1", NUM_TRIES="1")
+    nights.night("preprocess", status=75, STOP_STAGE="preprocess", STOP_TIMES="1", TRIES="1")
     nights.grow(220)
     stderr = nights.night()
     assert "has changed since a night that did not end" in stderr
@@ -145,7 +149,7 @@ def test_two_nights_at_once(nights):
     ("changes", "status", "message"),
     [
         ({"SOURCE": ""}, 2, "SOURCE='': expected a value, such as idx:"),
-        ({"NUM_TRIES": "many"}, 2, "NUM_TRIES=many: expected a number from 1"),
+        ({"TRIES": "many"}, 2, "TRIES=many: expected a number from 1"),
         ({"PREPROCESS_FLAGS": "--num_shrads=2"}, 2, "preprocess failed with status 2"),
         ({"SOURCE": "idx:/nonesuch"}, 1, "preprocess failed with status 1"),
     ],

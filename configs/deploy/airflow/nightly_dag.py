@@ -21,7 +21,7 @@ _ENVIRONMENT = {
     "OUTPUT_DIR": "/data/embeddings",
     "REQUIRE": "elbo>-110",
     "PYTHON": "/opt/vae-pipeline/.venv/bin/python",
-    "NUM_TRIES": "1",  # Airflow's own `retries` are shown and can be watched.
+    "TRIES": "1",  # Airflow's own `retries` are shown and can be watched.
 }
 _INTERRUPTED = 75
 _MEANINGS = {2: "bad usage or configuration", 3: "the gate held the export back"}

@@ -4,18 +4,16 @@
 #   nightly.sh            both stages
 #   nightly.sh preprocess | nightly.sh export      one of them, for a scheduler that has a task each
 #
-# A line for crontab, and where to say what is to be done:
-#   30 2 * * * . /etc/vae-nightly.env && /opt/vae-pipeline/configs/deploy/nightly/nightly.sh
-#
-#   export SOURCE=idx:/data/incoming     as in preprocess --source; what is new in it is appended
-#   export DATA_DIR=/data/shards         the data set; the first night makes it
-#   export MODEL_DIR=/data/run/export    the model
-#   export OUTPUT_DIR=/data/embeddings   the export; each of the three may be a URL
-#   export REQUIRE='elbo>-110'           the gate, as in export --require; without it there is none
-#   export PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
-#   export EXPORT_FLAGS='--split=train,test'
-#   export NUM_TRIES=3                   how often a stage is started that ends with 75
-#   export PYTHON=/opt/vae-pipeline/.venv/bin/python
+# crontab beside it has the line for cron. In its environment:
+#   SOURCE=idx:/data/incoming     as in preprocess --source; what is new in it is appended
+#   DATA_DIR=/data/shards         the data set; the first night makes it
+#   MODEL_DIR=/data/run/export    the model
+#   OUTPUT_DIR=/data/embeddings   the export; each of the three may be a URL
+#   REQUIRE='elbo>-110'           the gate, as in export --require; without it there is none
+#   PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
+#   EXPORT_FLAGS='--split=train,test'
+#   TRIES=3                   how often a stage is started that ends with 75
+#   PYTHON=/opt/vae-pipeline/.venv/bin/python
 #
 # Exit status: 0 published, or nothing was new; 1 a stage failed; 2 bad usage or configuration;
 # 3 the gate held the export back, and what was published before stays; 75 interrupted, or
@@ -35,10 +33,10 @@ need DATA_DIR "${DATA_DIR:-}" /data/shards
 need MODEL_DIR "${MODEL_DIR:-}" /data/run/export
 need OUTPUT_DIR "${OUTPUT_DIR:-}" /data/embeddings
 python=${PYTHON:-python3}
-num_tries=${NUM_TRIES:-3}
+num_tries=${TRIES:-3}
 case $num_tries in
 *[!0-9]* | '' | 0)
-  say "NUM_TRIES=$num_tries: expected a number from 1; set it in the environment"
+  say "TRIES=$num_tries: expected a number from 1; set it in the environment"
   exit 2
   ;;
 esac
@@ -131,7 +129,8 @@ preprocess() {
   # The first night, or one that goes on with it, makes the set.
   is_there "$DATA_DIR" && set -- "$@" --append
   run_stage preprocess "$@"
-  if [ "$status" -eq 1 ] && grep -qE 'holds (an unfinished --append|unfinished output) of other inputs' "$work/said"; then
+  unfinished='holds (an unfinished --append|unfinished output) of other inputs'
+  if [ "$status" -eq 1 ] && grep -qE "$unfinished" "$work/said"; then
     say "$SOURCE has changed since a night that did not end; what that one had begun is undone"
     run_stage preprocess "$@" --overwrite
   fi
