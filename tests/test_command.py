@@ -24,6 +24,7 @@ INSTALLED = {
     "vae-verify": ("pipeline.verify", "--max_shown"),
     "vae-evaluate": ("trainer.evaluate", "--num_importance_samples"),
     "vae-launch": ("trainer.launch", "--num_workers"),
+    "vae-join": ("trainer.join", "--hosts"),
 }
 
 

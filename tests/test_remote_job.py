@@ -21,9 +21,10 @@ from tests.flink.cluster import free_ports
         ),
         (["--runner=PortableRunner", "--environment_type=LOOPBACK"], 2, "has no --job_endpoint"),
         (["--runner=FlinkRunner", "--flink_master=here:there"], 2, "not an address"),
+        (["--runner=PrismRunner", "--prism_location=/nonesuch"], 1, "took no job: ValueError"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, flags, status, message):
+def test_a_cluster_that_cannot_be_had_is_said_at_once(tmp_path, flags, status, message):
     (port,) = free_ports(1)
     flags = [flag.replace("PORT", str(port)) for flag in flags]
     out = f"--output_dir={tmp_path / 'out'}"
