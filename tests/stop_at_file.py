@@ -2,8 +2,8 @@
 
     python -m tests.stop_at_file NAME MODULE FLAG...
 
-To itself, or where STOP_SCRIPT is set to the process that started it, and then it waits for its
-own.
+To itself; or, as STOP_SCRIPT says, to the process that started it, or to its whole process group
+(`parent`, `group`), and then it waits for its own.
 """
 
 import os
@@ -21,7 +21,9 @@ def main() -> None:
 
     def stopping(path: str):
         if os.path.basename(path) == name:
-            os.kill(os.getppid() if os.environ.get("STOP_SCRIPT") else os.getpid(), signal.SIGTERM)
+            # A process group by the negative number of its leader.
+            whom = {"parent": os.getppid(), "group": -os.getpgrp()}
+            os.kill(whom.get(os.environ.get("STOP_SCRIPT"), os.getpid()), signal.SIGTERM)
             threading.Event().wait()
         return publishing(path)
 

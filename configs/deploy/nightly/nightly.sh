@@ -74,7 +74,9 @@ trap 'rm -rf "$work"' EXIT
 run() {
   rm -f "$work/pipe"
   mkfifo "$work/pipe"
-  tee "$work/said" < "$work/pipe" >&2 &
+  # A signal to the whole process group is not for tee: the stage has yet to say that it stops, and
+  # would fail for want of a reader.
+  (trap '' TERM INT && exec tee "$work/said" < "$work/pipe" >&2) &
   tee=$!
   "$@" 2> "$work/pipe" &
   child=$!
