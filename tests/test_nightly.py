@@ -159,6 +159,7 @@ def test_two_nights_at_once(nights):
         ({"TRIES": "many"}, 2, "TRIES=many: expected a number from 1"),
         ({"PREPROCESS_FLAGS": "--num_shrads=2"}, 2, "preprocess failed with status 2"),
         ({"SOURCE": "idx:/nonesuch"}, 1, "preprocess failed with status 1"),
+        ({"DATA_DIR": "nonesuch://x"}, 1, "nonesuch://x: cannot tell whether"),
     ],
 )
 def test_what_will_fail_again_is_not_tried_again(nights, changes, status, message):

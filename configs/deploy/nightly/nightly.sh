@@ -118,18 +118,33 @@ expect_0() {
   exit 1
 }
 
-is_there() { # a finished data set; it may be a URL
-  "$python" -c '
+# Sets `status`: 0 if a finished data set is there, 4 if none is; it may be a URL.
+look_for_set() {
+  run "$python" -c '
 import sys
-from pipeline import stage, storage
-sys.exit(not storage.exists(storage.join(sys.argv[1], stage.MANIFEST)))' "$1"
+from pipeline import command, stage, storage
+def look():
+    if not storage.exists(storage.join(sys.argv[1], stage.MANIFEST)):
+        raise SystemExit(4)
+sys.exit(command.end("nightly", look))' "$DATA_DIR"
 }
 
 preprocess() {
   # shellcheck disable=SC2086 # Flags, separated by spaces.
   set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${PREPROCESS_FLAGS:-}
-  # The first night, or one that goes on with it, makes the set.
-  is_there "$DATA_DIR" && set -- "$@" --append
+  look_for_set
+  case $status in
+  0) set -- "$@" --append ;;
+  4) ;; # The first night, or one that goes on with it, makes the set.
+  143)
+    say "preprocess was interrupted before it began; run the same command to go on"
+    exit 75
+    ;;
+  *) # Not to be taken for a first night: that would be told to --overwrite the set.
+    say "$DATA_DIR: cannot tell whether the data set is there; the lines above say why"
+    exit 1
+    ;;
+  esac
   run_stage preprocess "$@"
   unfinished='holds (an unfinished --append|unfinished output) of other inputs'
   if [ "$status" -eq 1 ] && grep -qE "$unfinished" "$work/said"; then
