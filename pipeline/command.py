@@ -193,7 +193,8 @@ def run(
             f"\n{name}: stopped by {signal.Signals(number).name}; run the same command again, "
             "files that are whole stay\n"
         )
-        os.write(_stderr, text.encode())
+        with contextlib.suppress(OSError):  # Whoever read it may be gone.
+            os.write(_stderr, text.encode())
         os._exit(Interrupted.exit_status)
 
     for number in (signal.SIGTERM, signal.SIGINT):
