@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink runners lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink test-spark runners java-and-mvn lint bench bench-gpu clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,10 +19,11 @@ WORKDIR ?= $(DEMO_DIR)/run
 MODEL_DIR ?= $(WORKDIR)/export
 FLAGS ?=
 # The newest Flink 1.19 there is: of the versions that Beam 2.77 drives, the one whose runner can be
-# had in parts from Maven Central. tests/flink/pom.xml names the runner.
+# had in parts from Maven Central. tests/engines/flink.pom.xml names the runner.
 FLINK_VERSION ?= 1.19.3
 FLINK_READY := build/flink/ready
-# Flink listens on 127.0.0.1, but Beam's job server on every address, and it runs what it is sent. So
+SPARK_READY := build/spark/ready
+# An engine listens on 127.0.0.1, but Beam's job server on every address, and it runs what it is sent. So
 # a cluster gets a network of its own, with nothing in it but the loopback, where the system allows.
 ALONE = $(shell unshare --map-root-user --net ip link set lo up 2> /dev/null && echo "unshare --map-root-user --net sh -c 'ip link set lo up && exec \"\$$0\" \"\$$@\"'")
 # Beam's own runner for one machine, written in Go; the same version as the SDK.
@@ -108,16 +109,26 @@ test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; takes Java 11 or 17, mvn, go
 	$(ALONE) $(PY) -m pytest -m flink
 
-runners: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
+test-spark: $(INSTALLED) $(SPARK_READY)  ## runs the Beam stages on Spark; takes Java 11 or 17, mvn
+	$(ALONE) $(PY) -m pytest -m spark
+
+runners: $(INSTALLED) $(FLINK_READY) $(SPARK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
 	@$(ALONE) $(PY) -m tests.benchmarks.bench_runners --source=$(SOURCE)
 
 # Not into $(VENV): it has no say in what the stages are installed with.
-$(FLINK_READY): tests/flink/pom.xml | $(INSTALLED)
-	@command -v java mvn > /dev/null || { echo "expected java and mvn; apt-get install default-jre-headless maven"; exit 1; }
+$(FLINK_READY): tests/engines/flink.pom.xml | $(INSTALLED) java-and-mvn
 	rm -rf build/flink
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/flink apache-flink-libraries==$(FLINK_VERSION)
-	mvn --quiet --batch-mode --file tests/flink/pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/flink/job-server
+	mvn --quiet --batch-mode --file tests/engines/flink.pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/flink/job-server
 	@touch $@
+
+$(SPARK_READY): tests/engines/spark.pom.xml | java-and-mvn
+	rm -rf build/spark
+	mvn --quiet --batch-mode --file tests/engines/spark.pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/spark/jars
+	@touch $@
+
+java-and-mvn:
+	@command -v java > /dev/null && command -v mvn > /dev/null || { echo "expected java and mvn; apt-get install default-jre-headless maven"; exit 1; }
 
 $(PRISM):
 	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY, assert_same_run, run_command, smoke_config
-from tests.flink.cluster import free_ports
+from tests.engines.processes import free_ports
 from tests.test_train import assert_same_path, lines_of
 from trainer import train
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import run_command
-from tests.flink.cluster import free_ports
+from tests.engines.processes import free_ports
 
 
 @pytest.mark.parametrize(

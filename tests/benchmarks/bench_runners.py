@@ -16,7 +16,10 @@ import tempfile
 import time
 
 from tests.conftest import REPOSITORY, outputs_of
-from tests.flink import cluster
+from tests.engines import cluster
+from tests.engines.flink import FlinkCluster
+from tests.engines.processes import ClusterError
+from tests.engines.spark import SparkCluster
 
 PRISM = REPOSITORY / "build" / "prism" / "prism"
 
@@ -51,11 +54,14 @@ def main() -> None:
             runners["Prism"] = ["--runner=PrismRunner", f"--prism_location={PRISM}"]
         else:
             print(f"{PRISM}: no Prism there", file=sys.stderr)
-        try:
-            flink = until_done.enter_context(cluster.running(scratch / "flink"))
-            runners["Flink, 2 task managers"] = flink.flags()
-        except cluster.ClusterError as error:
-            print(error, file=sys.stderr)
+        engines = {"Flink, 2 task managers": FlinkCluster, "Spark, 2 workers": SparkCluster}
+        for engine, cluster_class in engines.items():
+            try:
+                place = scratch / cluster_class.__name__
+                running = until_done.enter_context(cluster.running(cluster_class, place))
+                runners[engine] = running.flags()
+            except ClusterError as error:
+                print(error, file=sys.stderr)
         shards, model = scratch / "shards", scratch / "run"
         stages = {
             "preprocess": (f"--source={asked.source}", f"--num_shards={asked.num_shards}"),

@@ -1,22 +1,9 @@
-"""The configuration of a Flink cluster on 127.0.0.1, as files and flags of Java."""
+"""The configuration files of a Flink cluster on 127.0.0.1."""
 
 import json
 import pathlib
 
-HOST = "127.0.0.1"
-
-# What Java must open to Flink, as its own config.yaml has it.
-JAVA_FLAGS = [
-    *(
-        f"--add-opens=java.base/{package}=ALL-UNNAMED"
-        for package in (
-            "java.lang java.net java.io java.nio sun.nio.ch java.lang.reflect java.text java.time "
-            "java.util java.util.concurrent java.util.concurrent.atomic java.util.concurrent.locks"
-        ).split()
-    ),
-    "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
-    "-XX:+UseSerialGC",
-]
+from tests.engines.processes import HOST
 
 _LOG4J = """\
 rootLogger.level = INFO
@@ -29,12 +16,19 @@ appender.console.layout.pattern = %d %-5p %c{1} - %m%n
 
 
 def write(
-    directory: pathlib.Path, *, rpc_port: int, rest_port: int, blob_port: int, num_slots: int
+    conf: pathlib.Path,
+    *,
+    scratch: pathlib.Path,
+    rpc_port: int,
+    rest_port: int,
+    blob_port: int,
+    num_slots: int,
 ) -> None:
-    """Writes `conf/` for all processes of a cluster.
+    """Writes what all processes of a cluster read.
 
     Args:
-      directory: where the cluster keeps its files; `scratch/` is for Flink's.
+      conf: the directory to write.
+      scratch: that of Flink's temporary files.
       rpc_port: where the job manager hears task managers.
       rest_port: where it hears everybody else.
       blob_port: where task managers fetch jars from it.
@@ -65,7 +59,7 @@ def write(
         "taskmanager.memory.jvm-overhead.min": "192m",
         "taskmanager.memory.jvm-overhead.max": "192m",
         "cluster.evenly-spread-out-slots": True,
-        "io.tmp.dirs": directory / "scratch",
+        "io.tmp.dirs": scratch,
         # A task manager that is gone is noticed in seconds, and its work done elsewhere.
         "heartbeat.interval": 1000,
         "heartbeat.timeout": 10000,
@@ -76,5 +70,5 @@ def write(
         "classloader.check-leaked-classloader": False,
     }
     lines = [f"{key}: {json.dumps(value, default=str)}\n" for key, value in settings.items()]
-    (directory / "conf" / "config.yaml").write_text("".join(lines))
-    (directory / "conf" / "log4j.properties").write_text(_LOG4J)
+    (conf / "config.yaml").write_text("".join(lines))
+    (conf / "log4j.properties").write_text(_LOG4J)

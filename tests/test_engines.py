@@ -1,4 +1,4 @@
-"""The Beam stages as their users run them on a Flink cluster, and on Prism."""
+"""The Beam stages as their users run them on a Flink or Spark cluster, and on Prism."""
 
 import json
 import os
@@ -20,27 +20,46 @@ from tests.conftest import (
     outputs_of,
     run_command,
 )
-from tests.flink import cluster
+from tests.engines import cluster
+from tests.engines.flink import FlinkCluster
+from tests.engines.processes import ClusterError, distribution
+from tests.engines.spark import SparkCluster
 
-pytestmark = pytest.mark.flink
 PRISM = shutil.which("prism") or str(REPOSITORY / "build" / "prism" / "prism")
+FLINK = pytest.param("flink", marks=pytest.mark.flink)
+SPARK = pytest.param("spark", marks=pytest.mark.spark)
+
+
+def a_cluster(engine, cluster_class, tmp_path_factory):
+    try:
+        distribution(engine)
+    except ClusterError as error:
+        pytest.skip(str(error))
+    with cluster.running(cluster_class, tmp_path_factory.mktemp(engine)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def flink(tmp_path_factory):
-    try:
-        cluster.distribution()
-    except cluster.ClusterError as error:
-        pytest.skip(str(error))
-    with cluster.running(tmp_path_factory.mktemp("flink")) as running:
-        yield running
+    yield from a_cluster("flink", FlinkCluster, tmp_path_factory)
 
 
-@pytest.fixture(params=["flink", "prism"])
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory):
+    yield from a_cluster("spark", SparkCluster, tmp_path_factory)
+
+
+@pytest.fixture(params=[FLINK, SPARK])
+def engine(request) -> cluster.Cluster:
+    """Each cluster that is there."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=[FLINK, SPARK, pytest.param("prism", marks=pytest.mark.flink)])
 def runner_flags(request) -> list[str]:
     """Flags of each runner that is there."""
-    if request.param == "flink":
-        return request.getfixturevalue("flink").flags()
+    if request.param != "prism":
+        return request.getfixturevalue(request.param).flags()
     if not os.path.exists(PRISM):
         pytest.skip(f"{PRISM}: no Prism there; `make test-flink` fetches it")
     return ["--runner=PrismRunner", f"--prism_location={PRISM}"]
@@ -116,47 +135,48 @@ def expected(tmp_path_factory) -> dict[str, bytes]:
     return outputs_of(out)
 
 
-@pytest.mark.parametrize("what", ["a task manager", "a worker", "all workers and their pool"])
-def test_what_is_killed_half_way_leaves_the_same_bytes(flink, expected, tmp_path, what):
-    job = start(tmp_path / "out", *flink.flags())
-    if what == "a task manager":
-        flink.kill("task-manager-0")
-    elif what == "a worker":
-        os.kill(flink.workers()[0], signal.SIGKILL)
+@pytest.mark.parametrize("what", ["a worker of the engine", "one of ours", "all of ours"])
+def test_what_is_killed_half_way_leaves_the_same_bytes(engine, expected, tmp_path, what):
+    job = start(tmp_path / "out", *engine.flags())
+    if what == "a worker of the engine":
+        engine.kill("worker-0")
+    elif what == "one of ours":
+        os.kill(engine.children("worker-pool")[0], signal.SIGKILL)
     else:
-        flink.kill("worker-pool")
-        flink.start_worker_pool()
+        engine.kill("worker-pool")
+        engine.start_pool()
     try:
         _, errors = job.communicate()
         assert job.returncode == 0, errors
         assert outputs_of(tmp_path / "out") == expected
     finally:
-        if what == "a task manager":
-            flink.start_task_manager(0)
-            flink.wait()
+        if what == "a worker of the engine":
+            engine.start_worker(0)
+            engine.wait_whole()
 
 
-def test_a_command_that_is_stopped_takes_its_job_along(flink, expected, tmp_path):
+def test_a_command_that_is_stopped_takes_its_job_along(engine, expected, tmp_path):
     out = tmp_path / "out"
-    job = start(out, *flink.flags())
+    job = start(out, *engine.flags())
     job.send_signal(signal.SIGTERM)
     _, errors = job.communicate()
     assert job.returncode == 75
     assert "stopped by SIGTERM; run the same command again" in errors
-    assert "CANCELED" in flink.jobs().values()
-    assert not {"RUNNING", "CANCELLING", "RESTARTING"} & set(flink.jobs().values())
+    assert set(engine.jobs()) <= {"FINISHED", "CANCELED", "FAILED", "KILLED"}
     assert 0 < num_markers(out) < 1800
-    run_command("pipeline.preprocess", *MANY, f"--output_dir={out}", *flink.flags())
+    if isinstance(engine, FlinkCluster):
+        assert "CANCELED" in engine.jobs()
+    run_command("pipeline.preprocess", *MANY, f"--output_dir={out}", *engine.flags())
     assert outputs_of(out) == expected
     assert json.loads((out / "timings.json").read_text())["num_tasks_reused"] > 0
 
 
-def test_what_fails_in_a_worker_is_said_in_a_line(flink, tmp_path):
+def test_what_fails_in_a_worker_is_said_in_a_line(engine, tmp_path):
     module = tmp_path / "absent_elsewhere.py"
     module.write_text("from pipeline.sources.idx import open_sample as open_it\n")
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.preprocess", "--source=absent_elsewhere.open_it:"]
-        + [f"--output_dir={tmp_path / 'out'}", *flink.flags()],
+        + [f"--output_dir={tmp_path / 'out'}", *engine.flags()],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -168,18 +188,19 @@ def test_what_fails_in_a_worker_is_said_in_a_line(flink, tmp_path):
     assert "--source=absent_elsewhere.open_it:" in lines_of(done)[0]
 
 
-def test_a_source_that_workers_do_not_see_is_said_in_a_line(flink, tmp_path, idx_dir):
+def test_a_source_that_workers_do_not_see_is_said_in_a_line(engine, tmp_path, idx_dir):
     # A directory that means something to the command alone.
     source = f"idx:/proc/self/cwd/{os.path.relpath(idx_dir, REPOSITORY)}"
-    done = preprocess(source, tmp_path / "out", *flink.flags(), check=False)
+    done = preprocess(source, tmp_path / "out", *engine.flags(), check=False)
     assert done.returncode == 1
     assert len(lines_of(done)) == 1, done.stderr
     assert lines_of(done)[0].startswith(f"preprocess: --source={source}: no such directory")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_nothing_of_a_cluster_outlives_it(tmp_path):
-    command = [sys.executable, "-m", "tests.flink.cluster", str(tmp_path)]
+@pytest.mark.parametrize("name", [FLINK, SPARK])
+def test_nothing_of_a_cluster_outlives_it(tmp_path, name):
+    command = [sys.executable, "-m", f"tests.engines.{name}", str(tmp_path)]
     person = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert "is up" in person.stdout.readline()
     person.kill()

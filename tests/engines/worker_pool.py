@@ -1,6 +1,6 @@
 """Beam's pool of Python workers, heard on 127.0.0.1 alone.
 
-    python -m tests.flink.worker_pool PORT
+    python -m tests.engines.worker_pool PORT
 
 `python -m apache_beam.runners.worker.worker_pool_main --service_port=PORT` is the same for
 a cluster: it listens on every address, since task managers elsewhere are to reach it.
