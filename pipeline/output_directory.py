@@ -32,7 +32,8 @@ def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
     Those that hold records are large; of them it sees that they are there at their size,
     and who reads them checks what they hold.
     """
-    for entry in files:
+
+    def is_there(entry: Mapping[str, Any]) -> bool:
         try:
             if storage.num_bytes(storage.join(directory, entry["name"])) != entry["bytes"]:
                 return False
@@ -40,7 +41,9 @@ def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
                 read_file(directory, entry)
         except (FileNotFoundError, StageError):
             return False
-    return True
+        return True
+
+    return all(storage.each(directory, is_there, files))
 
 
 class OutputDirectory:
@@ -209,10 +212,12 @@ class OutputDirectory:
         storage.remove(self.tasks.path())
 
     def _remove_files(self, names: Sequence[str]) -> None:
-        for name in names:
+        def remove(name: str) -> None:
             # Nothing outside, whatever the file says.
             if os.path.basename(name) in (name, name.removeprefix(f"{quarantine.DIRECTORY}/")):
                 storage.remove(self._path(name))
+
+        storage.each(self.directory, remove, names)
         if not storage.list_names(self._path(quarantine.DIRECTORY)):
             storage.remove(self._path(quarantine.DIRECTORY))
 

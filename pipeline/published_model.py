@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import command, stage, storage
+from pipeline import command, stage, trees
 
 # Images in one call of the model, and the most bytes of them as floats: every call of a model
 # has exactly its shape, the last one padded, so that a row doesn't depend on how many records
@@ -39,7 +39,7 @@ class PublishedModel:
                 tf.config.experimental.set_memory_growth(device, True)
         for entry in manifest["files"]:
             stage.read_file(model_dir, entry)
-        with storage.local_copy(model_dir) as directory:
+        with trees.local_copy(model_dir) as directory:
             self._loaded = tf.saved_model.load(directory)
         self.image_shape: tuple[int, int, int] = tuple(manifest["image_shape"])
         self.latent_dim: int = manifest["config"]["latent_dim"]

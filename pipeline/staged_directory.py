@@ -147,9 +147,11 @@ class StagedDirectory(OutputDirectory):
             storage.remove(self._path(MANIFEST))
         if of_quarantine:
             storage.make_dirs(self._path(quarantine.DIRECTORY))
-        for name in names:
-            if name in waiting:
-                storage.move(storage.join(staged, name), self._path(name))
+
+        def move(name: str) -> None:
+            storage.move(storage.join(staged, name), self._path(name))
+
+        storage.each(staged, move, [name for name in names if name in waiting])
         storage.write_bytes(self._path(TIMINGS), readable_json(timings))
         storage.write_bytes(self._path(MANIFEST), sealed_json(whole))
         self.tidy(whole)

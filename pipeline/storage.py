@@ -6,7 +6,7 @@ appears whole or not at all: locally by renaming a finished file, on an object s
 upload.
 """
 
-import atexit
+import concurrent.futures
 import contextlib
 import io
 import os
@@ -14,8 +14,8 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline import remote
 from pipeline.errors import StageError
@@ -25,6 +25,11 @@ _TEMPORARY = ".writing-"
 _MAGIC = re.compile(r"[*?[\]]")
 # Of a URL, by one who reads a little at a time.
 _READ_AT_ONCE = 1 << 20
+# Of an object store, where each costs little but waiting.
+_REQUESTS_AT_ONCE = 16
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def is_url(path: str) -> bool:
@@ -37,6 +42,21 @@ def join(directory: str, *names: str) -> str:
     if is_url(directory):
         return "/".join([directory.rstrip("/"), *names])
     return os.path.join(directory, *names)
+
+
+def each(directory: str, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """What `work` gives for each item; on an object store it is called for several at a time.
+
+    Raises:
+      What `work` raises; items that it was not called for by then are left out.
+    """
+    if not is_url(directory):
+        return list(map(work, items))
+    pool = concurrent.futures.ThreadPoolExecutor(_REQUESTS_AT_ONCE)
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def exists(path: str) -> bool:
@@ -77,37 +97,6 @@ def _names_of_objects(fs: Any, inner: str) -> list[str]:
     found = (path.rstrip("/") for path in fs.ls(inner, detail=False))
     # A console's "create folder" makes an object of the directory's own name.
     return sorted(os.path.basename(path) for path in found if path != inner)
-
-
-def list_tree(directory: str) -> list[str]:
-    """Sorted paths of all files below `directory`, relative to it, with slashes.
-
-    What begins with a dot is left out. Links to directories are followed, except to one
-    that the link lies in.
-    """
-    if is_url(directory):
-        found = remote.call(directory, _files_of_objects)
-        return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
-    return sorted(_files_below(directory, "", ()))
-
-
-def _files_of_objects(fs: Any, inner: str) -> list[str]:
-    inner = inner.rstrip("/")
-    return [path[len(inner) + 1 :] for path in fs.find(inner) if path.rstrip("/") != inner]
-
-
-def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Local files below `directory`, with `prefix` before them; `above` are the real paths."""
-    above = (*above, os.path.realpath(directory))
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                if entry.is_file() or entry.is_symlink():  # No pipes and no devices.
-                    yield prefix + entry.name
-            elif os.path.realpath(entry.path) not in above:
-                yield from _files_below(entry.path, f"{prefix}{entry.name}/", above)
 
 
 def num_bytes(path: str) -> int:
@@ -167,7 +156,8 @@ def move(path: str, target: str) -> None:
         place = remote.file_system(target)[1]
         # Each by itself, since a call that is said to have failed may have had its effect.
         remote.call(path, lambda fs, inner: fs.cp_file(inner, place))
-        remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            remote.call(path, lambda fs, inner: fs.rm_file(inner))
         return
     os.replace(path, target)
 
@@ -250,50 +240,3 @@ def remove_unfinished(directory: str) -> None:
     for name in list_names(directory):
         if name.startswith(_TEMPORARY):
             remove(join(directory, name))
-
-
-@contextlib.contextmanager
-def local_copy(path: str) -> Iterator[str]:
-    """A local path with the contents of the file or directory at `path`.
-
-    A local path is given back as it is; a URL is fetched into a scratch
-    directory that goes when the block ends.
-    """
-    if not is_url(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        target = os.path.join(scratch, os.path.basename(path.rstrip("/")))
-        remote.call(path, lambda fs, inner: _fetch(fs, inner, target))
-        yield target
-
-
-def _fetch(fs: Any, inner: str, target: str) -> None:
-    if not fs.isdir(inner):
-        fs.get_file(inner, target)
-        return
-    # One file at a time: `get` of a tree names its target differently
-    # when the target exists, which differs between file systems.
-    for name in _files_of_objects(fs, inner):
-        file = os.path.join(target, name)
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        fs.get_file(f"{inner.rstrip('/')}/{name}", file)
-
-
-def scratch_directory() -> str:
-    """A new local directory that goes when the process ends."""
-    directory = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
-
-
-def publish_tree(local_directory: str, directory: str) -> None:
-    """Copies every file below `local_directory` to the same place below `directory`."""
-    for root, _, names in sorted(os.walk(local_directory)):
-        below = os.path.relpath(root, local_directory)
-        target = directory if below == "." else join(directory, *below.split(os.sep))
-        make_dirs(target)
-        for name in sorted(names):
-            with open(os.path.join(root, name), "rb") as source:
-                with publishing(join(target, name)) as file:
-                    shutil.copyfileobj(source, file)

@@ -143,12 +143,12 @@ class Tasks:
         Raises:
           StageError: a task failed, or has no marker.
         """
-        markers, failed = [], []
-        for task in tasks:
-            marker = read_sealed(self._marker_path(task)) or {"failed": f"{task} was not done"}
-            if "failed" in marker:
-                failed.append(marker["failed"])
-            markers.append(marker)
+
+        def read(task: str) -> dict[str, Any]:
+            return read_sealed(self._marker_path(task)) or {"failed": f"{task} was not done"}
+
+        markers = storage.each(self.directory, read, tasks)
+        failed = [marker["failed"] for marker in markers if "failed" in marker]
         if failed:
             more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)" * (len(failed) > 1)
             raise StageError(

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import finish_set, make_report, shards, stage, storage
+from pipeline import finish_set, make_report, shards, stage, storage, trees
 from pipeline.errors import StageError, UsageError
 from tests.conftest import (
     REPOSITORY,
@@ -41,7 +41,7 @@ def inside(url: str) -> str:
 
 def fetched(url: str, target: pathlib.Path) -> pathlib.Path:
     """A copy of a directory of the store as local files."""
-    with storage.local_copy(url) as local:
+    with trees.local_copy(url) as local:
         pathlib.Path(local).rename(target)
     return target
 
@@ -284,7 +284,7 @@ def test_thousands_of_objects(object_store, place):
     # As a console's "create folder" leaves it.
     object_store.put(f"{inside(place)}/", b"")
     assert storage.list_names(place) == sorted([*names, "below"])
-    assert storage.list_tree(place) == sorted([*names, "below/this"])
+    assert trees.list_tree(place) == sorted([*names, "below/this"])
     storage.remove(place)
     assert not object_store.objects(inside(place))
 

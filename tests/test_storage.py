@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pipeline import storage
+from pipeline import storage, trees
 from pipeline.errors import StageError
 from tests.object_stores import BUCKET
 
@@ -49,6 +49,25 @@ def test_a_path_is_no_pattern(place):
         assert storage.read_bytes(storage.join(place, "run2", "file")) == b"1"
 
 
+def test_each_gives_what_all_give_in_order_or_the_first_failure(place):
+    def double(name: str) -> str:
+        storage.write_bytes(storage.join(place, name), name.encode())
+        return 2 * storage.read_bytes(storage.join(place, name)).decode()
+
+    names = [f"{number:02d}" for number in range(50)]
+    assert storage.each(place, double, names) == [2 * name for name in names]
+    assert storage.list_names(place) == names
+
+    def remove(name: str) -> None:
+        if name in ("07", "09"):
+            raise StageError(name)
+        storage.remove(storage.join(place, name))
+
+    with pytest.raises(StageError, match="07"):
+        storage.each(place, remove, names)
+    assert {"07", "09"} <= set(storage.list_names(place))
+
+
 def test_a_failed_write_leaves_what_was_there(place):
     storage.make_dirs(place)
     path = storage.join(place, "file")
@@ -66,8 +85,8 @@ def test_trees_go_there_and_back(place, tmp_path):
     (tree / "deep" / "deeper").mkdir(parents=True)
     (tree / "top").write_bytes(b"1")
     (tree / "deep" / "deeper" / "leaf").write_bytes(b"2")
-    storage.publish_tree(str(tree), storage.join(place, "copy"))
-    with storage.local_copy(storage.join(place, "copy")) as local:
+    trees.publish_tree(str(tree), storage.join(place, "copy"))
+    with trees.local_copy(storage.join(place, "copy")) as local:
         assert open(os.path.join(local, "top"), "rb").read() == b"1"
         assert open(os.path.join(local, "deep", "deeper", "leaf"), "rb").read() == b"2"
 

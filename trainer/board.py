@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline import examples, storage
+from pipeline import examples, storage, trees
 from trainer import batches, likelihoods
 from trainer.model import VAE
 
@@ -25,7 +25,7 @@ class Board:
         """Opens a writer below `workdir`."""
         # Events of a URL stay in a scratch directory of the machine until they are published.
         self._target = storage.join(workdir, DIRECTORY)
-        self._scratch = storage.scratch_directory() if storage.is_url(workdir) else None
+        self._scratch = trees.scratch_directory() if storage.is_url(workdir) else None
         self._writer = tf.summary.create_file_writer(self._scratch or self._target)
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
@@ -66,7 +66,7 @@ class Board:
         """Makes everything written so far visible to readers."""
         self._writer.flush()
         if self._scratch:
-            storage.publish_tree(self._scratch, self._target)
+            trees.publish_tree(self._scratch, self._target)
 
 
 def _grid(images: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline import command, examples, stage, storage
+from pipeline import command, examples, stage, storage, trees
 from trainer import likelihoods, losses
 from trainer import weights as weights_lib
 from trainer.model import VAE
@@ -138,6 +138,6 @@ def publish(
         # Without its manifest the old model is none any more, so no reader sees half a new one.
         storage.remove(storage.join(export_dir, stage.MANIFEST))
         storage.remove(export_dir)
-        storage.publish_tree(scratch, export_dir)
+        trees.publish_tree(scratch, export_dir)
     storage.write_bytes(storage.join(export_dir, stage.MANIFEST), stage.sealed_json(manifest))
     return manifest

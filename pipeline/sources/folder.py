@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from pipeline import placement, storage
+from pipeline import placement, storage, trees
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import source
 
@@ -68,7 +68,7 @@ class FolderSource:
         # What Pillow warns of is either quarantined or no matter.
         warnings.filterwarnings("ignore", module="PIL")
         self._directory = directory
-        files = [p for p in storage.list_tree(directory) if p.lower().endswith(_EXTENSIONS)]
+        files = [p for p in trees.list_tree(directory) if p.lower().endswith(_EXTENSIONS)]
         parts = [path.split("/") for path in files]
         tops = {part[0] for part in parts if len(part) > 1}
         if not tops:
