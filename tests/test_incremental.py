@@ -139,7 +139,9 @@ def test_other_settings_need_overwrite_and_leave_nothing_of_the_old(data_dir, tr
 
 # Files that it opens for writing: job.json; the markers of five shards that stay; rows, sheet,
 # note and marker of a new one; statistics, job.json, timings, manifest.
-@pytest.mark.parametrize("file_number", [4, 8, 11, 14])
+@pytest.mark.parametrize(
+    "file_number", [8, 14, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 11))]
+)
 def test_killed_in_a_second_export_the_first_stays_and_the_rerun_completes(
     grown, trained, tmp_path, file_number
 ):

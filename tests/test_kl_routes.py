@@ -106,7 +106,11 @@ def test_loss_terms_and_gradients_are_equal(images, numbers, changes, tolerance)
         # Shares of 1/32 and, in the last batch, 1/16 are exact, and so is all the rest.
         ({"batch_size": 32}, 0.0),
         ({"num_virtual_devices": 2, "learning_rate_schedule": "cosine"}, 1e-4),
-        ({"num_virtual_devices": 2, "precision": "mixed_bfloat16"}, 2**-6),
+        pytest.param(
+            {"num_virtual_devices": 2, "precision": "mixed_bfloat16"},
+            2**-6,
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["1 replica", "2 replicas", "mixed_bfloat16"],
 )

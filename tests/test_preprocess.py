@@ -387,7 +387,7 @@ def peak_resident_mb(*flags: str) -> float:
     return int(done.stdout) / (1024 if sys.platform == "linux" else 1024**2)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("suffix", ["", pytest.param(".gz", marks=pytest.mark.long)])
 def test_ten_times_the_records_take_no_more_memory(tmp_path, suffix):
     peaks = []
     for number in (60_000, 600_000):

@@ -1,4 +1,4 @@
-"""What waiting for an object store costs a stage, one request after the other and several at a time.
+"""What waiting for an object store costs a stage: one request at a time, and several.
 
     python -m tests.benchmarks.bench_requests
 
