@@ -101,7 +101,7 @@ $(VENV)/bin/fake-gcs-server: | $(INSTALLED)
 	GOBIN=$(abspath $(VENV)/bin) go install github.com/fsouza/fake-gcs-server@v1.56.1
 
 test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
-	$(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long

@@ -109,7 +109,9 @@ def num_calls(idx_dir, tmp_path_factory) -> int:
     )
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 20))]
+)
 def test_killed_at_a_random_moment_the_rerun_gives_the_same_bytes_and_keeps_whole_shards(
     idx_dir, data_dir, tmp_path, num_calls, seed
 ):
