@@ -71,7 +71,7 @@ def make_export(request: Request) -> dict[str, Any]:
     of_model = requirements.of_model(model_manifest["metrics"])
     of_rows = [*summary.names_of_metrics(making.fields), "written", "quarantined"]
     requirements.check_names(request.required, [*of_rows, *of_model])
-    requirements.check(request.required, of_model)
+    requirements.check(request.required, of_model, of_model=True)
     reference = None
     if request.reference_dir:
         reference = stage.read_manifest(request.reference_dir, "export", "reference")
@@ -104,7 +104,9 @@ def make_export(request: Request) -> dict[str, Any]:
         embed_shards.embed_shards(embed, input_, tasks=output.tasks, options=request.options)
         made = _finish(request, output, model_manifest, reference)
         # Where records are missing, that was to be seen again.
-        return {**made, "reused": base is not None and base["export_id"] == made["export_id"]}
+        is_same = base is not None and base["export_id"] == made["export_id"]
+        nothing_done = not any(of_shard["computed"] for of_shard in made["done"].values())
+        return {**made, "reused": is_same and nothing_done}
 
 
 def _check_places(request: Request) -> None:

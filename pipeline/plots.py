@@ -2,6 +2,7 @@
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,7 +48,9 @@ def _in_both_looks(draw: Callable[..., None]) -> Callable[..., Plot]:
                 "axes.spines.right": False,
                 "font.size": 10,
             }
-            with matplotlib.rc_context(look):
+            with matplotlib.rc_context(look), warnings.catch_warnings():
+                # A script that its font lacks is boxes in a legend; the page has the names.
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 canvas = figure.Figure(figsize=size, dpi=_DPI, layout="constrained")
                 draw(canvas, *args)
                 buffer = io.BytesIO()

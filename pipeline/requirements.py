@@ -72,22 +72,31 @@ def check_names(required: Sequence[Requirement], names: Sequence[str]) -> None:
             )
 
 
-def check(required: Sequence[Requirement], metrics: Mapping[str, float]) -> None:
-    """Raises a StageError if a number that is there is out of its bounds.
+def check(
+    required: Sequence[Requirement], metrics: Mapping[str, float], *, of_model: bool = False
+) -> None:
+    """Raises a StageError for a bound that is not kept; a number that there is not keeps none.
 
     Args:
-      required: the bounds; those of numbers that are not in `metrics` are left out.
+      required: the bounds.
       metrics: name -> value.
+      of_model: whether the bounds on the model's numbers are meant, or all the others.
     """
-    failed = [
-        f"{requirement} (it is {metrics[requirement.name]:,.6g})"
-        for requirement in required
-        if requirement.name in metrics
-        and not _OPERATORS[requirement.operator](metrics[requirement.name], requirement.bound)
-    ]
+    asked = [r for r in required if r.name.startswith(_OF_MODEL) == of_model]
+    failed = [f"{r} ({_found(r, metrics)})" for r in asked if not _is_kept(r, metrics)]
     if failed:
         raise StageError(
             f"--require: {', '.join(failed)} does not hold, so nothing is published and what was "
             "there stays; look at the model and the data, or change the bound and run the same "
             "command again, which computes nothing twice"
         )
+
+
+def _is_kept(requirement: Requirement, metrics: Mapping[str, float]) -> bool:
+    value = metrics.get(requirement.name)
+    return value is not None and _OPERATORS[requirement.operator](value, requirement.bound)
+
+
+def _found(requirement: Requirement, metrics: Mapping[str, float]) -> str:
+    value = metrics.get(requirement.name)
+    return "there is none, without rows" if value is None else f"it is {value:,.6g}"

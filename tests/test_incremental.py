@@ -220,6 +220,22 @@ def test_a_bound_that_is_not_kept_publishes_nothing(grown, trained, tmp_path, ca
         make_embeddings(data, model, out, require="written<60")
 
 
+def test_without_rows_no_bound_on_them_is_kept(grown, trained, other_model, tmp_path):
+    data, out = grown(1), tmp_path / "out"
+    make_embeddings(data, trained / "export", out, require="elbo>-1e9")
+    before = outputs_of(out)
+    for path in data.glob("*-test.tfrecord*"):
+        path.write_bytes(b"")
+    settings = {"on_corrupt": "quarantine", "max_quarantined": "1.0"}
+    for bound in ("elbo>-1e9", "elbo<1e9", "active_units>=0"):
+        with pytest.raises(StageError, match=f"{bound} \\(there is none.*nothing is published"):
+            make_embeddings(data, other_model, out, require=bound, **settings)
+        after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
+        assert after == before
+    manifest = make_embeddings(data, other_model, out, require="written<=0", **settings)
+    assert manifest["records"]["written"] == 0 < manifest["records"]["quarantined"]
+
+
 def test_bounds_on_the_model_are_looked_at_first(data_dir, trained, tmp_path, calls):
     model = trained / "export"
     split = next(iter(json.loads((model / "manifest.json").read_text())["metrics"]))
@@ -289,6 +305,7 @@ def test_a_damaged_output_is_made_again(data_dir, trained, tmp_path):
     (out / "blobs-test-00002-of-00004.png").write_bytes(b"no picture")
     manifest = make_embeddings(data_dir, model, out)
     assert 0 < computed(manifest) < 50
+    assert not manifest["reused"]
     assert outputs_of(out) == before
 
 

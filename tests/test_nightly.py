@@ -157,6 +157,8 @@ def test_two_nights_at_once(nights):
     [
         ({"SOURCE": ""}, 2, "SOURCE='': expected a value, such as idx:"),
         ({"TRIES": "many"}, 2, "TRIES=many: expected a number from 1"),
+        ({"PYTHON": "/nonesuch"}, 2, "PYTHON=/nonesuch: no such program; expected the Python of"),
+        ({"TMPDIR": "/nonesuch"}, 2, "TMPDIR=/nonesuch: expected a directory to write to"),
         ({"PREPROCESS_FLAGS": "--num_shrads=2"}, 2, "preprocess failed with status 2"),
         ({"SOURCE": "idx:/nonesuch"}, 1, "preprocess failed with status 1"),
         ({"DATA_DIR": "nonesuch://x"}, 1, "nonesuch://x: cannot tell whether"),

@@ -77,7 +77,11 @@ class _Worker:
             thread.join()
         if status in (-signal.SIGTERM, -signal.SIGINT):  # Before it listened to them.
             return Interrupted.exit_status
-        return status if status >= 0 else StageError.exit_status
+        if status < 0:
+            name = signal.Signals(-status).name
+            print(f"launch: worker {self.number} was killed by {name}", file=sys.stderr)
+            return Interrupted.exit_status
+        return status
 
 
 def _wait(workers: list[_Worker]) -> int:
@@ -128,7 +132,9 @@ def run(arguments: list[str]) -> None:
     if status == Interrupted.exit_status:
         raise Interrupted("workers were interrupted; run the same command to go on")
     if status:
-        error = StageError("a worker failed; its lines say why")
+        error = StageError(
+            "a worker failed, the lines above say why; mend that and run the same command again"
+        )
         error.exit_status = status
         raise error
 

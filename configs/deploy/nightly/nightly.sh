@@ -33,6 +33,10 @@ need DATA_DIR "${DATA_DIR:-}" /data/shards
 need MODEL_DIR "${MODEL_DIR:-}" /data/run/export
 need OUTPUT_DIR "${OUTPUT_DIR:-}" /data/embeddings
 python=${PYTHON:-python3}
+if ! command -v "$python" > /dev/null; then
+  say "PYTHON=$python: no such program; expected the Python of an environment with vae-pipeline"
+  exit 2
+fi
 num_tries=${TRIES:-3}
 case $num_tries in
 *[!0-9]* | '' | 0)
@@ -53,6 +57,10 @@ done
 
 # One night at a time for each export. The stages inherit the lock: as long as one of them runs,
 # even if this script was killed, no other night begins.
+if ! [ -w "${TMPDIR:-/tmp}" ]; then
+  say "TMPDIR=${TMPDIR:-/tmp}: expected a directory to write to"
+  exit 2
+fi
 lock=${TMPDIR:-/tmp}/vae-nightly-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
 exec 9> "$lock"
 if ! flock -n 9; then
