@@ -92,7 +92,8 @@ class EmbedShard(beam.DoFn):
                 for entry in entries:
                     storage.remove(storage.join(self._tasks.files_directory, entry["name"]))
                 return {**before, "entries": entries, "secs": {}, "computed": 0}
-        shard = EmbeddedShard(task, records, self._making, self._known(task), self._tasks)
+        known, kinds = self._known(task), before["kinds"] if before else {}
+        shard = EmbeddedShard(task, records, self._making, known, kinds, self._tasks)
         made = shard.make(self._model, self._outputs, self._model_manifest)
         return {**made, "made_of": self._made_of(records.found)}
 

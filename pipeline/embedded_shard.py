@@ -56,8 +56,10 @@ class EmbeddedShard:
         records: Records,
         making: Making,
         known: tuple[rows.Rows | None, bytes | None],
+        known_kinds: Mapping[str, int],
         tasks: Tasks,
     ):
+        self._known_kinds, self._kinds = known_kinds, collections.Counter()
         self._task, self._records, self._making, self._tasks = task, records, making, tasks
         self._known_rows, self._known_sheet = known
         shas = self._known_rows.shas if self._known_rows else ()
@@ -109,6 +111,9 @@ class EmbeddedShard:
             embedding_format=self._making.embedding_format,
             model_id=model_manifest["model_id"],
         )
+        if num_reused := len(made.ids) - num_computed:
+            # Of several kinds in one shard nobody knows which row is of which.
+            self._kinds[" or ".join(sorted(self._known_kinds))] += num_reused
         num_lost = self._records.num_read - len(made.ids)
         entries += quarantine.write(
             directory, self._task, self._records.quarantined, num_quarantined=num_lost
@@ -124,6 +129,7 @@ class EmbeddedShard:
             "quarantined": num_lost,
             "files": [entry["name"] for entry in entries],
             "sums": sums,
+            "kinds": dict(self._kinds),
         }
 
     def _items(self) -> Iterator[_Item]:
@@ -194,6 +200,7 @@ class EmbeddedShard:
             while True:
                 some, images = self._timed("read", batch)
                 if some:
+                    self._kinds[model.kind] += len(some)
                     running.append((some, images, pool.submit(model.embed, images, outputs)))
                 # One more than are computed stands ready.
                 if len(running) > _CALLS_AT_ONCE or (running and not some):

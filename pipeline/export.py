@@ -9,6 +9,7 @@ else. Flags that are not listed here go to Apache Beam.
 This file holds flags and nothing else; the job is in make_export.py.
 """
 
+import collections
 import sys
 
 from absl import flags
@@ -105,6 +106,8 @@ def run(beam_args: list[str]) -> None:
     )
     manifest = make_export.make_export(request)
     print(*_account(manifest), sep="\n")
+    if kinds := _kinds(manifest):
+        print(f"export: {kinds}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
         print(f"export: warning: {warning}", file=sys.stderr)
     print(f"export: {_in_all(manifest)}, export_id {manifest['export_id']}, {_OUTPUT_DIR.value}")
@@ -151,6 +154,19 @@ def _in_all(manifest: dict) -> str:
     text += f" ({computed:,} computed, {manifest['records']['written'] - computed:,} reused)"
     earlier = sum(of_shard["computed"] for of_shard in done if of_shard["earlier_try"])
     return text + (f", {earlier:,} of them by a try that was stopped" if earlier else "")
+
+
+def _kinds(manifest: dict) -> str:
+    """How many rows are of which kind of machine, if of several; see arithmetic.py."""
+    from pipeline import arithmetic
+
+    num_rows = collections.Counter()
+    for done in manifest["done"].values():
+        num_rows.update(done["kinds"])
+    if len(num_rows.keys() - {arithmetic.NOT_RECORDED}) < 2:
+        return ""
+    shown = "; ".join(f"{kind}: {count:,} rows" for kind, count in sorted(num_rows.items()))
+    return f"rows were computed on different kinds of machine, so last digits differ ({shown})"
 
 
 def main() -> None:

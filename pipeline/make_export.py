@@ -5,12 +5,14 @@ records and the same model; embed_shards.py has the Beam job.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import (
+    arithmetic,
     drift,
     embed_shards,
     quarantine,
@@ -25,6 +27,7 @@ from pipeline import tasks as tasks_lib
 from pipeline.embedded_shard import Making
 from pipeline.errors import StageError, UsageError
 from pipeline.inputs import Input
+from pipeline.output_directory import TIMINGS
 from pipeline.staged_directory import StagedDirectory
 
 # Of a shard's marker, what the manifest says of it.
@@ -134,8 +137,25 @@ def _previous(output: StagedDirectory, base: Mapping[str, Any] | None) -> embed_
         of_shards = summary.read(output.directory, base["files"])["shards"]
     except StageError:
         return embed_shards.NOTHING_BEFORE  # It is damaged: all is computed again.
-    found = {task: {**of, "sums": of_shards[task]} for task, of in base["shards"].items()}
+    kinds = _kinds(output.directory)
+    found = {
+        task: {
+            **of,
+            "sums": of_shards[task],
+            "kinds": kinds.get(task) or {arithmetic.NOT_RECORDED: of["written"]},
+        }
+        for task, of in base["shards"].items()
+    }
     return embed_shards.Previous(base["model_id"], files, found)
+
+
+def _kinds(directory: str) -> dict[str, dict[str, int]]:
+    """Task -> kind of arithmetic -> rows of that kind, as far as an export's timings.json says."""
+    try:
+        timings = json.loads(storage.read_bytes(storage.join(directory, TIMINGS)))
+        return {task: dict(done["kinds"]) for task, done in timings["done"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}  # Missing or damaged, or an earlier version's.
 
 
 def _finish(
@@ -203,6 +223,7 @@ def _finish(
             "computed": marker["computed"],
             "reused": marker["written"] - marker["computed"],
             "earlier_try": marker["reused"],
+            "kinds": marker.get("kinds", {arithmetic.NOT_RECORDED: marker["written"]}),
         }
         for task, marker in markers.items()
     }

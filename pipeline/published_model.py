@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import command, stage, trees
+from pipeline import arithmetic, command, stage, trees
 
 # Images in one call of the model, and the most bytes of them as floats: every call of a model
 # has exactly its shape, the last one padded, so that a row doesn't depend on how many records
@@ -43,6 +43,7 @@ class PublishedModel:
             self._loaded = tf.saved_model.load(directory)
         self.image_shape: tuple[int, int, int] = tuple(manifest["image_shape"])
         self.latent_dim: int = manifest["config"]["latent_dim"]
+        self.kind = arithmetic.kind()
         fits = _MAX_BATCH_BYTES // (4 * math.prod(self.image_shape))
         self.batch_size = max(1, min(_BATCH_SIZE, fits))
         self._functions: dict[tuple[str, ...], Any] = {}

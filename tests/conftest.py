@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -74,15 +75,17 @@ def write_csv(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> pat
     return path
 
 
-def run_command(module: str, *args: object, check: bool = True) -> subprocess.CompletedProcess:
-    """Runs `python -m module args…` in a process of its own."""
+def run_command(
+    module: str, *args: object, check: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Runs `python -m module args…` in a process of its own, with more of an environment."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, args)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith("TF_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("TF_")} | dict(env or {}),
     )
     if check:
         assert done.returncode == 0, done.stderr

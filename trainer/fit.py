@@ -3,7 +3,7 @@
 import sys
 import time
 
-from pipeline import storage
+from pipeline import arithmetic, storage
 from pipeline.progress import Progress
 from trainer import board as board_lib
 from trainer import metrics as metrics_lib
@@ -22,6 +22,7 @@ class Reports:
 
         self.metrics = open_lines(metrics_lib.METRICS)
         self.timings = open_lines(metrics_lib.TIMINGS)
+        self.kind = arithmetic.kind()
         self.board = board_lib.Board(run.workdir) if run.is_chief else None
 
 
@@ -121,7 +122,8 @@ def fit(run: Run, reports: Reports) -> None:
             timing["images_per_sec"] = num_steps * run.config.batch_size / train_secs
             timing["step_secs"] = train_secs / num_steps
             text = f"{timing['images_per_sec']:,.0f} images/s, {text}"
-        reports.timings.append({"step": run.step, "epoch": epoch, **timing})
+        about = {"step": run.step, "epoch": epoch, "kind": reports.kind}
+        reports.timings.append({**about, **timing})
         if reports.board:
             reports.board.scalars(run.step, "time", timing)
             reports.board.flush()

@@ -1,0 +1,54 @@
+"""Which kind of arithmetic this process computes with: device, instruction set, TensorFlow.
+
+The last digits of a model's outputs depend on it: oneDNN, which TensorFlow computes with on a
+CPU, has other kernels for other instruction sets. So it stands beside times, in timings.json and
+timings.jsonl, and in nothing that is a function of the inputs.
+"""
+
+import os
+import platform
+
+# oneDNN's names of instruction sets, and the flags in /proc/cpuinfo that each takes beside those
+# before it; https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html.
+_ISAS = (
+    ("SSE41", {"sse4_1"}),
+    ("AVX", {"avx"}),
+    ("AVX2", {"avx2", "fma"}),
+    ("AVX512_CORE", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+    ("AVX512_CORE_VNNI", {"avx512_vnni"}),
+    ("AVX512_CORE_BF16", {"avx512_bf16"}),
+    ("AVX512_CORE_FP16", {"avx512_fp16"}),
+    ("AVX512_CORE_AMX", {"amx_tile", "amx_int8", "amx_bf16"}),
+)
+# The variables by which oneDNN is kept from the newest of them.
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# Stands for the kind where a version before this module wrote the rows.
+NOT_RECORDED = "not recorded"
+
+
+def kind() -> str:
+    """The kind, such as "CPU AVX2, TensorFlow 2.21.0"; imports TensorFlow."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = {tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus}
+    device = f"GPU {', '.join(sorted(map(str, names)))}" if gpus else f"CPU {_isa()}"
+    return f"{device}, TensorFlow {tf.__version__}"
+
+
+def _isa() -> str:
+    """The instruction set that oneDNN computes with; the processor's name where that is unknown."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        flags = []
+    limit = next((os.environ[name].upper() for name in _LIMITS if os.environ.get(name)), "")
+    isa = platform.machine()
+    for name, needed in _ISAS:
+        if not needed <= set(flags):
+            break
+        isa = name
+        if name == limit:
+            break
+    return isa
