@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
     if count:
         faults = "1 fault" if count == 1 else f"{count} faults"
         if count == of_append:
-            remedy = "finish the --append, or undo it"
+            remedy = "finish the --append that was begun"
         elif of_append or any(key.startswith("appended") for key in manifest["made_from"]):
             remedy = "make the set again with --overwrite, and append to it what was appended"
         else:

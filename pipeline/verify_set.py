@@ -108,19 +108,16 @@ def _find(dataset: shards.Dataset) -> Iterator[Found]:
     listed = {*entries, stage.MANIFEST}
     if is_append:
         listed |= rewritten
-        if begun:
-            remedy = (
-                f"run the same command to its end; it has begun to write {', '.join(begun)} anew, "
-                "and all else that was there is as it was"
-            )
-        else:
-            remedy = (
-                "run the same command to its end, or undo it with --append --overwrite of a source "
-                "that is in the set; what was there is as it was"
-            )
         path = storage.join(directory, tasks.DIRECTORY)
-        yield Found(path, None, f"an --append was not finished here: {remedy}", of_append=True)
-    for name in storage.list_names(directory):
+        text = "an --append was not finished here"
+        if begun:
+            text += f", and has begun to write {', '.join(begun)} anew: run the same command to "
+            text += "its end; all else that was there is as it was"
+        else:
+            text += ": run the same command to its end, or undo it with --append --overwrite of a "
+            text += "source that is in the set; what was there is as it was"
+        yield Found(path, None, text, of_append=True)
+    for name in storage.list_finished_names(directory):
         if ".tfrecord-" in name and name not in listed:
             path = storage.join(directory, name)
             yield Found(path, None, "is no file of the manifest, but readers by pattern see it")
