@@ -64,7 +64,7 @@ def read(
     """
     try:
         return _read(directory, task, files, num_rows)
-    except (OSError, ValueError) as error:  # Arrow's errors are of these kinds.
+    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are of the first two.
         raise StageError(
             f"{storage.join(directory, stem(task))}: its rows cannot be read ({error}); expected "
             "them as they were exported: export again, which makes what is missing or damaged"

@@ -8,7 +8,7 @@ report, report_page.py the page.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import directory_lock, output_directory, stage, storage
+from pipeline import check_manifest, directory_lock, output_directory, stage, storage
 from pipeline.errors import StageError
 from pipeline.inputs import Input
 
@@ -19,10 +19,14 @@ _FORMAT_VERSION = 1
 
 
 def _state(export_dir: str) -> dict[str, Any] | None:
+    path = storage.join(export_dir, _STATE)
     try:
-        return stage.read_sealed(storage.join(export_dir, _STATE))
+        state = stage.read_sealed(path)
+        if state is not None:
+            check_manifest.report(path, state)
     except StageError:
         return None  # Damaged: the report is made again.
+    return state
 
 
 def remove_other(export_dir: str, export_id: str) -> None:
@@ -47,7 +51,8 @@ def _remove(export_dir: str, state: Mapping[str, Any], kept: Any) -> None:
 def is_current(export_dir: str, export_id: str) -> bool:
     """Whether the report of that very export is there and whole."""
     state = _state(export_dir)
-    if not state or (state["format_version"], state["export_id"]) != (_FORMAT_VERSION, export_id):
+    asked = _FORMAT_VERSION, export_id
+    if not state or (state.get("format_version"), state["export_id"]) != asked:
         return False
     return output_directory.are_there(export_dir, state["files"])
 

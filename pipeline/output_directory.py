@@ -6,7 +6,6 @@ done (tasks.py).
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from pipeline.stage import (
     FORMAT_VERSION,
     MANIFEST,
     differences,
+    manifest_of,
     read_file,
-    read_sealed,
     readable_json,
     sealed_json,
     through_json,
@@ -100,8 +99,8 @@ class OutputDirectory:
 
     def _refuse_foreign(self) -> None:
         """Raises a StageError if what is in the directory is not of this stage."""
-        known = read_sealed(self._path(MANIFEST)) or read_sealed(self.tasks.path(tasks.JOB))
-        if known is None:
+        known = [k for k in (manifest_of(self.directory), self.tasks.job()) if k]
+        if not known:
             # A job killed before its first file leaves these two and nothing else.
             names = storage.list_names(self.directory)
             foreign = [n for n in names if n != tasks.DIRECTORY and not directory_lock.is_ours(n)]
@@ -112,7 +111,7 @@ class OutputDirectory:
                     f"nor {tasks.DIRECTORY}/, so it is no output of this command; name a new "
                     "directory"
                 )
-        elif known["stage"] != self.stage:
+        elif any(k["stage"] != self.stage for k in known):
             raise StageError(
                 f"--output_dir={self.directory}: is the output of another stage; expected a new "
                 f"directory, or one of {self.stage}"
@@ -120,8 +119,8 @@ class OutputDirectory:
 
     def _begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
         """Clears or keeps what is there; returns the manifest if nothing is left to do."""
-        manifest = read_sealed(self._path(MANIFEST))
-        job = read_sealed(self.tasks.path(tasks.JOB))
+        manifest = manifest_of(self.directory)
+        job = self.tasks.job()
         known = manifest or job
         if known:
             differ = differences(known["made_from"], self.made_from)
@@ -150,7 +149,7 @@ class OutputDirectory:
         Args:
           base: the directory's manifest.
         """
-        job = read_sealed(self.tasks.path(tasks.JOB))
+        job = self.tasks.job()
         if job:
             kept = {entry["name"] for entry in base["files"]}
             self._remove_files([name for name in job["names"] if name not in kept])
@@ -162,7 +161,7 @@ class OutputDirectory:
         Args:
           names: every file that the job will make or make anew.
         """
-        job = read_sealed(self.tasks.path(tasks.JOB))
+        job = self.tasks.job()
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
@@ -170,7 +169,7 @@ class OutputDirectory:
 
     def forget_finished(self, manifest: Mapping[str, Any]) -> None:
         """Removes what is left of the job that made `manifest`, and of none other."""
-        job = read_sealed(self.tasks.path(tasks.JOB))
+        job = self.tasks.job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
             storage.remove(self.tasks.path())
@@ -212,12 +211,7 @@ class OutputDirectory:
         storage.remove(self.tasks.path())
 
     def _remove_files(self, names: Sequence[str]) -> None:
-        def remove(name: str) -> None:
-            # Nothing outside, whatever the file says.
-            if os.path.basename(name) in (name, name.removeprefix(f"{quarantine.DIRECTORY}/")):
-                storage.remove(self._path(name))
-
-        storage.each(self.directory, remove, names)
+        storage.each(self.directory, lambda name: storage.remove(self._path(name)), names)
         if not storage.list_names(self._path(quarantine.DIRECTORY)):
             storage.remove(self._path(quarantine.DIRECTORY))
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline import arithmetic, command, stage, trees
+from pipeline import arithmetic, command, stage, storage
+from pipeline.errors import StageError
 
 # Images in one call of the model, and the most bytes of them as floats: every call of a model
 # has exactly its shape, the last one padded, so that a row doesn't depend on how many records
@@ -15,6 +18,27 @@ from pipeline import arithmetic, command, stage, trees
 _BATCH_SIZE = 256
 _MAX_BATCH_BYTES = 1 << 28
 _SIGNATURE = "embed"
+
+
+@contextlib.contextmanager
+def _checked_files(model_dir: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A local directory with the files that a manifest lists, all of them as it says.
+
+    Of a URL each file is fetched once, and what was checked is what stands in the directory,
+    which goes when the block ends. Objects that the manifest does not list are left alone.
+    """
+    if not storage.is_url(model_dir):
+        for entry in entries:
+            stage.read_file(model_dir, entry)
+        yield model_dir
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in entries:
+            path = os.path.join(scratch, entry["name"])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(stage.read_file(model_dir, entry))
+        yield scratch
 
 
 class PublishedModel:
@@ -28,7 +52,7 @@ class PublishedModel:
           manifest: the directory's, which the worker may have been sent.
 
         Raises:
-          StageError: a file is missing or damaged.
+          StageError: a file is missing or damaged, or the SavedModel is not the manifest's.
         """
         command.import_tensorflow()
         import tensorflow as tf
@@ -37,16 +61,29 @@ class PublishedModel:
             # Several workers share a device, and the first would take all of its memory.
             with contextlib.suppress(RuntimeError):  # In use already, and set before that.
                 tf.config.experimental.set_memory_growth(device, True)
-        for entry in manifest["files"]:
-            stage.read_file(model_dir, entry)
-        with trees.local_copy(model_dir) as directory:
+        with _checked_files(model_dir, manifest["files"]) as directory:
             self._loaded = tf.saved_model.load(directory)
         self.image_shape: tuple[int, int, int] = tuple(manifest["image_shape"])
         self.latent_dim: int = manifest["config"]["latent_dim"]
         self.kind = arithmetic.kind()
+        self._check_shapes(model_dir)
         fits = _MAX_BATCH_BYTES // (4 * math.prod(self.image_shape))
         self.batch_size = max(1, min(_BATCH_SIZE, fits))
         self._functions: dict[tuple[str, ...], Any] = {}
+
+    def _check_shapes(self, model_dir: str) -> None:
+        """Raises a StageError if the SavedModel is for other arrays than the manifest says."""
+        expected = self.image_shape, self.latent_dim
+        found = None
+        if _SIGNATURE in self._loaded.signatures:
+            embed = self._loaded.signatures[_SIGNATURE]
+            images = embed.structured_input_signature[1]["images"].shape
+            found = tuple(images[1:]), embed.structured_outputs["mean"].shape[-1]
+        if found != expected:
+            raise StageError(
+                f"{model_dir}: its SavedModel takes images of one shape to so many latents: "
+                f"{found}, {stage.MANIFEST} says {expected}; expected the same: train it again"
+            )
 
     def prepared(self, outputs: Sequence[str]) -> "PublishedModel":
         """The model itself, with the function for `outputs` traced before threads share it."""

@@ -16,13 +16,14 @@ class Limit(NamedTuple):
 
     text: str  # As the user wrote it.
     count: int | None  # So many,
-    share: float | None  # or this share of all.
+    share: float | None  # or this share of all, but no fewer than one if it is above 0.
 
     def allows(self, num_quarantined: int, num_records: int) -> bool:
         """Whether so many of so many records may be quarantined."""
         if self.count is not None:
             return num_quarantined <= self.count
-        return num_quarantined <= self.share * num_records
+        # A share of a small set is less than a record, and only 0 means none.
+        return num_quarantined <= (max(1, self.share * num_records) if self.share else 0)
 
 
 def parse_limit(text: str) -> Limit:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from pipeline import storage
+from pipeline import check_manifest, storage
 from pipeline.errors import StageError
 
 FORMAT_VERSION = 1
@@ -158,12 +158,34 @@ def read_sealed(path: str) -> dict[str, Any] | None:
             return value
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, AttributeError, TypeError, KeyError, IsADirectoryError):
+    except (
+        *(ValueError, AttributeError, TypeError, KeyError, IsADirectoryError),
+        RecursionError,  # Brackets in brackets in brackets.
+    ):
         pass  # No JSON, no object, or no seal: all the same to its reader.
     raise StageError(
         f"{path}: not as this program wrote it; damaged, changed by hand, or another program's: "
         "delete the directory and make it again, or name another"
     )
+
+
+def manifest_of(directory: str) -> dict[str, Any] | None:
+    """The manifest of a directory, whichever stage's; None where there is none.
+
+    Raises:
+      StageError: the manifest is not as this program writes it.
+    """
+    path = storage.join(directory, MANIFEST)
+    manifest = read_sealed(path)
+    if manifest is None:
+        return None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise StageError(
+            f"{path}: has format version {manifest.get('format_version')!r}, this program reads "
+            f"{FORMAT_VERSION}; delete the directory and make it again, or name another"
+        )
+    check_manifest.manifest(path, manifest)
+    return manifest
 
 
 def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
@@ -180,7 +202,7 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
     made_by = _MADE_BY[stage]
     if not storage.is_dir(directory):
         raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
-    manifest = read_sealed(storage.join(directory, MANIFEST))
+    manifest = manifest_of(directory)
     if manifest is None:
         raise StageError(
             f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or something else; "
@@ -190,11 +212,5 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
         raise StageError(
             f"{flag}={directory}: {MANIFEST} is of stage {manifest['stage']!r}, "
             f"expected {stage!r}; name a directory made by {made_by}"
-        )
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise StageError(
-            f"{flag}={directory}: {MANIFEST} has format version "
-            f"{manifest['format_version']!r}, this program reads {FORMAT_VERSION}; "
-            f"make it again with {made_by} --overwrite"
         )
     return manifest

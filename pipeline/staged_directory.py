@@ -15,7 +15,7 @@ from pipeline.output_directory import TIMINGS, OutputDirectory
 from pipeline.stage import (
     MANIFEST,
     differences,
-    read_sealed,
+    manifest_of,
     readable_json,
     sealed_json,
     through_json,
@@ -67,8 +67,8 @@ class StagedDirectory(OutputDirectory):
             yield self._prepare(overwrite)
 
     def _prepare(self, overwrite: bool) -> dict[str, Any] | None:
-        manifest = read_sealed(self._path(MANIFEST))
-        job = read_sealed(self.tasks.path(tasks.JOB))
+        manifest = manifest_of(self.directory)
+        job = self.tasks.job()
         files = manifest["files"] if manifest else ()
         self._there = {entry["name"] for entry in files} | set(job["there"] if job else ())
         if overwrite:

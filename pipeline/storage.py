@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline import remote
+from pipeline import names, remote
 from pipeline.errors import StageError
 
 _TEMPORARY = ".writing-"
@@ -82,9 +82,14 @@ def is_within(path: str, directory: str) -> bool:
 
 
 def list_names(directory: str) -> list[str]:
-    """Sorted names of what lies in `directory`; empty if it does not exist."""
+    """Sorted names of what lies in `directory`; empty if it does not exist.
+
+    Raises:
+      StageError: an object has a name that leads out of `directory`.
+    """
     if is_url(directory):
-        return remote.call(directory, _names_of_objects)
+        found = remote.call(directory, _names_of_objects)
+        return [check_object(directory, name) for name in found]
     if not os.path.isdir(directory):
         return []
     return sorted(os.listdir(directory))
@@ -97,6 +102,19 @@ def _names_of_objects(fs: Any, inner: str) -> list[str]:
     found = (path.rstrip("/") for path in fs.ls(inner, detail=False))
     # A console's "create folder" makes an object of the directory's own name.
     return sorted(os.path.basename(path) for path in found if path != inner)
+
+
+def check_object(directory: str, name: str) -> str:
+    """Gives back the name of an object below `directory`, if it is that of a file there.
+
+    Raises:
+      StageError: the name leads out of the directory; in a bucket any text is a name.
+    """
+    return names.check(
+        name,
+        f"{directory}: holds an object named",
+        "remove that object, or name another directory",
+    )
 
 
 def num_bytes(path: str) -> int:

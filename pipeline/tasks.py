@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import storage
+from pipeline import check_manifest, storage
 from pipeline.errors import StageError
 from pipeline.stage import read_file, read_sealed, sealed_json
 
@@ -42,6 +42,25 @@ class Tasks:
 
     def _marker_path(self, task: str) -> str:
         return self.path(f"{task}.json")
+
+    def job(self) -> dict[str, Any] | None:
+        """What is being made in the directory; None if nothing is.
+
+        Raises:
+          StageError: job.json is not as this program writes it.
+        """
+        path = self.path(JOB)
+        job = read_sealed(path)
+        if job is not None:
+            check_manifest.job(path, job)
+        return job
+
+    def _read_marker(self, task: str) -> dict[str, Any] | None:
+        path = self._marker_path(task)
+        marker = read_sealed(path)
+        if marker is not None:
+            check_manifest.marker(path, marker)
+        return marker
 
     def clear(self) -> None:
         """Forgets all tasks, and removes files that wait; the note of the job stays."""
@@ -89,7 +108,7 @@ class Tasks:
     def marker(self, task: str) -> dict[str, Any] | None:
         """What a try has written about a task; None if nothing, or it failed, or is damaged."""
         try:
-            marker = read_sealed(self._marker_path(task))
+            marker = self._read_marker(task)
         except StageError:
             return None
         return None if marker is None or "failed" in marker else marker
@@ -145,7 +164,7 @@ class Tasks:
         """
 
         def read(task: str) -> dict[str, Any]:
-            return read_sealed(self._marker_path(task)) or {"failed": f"{task} was not done"}
+            return self._read_marker(task) or {"failed": f"{task} was not done"}
 
         markers = storage.each(self.directory, read, tasks)
         failed = [marker["failed"] for marker in markers if "failed" in marker]

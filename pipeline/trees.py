@@ -1,7 +1,6 @@
-"""Whole directories: listed with all that is below them, fetched, and published."""
+"""Whole directories: listed with all that is below them, and published."""
 
 import atexit
-import contextlib
 import os
 import shutil
 import tempfile
@@ -16,16 +15,23 @@ def list_tree(directory: str) -> list[str]:
 
     What begins with a dot is left out. Links to directories are followed, except to one
     that the link lies in.
+
+    Raises:
+      StageError: an object has a name that leads out of `directory`.
     """
     if storage.is_url(directory):
-        found = remote.call(directory, _files_of_objects)
+        found = [
+            storage.check_object(directory, name)
+            for name in remote.call(directory, _names_below)
+            if name[-1:] not in ("", "/")  # A console's "create folder" makes such objects.
+        ]
         return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
     return sorted(_files_below(directory, "", ()))
 
 
-def _files_of_objects(fs: Any, inner: str) -> list[str]:
+def _names_below(fs: Any, inner: str) -> list[str]:
     inner = inner.rstrip("/")
-    return [path[len(inner) + 1 :] for path in fs.find(inner) if path.rstrip("/") != inner]
+    return [path[len(inner) + 1 :] for path in fs.find(inner)]
 
 
 def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -40,34 +46,6 @@ def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterato
                     yield prefix + entry.name
             elif os.path.realpath(entry.path) not in above:
                 yield from _files_below(entry.path, f"{prefix}{entry.name}/", above)
-
-
-@contextlib.contextmanager
-def local_copy(path: str) -> Iterator[str]:
-    """A local path with the contents of the file or directory at `path`.
-
-    A local path is given back as it is; a URL is fetched into a scratch
-    directory that goes when the block ends.
-    """
-    if not storage.is_url(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        target = os.path.join(scratch, os.path.basename(path.rstrip("/")))
-        remote.call(path, lambda fs, inner: _fetch(fs, inner, target))
-        yield target
-
-
-def _fetch(fs: Any, inner: str, target: str) -> None:
-    if not fs.isdir(inner):
-        fs.get_file(inner, target)
-        return
-    # One file at a time: `get` of a tree names its target differently
-    # when the target exists, which differs between file systems.
-    for name in _files_of_objects(fs, inner):
-        file = os.path.join(target, name)
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        fs.get_file(f"{inner.rstrip('/')}/{name}", file)
 
 
 def scratch_directory() -> str:

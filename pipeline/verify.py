@@ -27,16 +27,19 @@ def run(arguments: list[str]) -> None:
     from pipeline import verify_set
 
     manifest, faults = verify_set.verify(arguments[0])
-    count = 0
+    count, of_append = 0, 0
     for fault in faults:
         count += 1
+        of_append += fault.of_append
         if count <= _MAX_SHOWN.value:
             print(fault)
     records = manifest["records"]
     text = f"{records['written']:,} records, {len(manifest['files'])} files"
     if count:
         faults = "1 fault" if count == 1 else f"{count} faults"
-        if any(key.startswith("appended") for key in manifest["made_from"]):
+        if count == of_append:
+            remedy = "finish the --append that was begun"
+        elif of_append or any(key.startswith("appended") for key in manifest["made_from"]):
             remedy = "make the set again with --overwrite, and append to it what was appended"
         else:
             remedy = "delete the files that are named and run the preprocess command again"

@@ -18,6 +18,7 @@ class Found(NamedTuple):
     path: str
     offset: int | None  # Bytes from the beginning of the file, if it is about a place in one.
     reason: str
+    of_append: bool = False  # Whether no more is wrong than that an append was not finished.
 
     def __str__(self) -> str:
         return f"{self.path}{'' if self.offset is None else f' byte {self.offset}'}: {self.reason}"
@@ -69,6 +70,11 @@ def verify(directory: str) -> tuple[dict[str, Any], Iterator[Found]]:
 
 def _find(dataset: shards.Dataset) -> Iterator[Found]:
     directory, manifest = dataset.directory, dataset.manifest
+    job = tasks.Tasks(directory).job()
+    # A job that goes on from the set; that of the set itself was killed after its manifest.
+    is_append = job is not None and job["made_from"] != manifest["made_from"]
+    rewritten = {*job.get("names", ())} if is_append else set()
+    begun: list[str] = []  # Files that describe the set, as far as the append has written them.
     entries = {entry["name"]: entry for entry in manifest["files"]}
     ids = _Ids()
     num_whole = dict.fromkeys(dataset.splits, 0)
@@ -78,12 +84,14 @@ def _find(dataset: shards.Dataset) -> Iterator[Found]:
         try:
             data = storage.read_bytes(path)
         except (FileNotFoundError, IsADirectoryError):
-            yield Found(path, None, "missing")
+            data = None
+        fault = _fault_of(data, entry)
+        if fault and entry["name"] in rewritten and "split" not in entry:
+            begun.append(entry["name"])
+        elif fault:
+            yield Found(path, None, fault)
+        if data is None:
             continue
-        if len(data) != entry["bytes"]:
-            yield Found(path, None, f"{len(data)} bytes, expected {entry['bytes']}")
-        elif hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            yield Found(path, None, "its sha256 is not the manifest's")
         if "split" in entry:
             num_whole[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
         elif "num_quarantined" in entry and data.count(b"\n") != entry["num_quarantined"]:
@@ -98,19 +106,32 @@ def _find(dataset: shards.Dataset) -> Iterator[Found]:
         yield Found(path, offset, f"its id stands twice, also {what} at {where}")
     yield from _find_in_manifest(dataset, num_whole)
     listed = {*entries, stage.MANIFEST}
-    job = stage.read_sealed(tasks.Tasks(directory).path(tasks.JOB))
-    if job:
-        listed |= {*job["names"]}
-        yield Found(
-            storage.join(directory, tasks.DIRECTORY),
-            None,
-            "an --append was not finished here: run the same command to its end, or undo it with "
-            "--append --overwrite of a source that is in the set; what was there is as it was",
-        )
-    for name in storage.list_names(directory):
+    if is_append:
+        listed |= rewritten
+        path = storage.join(directory, tasks.DIRECTORY)
+        text = "an --append was not finished here"
+        if begun:
+            text += f", and has begun to write {', '.join(begun)} anew: run the same command to "
+            text += "its end; all else that was there is as it was"
+        else:
+            text += ": run the same command to its end, or undo it with --append --overwrite of a "
+            text += "source that is in the set; what was there is as it was"
+        yield Found(path, None, text, of_append=True)
+    for name in storage.list_finished_names(directory):
         if ".tfrecord-" in name and name not in listed:
             path = storage.join(directory, name)
             yield Found(path, None, "is no file of the manifest, but readers by pattern see it")
+
+
+def _fault_of(data: bytes | None, entry: dict[str, Any]) -> str:
+    """What is wrong with a file as a whole; "" if nothing is."""
+    if data is None:
+        return "missing"
+    if len(data) != entry["bytes"]:
+        return f"{len(data)} bytes, expected {entry['bytes']}"
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        return "its sha256 is not the manifest's"
+    return ""
 
 
 def _find_in_shard(

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import shards
+from pipeline import shards, verify_set
 from pipeline.errors import StageError, UsageError
 from tests.conftest import (
     die_at_file,
@@ -268,6 +268,8 @@ def test_killed_at_any_file_it_stays_the_old_set_and_the_rerun_completes(
     assert files_untouched(before, out)
     assert (out / "manifest.json").read_bytes() == before["manifest.json"]
     assert records_in(out)  # It reads as the set that it was.
+    found = list(verify_set.verify(str(out))[1])
+    assert len(found) <= 1 and all(fault.of_append for fault in found), found
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert outputs_of(out) == outputs_of(whole)
 
@@ -299,6 +301,26 @@ def test_an_append_that_was_killed_is_named_by_verify_and_undone_on_request(
     assert make_shards(f"idx:{idx_dir}", out, append=True, overwrite=True)["reused"] is True
     assert outputs_of(out) == outputs_of(data_dir)
     assert run_command("pipeline.verify", out).returncode == 0
+
+
+def test_what_an_unfinished_append_has_begun_to_describe_is_no_damage(out, grown):
+    die_at_file(20, *command(grown, out))
+    done = run_command("pipeline.verify", out, check=False)
+    [line] = done.stdout.splitlines()
+    assert "was not finished here, and has begun to write statistics.json, stats.html" in line
+    assert "anew: run the same command to its end; all else that was there is as it was" in line
+    assert "1 fault in 350 records" in done.stderr
+    assert "expected none: finish the --append that was begun\n" in done.stderr
+    # What the append leaves alone is damaged beside it.
+    shard = out / "blobs-test.tfrecord-00001-of-00004"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    done = run_command("pipeline.verify", out, check=False)
+    assert f"{shard}: {len(whole) - 1} bytes, expected {len(whole)}\n" in done.stdout
+    assert "make the set again with --overwrite, and append to it what was appended" in done.stderr
+    shard.write_bytes(whole)
+    make_shards(f"idx:{grown}", out, append=True, num_shards=2)
+    assert not list(verify_set.verify(str(out))[1])
 
 
 def test_what_describes_a_grown_set_is_checked_too(out, grown):

@@ -7,11 +7,13 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
+import urllib.parse
 
 import numpy as np
 import pytest
 
-from pipeline import finish_set, make_report, shards, stage, storage, trees
+from pipeline import finish_set, make_report, published_model, shards, stage, storage, trees
 from pipeline.errors import StageError, UsageError
 from tests.conftest import (
     REPOSITORY,
@@ -41,8 +43,9 @@ def inside(url: str) -> str:
 
 def fetched(url: str, target: pathlib.Path) -> pathlib.Path:
     """A copy of a directory of the store as local files."""
-    with trees.local_copy(url) as local:
-        pathlib.Path(local).rename(target)
+    for name in trees.list_tree(url):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(storage.read_bytes(storage.join(url, *name.split("/"))))
     return target
 
 
@@ -287,6 +290,49 @@ def test_thousands_of_objects(object_store, place):
     assert trees.list_tree(place) == sorted([*names, "below/this"])
     storage.remove(place)
     assert not object_store.objects(inside(place))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../../x", "/etc/x", "a//x", "./x"])
+def test_objects_named_as_to_lead_elsewhere_are_refused_in_listings(object_store, place, name):
+    for whole in ("a", "folder/", "folder/a.png"):
+        object_store.put(f"{inside(place)}/{whole}", b"")
+    assert trees.list_tree(place) == ["a", "folder/a.png"]
+    assert storage.list_names(place) == ["a", "folder"]
+    object_store.put(f"{inside(place)}/{name}", b"1")
+    with pytest.raises(StageError, match=f"{place}: holds an object named '{name}'; expected a pa"):
+        trees.list_tree(place)
+    if name.startswith("."):
+        with pytest.raises(StageError, match="holds an object named '[.]+'; expected a path below"):
+            storage.list_names(place)
+
+
+def test_a_model_is_fetched_once_and_by_its_manifest_alone(
+    object_store, place, data_dir, trained, tmp_path, monkeypatch
+):
+    """The bytes that are checked are those that are loaded, and no other object is looked at."""
+    model = trained / "export"
+    names = [str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()]
+    for name in names:
+        object_store.put(f"{inside(place)}/{name}", (model / name).read_bytes())
+    for name in ("../../x", f"/{tmp_path}/x", "other"):
+        object_store.put(f"{inside(place)}/{name}", b"1")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    read: list[str] = []
+
+    def note(request) -> None:
+        if "alt=media" in request.path:
+            path = urllib.parse.unquote(request.path).partition("?")[0]
+            read.append(path.partition(f"/{inside(place)}/")[2])
+
+    with object_store.deciding(note):
+        loaded = published_model.PublishedModel(place, stage.manifest_of(place))
+    assert sorted(read) == sorted(names)
+    assert not list(scratch.iterdir()) and [p.name for p in tmp_path.iterdir()] == ["scratch"]
+    images = shards.Dataset(str(data_dir)).read_images("test")
+    local = published_model.PublishedModel(str(model), stage.manifest_of(str(model)))
+    np.testing.assert_array_equal(loaded.reconstruct(images), local.reconstruct(images))
 
 
 def test_a_report_made_from_the_store(object_store, place, data_dir, trained):

@@ -121,6 +121,16 @@ def test_limits_that_are_none(text):
         quarantine.parse_limit(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "num_records", "allowed"),
+    [("0.1%", 200, 1), ("0.1%", 3_000, 3), ("0.5%", 500, 2), ("1e-9", 1, 1), ("0%", 200, 0)],
+)
+def test_a_share_above_0_allows_a_record_at_least(text, num_records, allowed):
+    limit = quarantine.parse_limit(text)
+    assert limit.allows(allowed, num_records)
+    assert not limit.allows(allowed + 1, num_records)
+
+
 def test_every_bad_row_of_a_csv_is_named_with_its_line(tmp_path):
     images, labels = blobs(size=(8, 8))["train"]
     path = write_csv(tmp_path / "set.csv", images, labels)
@@ -233,7 +243,7 @@ def test_export_refuses_damage_and_goes_on_without_it_on_request(damaged, traine
     with pytest.raises(StageError, match="blobs-test.tfrecord-00002-of-00004: damaged"):
         make_embeddings(damaged, model, out)
     with pytest.raises(StageError, match="1 of 50 records cannot be had"):
-        make_embeddings(damaged, model, out, on_corrupt="quarantine")
+        make_embeddings(damaged, model, out, on_corrupt="quarantine", max_quarantined="0%")
     settings = {"on_corrupt": "quarantine", "max_quarantined": "1"}
     manifest = make_embeddings(damaged, model, out, **settings)
     assert manifest["records"] == {"read": 50, "written": 49, "quarantined": 1}

@@ -428,6 +428,13 @@ def test_a_bad_npz(tmp_path, changes, message):
         sources.open_source(spec)
 
 
+@pytest.mark.parametrize("member", ["../evil", "/etc/evil", "a/../../evil"])
+def test_an_npz_whose_members_lead_elsewhere(tmp_path, member):
+    spec = save_npz(tmp_path / "set.npz", KERAS, **{member: np.zeros(3)})
+    with pytest.raises(StageError, match=f"holds a member named '{member}.npy'; expected a path"):
+        sources.open_source(spec)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
 def test_a_cut_npz(tmp_path, part):
     spec = save_npz(tmp_path / "set.npz", KERAS)

@@ -86,9 +86,9 @@ def test_trees_go_there_and_back(place, tmp_path):
     (tree / "top").write_bytes(b"1")
     (tree / "deep" / "deeper" / "leaf").write_bytes(b"2")
     trees.publish_tree(str(tree), storage.join(place, "copy"))
-    with trees.local_copy(storage.join(place, "copy")) as local:
-        assert open(os.path.join(local, "top"), "rb").read() == b"1"
-        assert open(os.path.join(local, "deep", "deeper", "leaf"), "rb").read() == b"2"
+    assert trees.list_tree(storage.join(place, "copy")) == ["deep/deeper/leaf", "top"]
+    assert storage.read_bytes(storage.join(place, "copy", "top")) == b"1"
+    assert storage.read_bytes(storage.join(place, "copy", "deep", "deeper", "leaf")) == b"2"
 
 
 def test_a_file_moves_in_place_of_another(place):

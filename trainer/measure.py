@@ -113,7 +113,7 @@ def measure(
         )
     if not num_examples:
         raise StageError(f"--split={split}: {data_dir} has no records in it; name another")
-    with weights.config_of(published.manifest).unlocked() as config:
+    with weights.config_of(published.manifest, model_dir).unlocked() as config:
         config.update(
             batch_size=_BATCH_SIZE,
             num_importance_samples=1,

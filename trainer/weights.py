@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from pipeline import stage
-from pipeline.errors import StageError
+from pipeline import stage, storage
+from pipeline.errors import StageError, UsageError
+from trainer import config as config_lib
 from trainer.model import VAE
 
 FILE = "weights.npz"
@@ -70,7 +71,19 @@ def assign(vae: VAE, published: Published, *, model_dir: str) -> None:
         variable.assign(published.arrays[path])
 
 
-def config_of(manifest: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config that a model was trained with; data_dir is empty."""
-    config = {key: tuple(v) if isinstance(v, list) else v for key, v in manifest["config"].items()}
-    return ml_collections.ConfigDict({"data_dir": "", **config}).lock()
+def config_of(manifest: Mapping[str, Any], model_dir: str) -> ml_collections.ConfigDict:
+    """The config that a model was trained with; data_dir is empty.
+
+    Raises:
+      StageError: the manifest's config is none that can be trained with.
+    """
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in manifest["config"].items()}
+    config = ml_collections.ConfigDict({"data_dir": "", **values})
+    try:
+        config_lib.check(ml_collections.ConfigDict({**values, "data_dir": model_dir}))
+    except (UsageError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise StageError(
+            f"{storage.join(model_dir, stage.MANIFEST)}: its config cannot be trained with "
+            f"({' '.join(str(error).split())}); expected one of this version: train the model again"
+        ) from error
+    return config.lock()

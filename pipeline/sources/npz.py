@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline import placement, storage
+from pipeline import names, placement, storage
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
 
@@ -90,8 +90,14 @@ def open_npz(path: str) -> arrays.ArraySource:
     where = f"--source=npz:{path}"
     try:
         with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            keys = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+            members = archive.namelist()
+            for member in members:
+                names.check(
+                    member.removesuffix("/"),
+                    f"{where}: holds a member named",
+                    "do not unpack an archive of such names; save the set anew",
+                )
+            keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
             found: dict[str, dict[str, str]] = {}
             for key in keys:
                 for kind, pattern in _KEYS.items():
