@@ -85,5 +85,6 @@ def telling_changes(check_unchanged: Callable[[], None]) -> Iterator[None]:
             try:
                 check_unchanged()
             except SourceChanged as changed:
-                raise SourceChanged(f"{changed} ({error})") from error
+                found = str(error).partition(";")[0]  # The remedy is not needed twice.
+                raise SourceChanged(f"{changed} ({found})") from error
         raise
