@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import convert, find_new, finish_set, make_set, stage
+from pipeline import convert, find_new, finish_set, make_set, opened_source, stage
 from pipeline.errors import StageError
 from pipeline.make_set import Request
 from pipeline.output_directory import OutputDirectory
@@ -42,7 +42,7 @@ def append(request: Request) -> dict[str, Any]:
     _check_fits(output_dir, base, request.settings, source)
     appended = stage.through_json(make_set.of_source(request.reading, source))
     held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
-    with held.held():
+    with held.held(), opened_source.telling_changes(source.check_unchanged):
         if stage.read_manifest(output_dir, "preprocess", "output_dir") != base:
             raise StageError(
                 f"--output_dir={output_dir}: another process has changed it just now; run the same "

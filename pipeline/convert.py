@@ -4,7 +4,6 @@ What cannot be made so is a fault of its record, with a reason, and goes to quar
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline import sources
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
+from pipeline.opened_source import OpenedSource, open_source_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Reading:
     numbered_as: tuple[str, ...] | None = None  # Class names whose order gives the labels.
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
+    max_image_pixels: int = sources.MAX_IMAGE_PIXELS  # Of an image file, height × width.
     # What the command found and its workers are to expect:
     image_shape: tuple[int, int, int] | None = None
     num_records: int | None = None
+    source_hash: str | None = None  # Of its files as they were listed; see opened_source.py.
     records_at_a_time: int = 1  # Read at once; bounds what a worker holds.
 
 
@@ -51,21 +53,28 @@ class Records(NamedTuple):
 class ConvertedSource:
     """A source with the conversions of a `Reading`."""
 
-    def __init__(self, source: sources.Source, reading: Reading):
+    def __init__(self, opened: OpenedSource, reading: Reading):
         """Takes the source as it is opened.
 
         Raises:
           UsageError: a conversion that this source cannot have.
           StageError: the source is not the one that the command saw.
         """
-        self._source, self.reading = source, reading
+        self._opened, self.reading = opened, reading
+        self._source = source = opened.source
         self.split_sizes = dict(source.split_sizes)
         self.num_records = sum(self.split_sizes.values())
         if reading.num_records not in (None, self.num_records):
-            raise StageError(
+            raise SourceChanged(
                 f"--source={reading.spec}: holds {self.num_records} records now, and held "
                 f"{reading.num_records} when the job began; expected it to stay as it is: run the "
                 "same command again"
+            )
+        if reading.source_hash not in (None, opened.hash):
+            raise SourceChanged(
+                f"--source={reading.spec}: a worker finds other files, or files of other times, "
+                "than the command did; expected the same on every worker until the job ends: run "
+                "the same command again"
             )
         names = reading.class_names or tuple(source.class_names)
         self.own_class_names = list(names)  # As the source numbers them.
@@ -103,6 +112,7 @@ class ConvertedSource:
             self.reading,
             image_shape=self.image_shape,
             num_records=self.num_records,
+            source_hash=self._opened.hash,
             class_names=self.reading.class_names or tuple(self._source.class_names),
             records_at_a_time=max(1, min(_RECORDS_AT_A_TIME, _BYTES_AT_A_TIME // num_bytes)),
         )
@@ -110,6 +120,10 @@ class ConvertedSource:
     def fingerprint(self) -> str:
         """The source's; conversions are settings of the job."""
         return self._source.fingerprint()
+
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged if the source's files are not as when it was opened."""
+        self._opened.check_unchanged()
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """The records' ids, with the prefix."""
@@ -159,16 +173,17 @@ class ConvertedSource:
             return Records(np.arange(len(indices)), images, labels, [])
         converted = np.empty((len(indices), *self.image_shape), np.uint8)
         good, faults = [], []
-        for place, image in enumerate(images):
+        for place, image in enumerate(images):  # Here a OneByOne decodes them.
             if not isinstance(image, sources.Unreadable):
                 image = self._converted(image, transposed=uniform)
             if isinstance(image, sources.Unreadable):
                 faults.append((place, image.reason))
             else:
-                converted[place] = image
+                converted[len(good)] = image
                 good.append(place)
+            del image  # Before the next is decoded.
         places = np.array(good, np.int64)
-        return Records(places, converted[places], labels[places], faults)
+        return Records(places, converted[: len(good)], labels[places], faults)
 
     def _renumbered(self, labels: np.ndarray) -> np.ndarray:
         """Labels by the data set's class list; those outside the source's stay."""
@@ -230,14 +245,6 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.concatenate(channels, axis=2)
 
 
-@functools.lru_cache(maxsize=1)
-def open_source_once(
-    spec: str, tfds_data_dir: str | None, tfds_manual_dir: str | None
-) -> sources.Source:
-    """As sources.open_source; the last one stays open in this process."""
-    return sources.open_source(spec, tfds_data_dir=tfds_data_dir, tfds_manual_dir=tfds_manual_dir)
-
-
 def open_reading(reading: Reading) -> ConvertedSource:
     """Opens what a reading names.
 
@@ -245,5 +252,11 @@ def open_reading(reading: Reading) -> ConvertedSource:
       UsageError: no such source, or a conversion that it cannot have.
       StageError: the source cannot be read.
     """
-    source = open_source_once(reading.spec, reading.tfds_data_dir, reading.tfds_manual_dir)
-    return ConvertedSource(source, reading)
+    source = reading.spec, reading.tfds_data_dir, reading.tfds_manual_dir, reading.max_image_pixels
+    if reading.source_hash is None:  # A command's: it sees the source as it is now.
+        open_source_once.cache_clear()
+    opened = open_source_once(*source)
+    if reading.source_hash not in (None, opened.hash):  # Left open by another job.
+        open_source_once.cache_clear()
+        opened = open_source_once(*source)
+    return ConvertedSource(opened, reading)

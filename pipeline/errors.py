@@ -12,6 +12,10 @@ class StageError(Exception):
     exit_status = 1
 
 
+class SourceChanged(StageError):
+    """The image set is not the one that the job began with."""
+
+
 class UsageError(StageError):
     """The command or its configuration is wrong, whatever the inputs hold."""
 

@@ -56,7 +56,7 @@ def finish(
       The manifest as written.
 
     Raises:
-      StageError: a shard failed, records are missing, or too many are bad.
+      StageError: a shard failed, records are missing, too many are bad, or the source changed.
     """
     tasks = layout.tasks()
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
@@ -133,6 +133,7 @@ def finish(
             "written": earlier["written"] + written,
             "quarantined": earlier["quarantined"] + quarantined,
         }
+    source.check_unchanged()
     return output.finish(
         {
             "dataset_id": stage.content_id(identity),

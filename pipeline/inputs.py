@@ -104,6 +104,9 @@ class Input(Protocol):
     def records(self, task: str, needed: Any) -> Records:
         """The records of a shard, in a worker."""
 
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged if what is read can no longer be what it was."""
+
     def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Some records' images: task -> ids to (key, uint8 (H, W, C)) of those that are there."""
 
@@ -136,6 +139,9 @@ class ShardsInput:
         """As `Input.records`."""
         del task
         return _OfShard(self._dataset, needed)
+
+    def check_unchanged(self) -> None:
+        """Does nothing: each shard is checked against its sha256."""
 
     def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
@@ -227,6 +233,10 @@ class SourceInput:
         """As `Input.records`."""
         indices = np.frombuffer(b"".join(needed), "<i8")
         return _OfSource(SourceRecords(self._reading, self._layout.seed, task, indices))
+
+    def check_unchanged(self) -> None:
+        """As `OpenedSource.check_unchanged`."""
+        convert.open_reading(self._reading).check_unchanged()
 
     def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""

@@ -15,6 +15,7 @@ from pipeline import (
     arithmetic,
     drift,
     embed_shards,
+    opened_source,
     quarantine,
     requirements,
     rows,
@@ -88,7 +89,10 @@ def make_export(request: Request) -> dict[str, Any]:
             "reference": reference["export_id"] if reference else None,
         },
     )
-    with output.begun(overwrite=request.overwrite) as base:
+    with (
+        opened_source.telling_changes(input_.check_unchanged),
+        output.begun(overwrite=request.overwrite) as base,
+    ):
         # A shard that lacks records may have been mended since.
         if output.is_finished(base) and not base["records"]["quarantined"]:
             requirements.check(request.required, _metrics(base))
@@ -227,6 +231,7 @@ def _finish(
         }
         for task, marker in markers.items()
     }
+    request.input.check_unchanged()
     written = output.publish(manifest, {**tasks_lib.timings(markers), "done": done})
     return {**written, "done": done}
 

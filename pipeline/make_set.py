@@ -15,8 +15,10 @@ from pipeline import (
     convert,
     describe_shards,
     finish_set,
+    opened_source,
     placement,
     quarantine,
+    sources,
     tfrecord,
     write_shards,
 )
@@ -105,6 +107,7 @@ def num_shards(
 
 def of_source(reading: convert.Reading, source: convert.ConvertedSource) -> dict[str, Any]:
     """What shapes a source's records; goes into `made_from`."""
+    limit = reading.max_image_pixels
     return {
         "fingerprint": source.fingerprint(),
         "image_size": reading.image_size,
@@ -112,6 +115,7 @@ def of_source(reading: convert.Reading, source: convert.ConvertedSource) -> dict
         "transpose": reading.transpose,
         "id_prefix": reading.id_prefix,
         "class_names": reading.class_names,
+        **({"max_image_pixels": limit} if limit != sources.MAX_IMAGE_PIXELS else {}),
     }
 
 
@@ -140,7 +144,8 @@ def make_set(request: Request) -> dict[str, Any]:
         if finished is not None:
             return {**finished, "reused": True}
         blocks = write_shards.blocks_of(source.num_records)
-        return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
+        with opened_source.telling_changes(source.check_unchanged):
+            return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
 
 
 def file_names(layout: Layout) -> list[str]:

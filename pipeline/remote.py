@@ -112,6 +112,11 @@ class File(io.RawIOBase):
         self._file = call(path, lambda fs, inner: fs.open(inner, "rb"))
         self._is_seekable, self._size = self._file.seekable(), getattr(self._file, "size", None)
 
+    def entry(self) -> dict[str, Any]:
+        """What the file system says of the object that was opened."""
+        details = getattr(self._file, "details", None)
+        return details or call(self._path, lambda fs, inner: fs.info(inner))
+
     def readable(self) -> bool:
         """True."""
         return True

@@ -4,6 +4,7 @@ import re
 
 from absl import flags
 
+from pipeline import sources
 from pipeline.errors import UsageError
 
 _SOURCE = flags.DEFINE_string(
@@ -38,6 +39,13 @@ _TFDS_DATA_DIR = flags.DEFINE_string(
 )
 _TFDS_MANUAL_DIR = flags.DEFINE_string(
     "tfds_manual_dir", None, "Where it finds original files that it would download otherwise."
+)
+_MAX_IMAGE_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels",
+    sources.MAX_IMAGE_PIXELS,
+    "Pixels (height times width) that an image file may have; a larger one is not decoded and "
+    "goes to quarantine.",
+    lower_bound=1,
 )
 flags.register_validator(
     "name",
@@ -108,6 +116,7 @@ def reading():
         class_names=tuple(_CLASS_NAMES.value) if _CLASS_NAMES.value else None,
         tfds_data_dir=_TFDS_DATA_DIR.value,
         tfds_manual_dir=_TFDS_MANUAL_DIR.value,
+        max_image_pixels=_MAX_IMAGE_PIXELS.value,
     )
 
 

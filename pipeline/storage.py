@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,13 @@ _MAGIC = re.compile(r"[*?[\]]")
 _READ_AT_ONCE = 1 << 20
 # Of an object store, where each costs little but waiting.
 _REQUESTS_AT_ONCE = 16
+
+_IRREGULAR = {
+    stat.S_IFIFO: "is a pipe",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -180,10 +188,22 @@ def move(path: str, target: str) -> None:
     os.replace(path, target)
 
 
+def irregular(status: os.stat_result) -> str:
+    """What a path names if neither a file nor a directory; "" for those."""
+    return _IRREGULAR.get(stat.S_IFMT(status.st_mode), "")
+
+
 def open_read(path: str) -> BinaryIO:
-    """A binary file open for reading; raises FileNotFoundError."""
+    """A binary file open for reading.
+
+    Raises:
+      FileNotFoundError: no such file.
+      StageError: a pipe, which would be waited for, or a device, which may have no end.
+    """
     if is_url(path):
         return io.BufferedReader(remote.File(path), _READ_AT_ONCE)
+    if kind := irregular(os.stat(path)):
+        raise StageError(f"{path}: {kind}; expected a regular file: name another path")
     return open(path, "rb")
 
 

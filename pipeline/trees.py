@@ -1,51 +1,99 @@
 """Whole directories: listed with all that is below them, and published."""
 
 import atexit
+import heapq
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline import remote, storage
+from pipeline import remote, stamps, storage
 
 
-def list_tree(directory: str) -> list[str]:
-    """Sorted paths of all files below `directory`, relative to it, with slashes.
+class Tree(NamedTuple):
+    """What is below a directory."""
 
-    What begins with a dot is left out. Links to directories are followed, except to one
-    that the link lies in.
+    stamps: dict[str, str]  # Path of each file, relative and with slashes -> stamp; sorted.
+    passed_over: list[str]  # Links to directories whose files stand under another path.
+
+
+def read_tree(directory: str) -> Tree:
+    """Lists all files below `directory` with their stamps (stamps.py).
+
+    What begins with a dot is left out. Links to directories are followed, but each directory is
+    listed once: under its own path if that leads to it, else under the first link by path.
 
     Raises:
+      FileNotFoundError: no such local directory.
       StageError: an object has a name that leads out of `directory`.
     """
     if storage.is_url(directory):
-        found = [
-            storage.check_object(directory, name)
-            for name in remote.call(directory, _names_below)
+        found = {
+            storage.check_object(directory, name): stamp
+            for name, stamp in remote.call(directory, _stamps_of_objects).items()
             if name[-1:] not in ("", "/")  # A console's "create folder" makes such objects.
-        ]
-        return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
-    return sorted(_files_below(directory, "", ()))
+        }
+        visible = [p for p in found if not any(part.startswith(".") for part in p.split("/"))]
+        return Tree({path: found[path] for path in sorted(visible)}, [])
+    return _read_local_tree(directory)
 
 
-def _names_below(fs: Any, inner: str) -> list[str]:
+def list_tree(directory: str) -> list[str]:
+    """The paths that `read_tree` gives."""
+    return list(read_tree(directory).stamps)
+
+
+def _stamps_of_objects(fs: Any, inner: str) -> dict[str, str]:
     inner = inner.rstrip("/")
-    return [path[len(inner) + 1 :] for path in fs.find(inner)]
+    found = fs.find(inner, detail=True)
+    return {path[len(inner) + 1 :]: stamps.of_object(entry) for path, entry in found.items()}
 
 
-def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Local files below `directory`, with `prefix` before them; `above` are the real paths."""
-    above = (*above, os.path.realpath(directory))
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
+def _read_local_tree(directory: str) -> Tree:
+    found: dict[str, str] = {}  # Path -> stamp.
+    listed: set[str] = set()  # Real paths.
+    passed_over: list[str] = []
+    links = [""]  # A heap of those to follow; first the directory itself.
+    while links:
+        top = heapq.heappop(links)
+        real_top = os.path.realpath(os.path.join(directory, top))
+        if real_top in listed:
+            passed_over.append(top)
+            continue
+        below = [(f"{top}/" if top else "", real_top)]
+        while below:
+            prefix, real = below.pop()
+            if real in listed:  # Below a link, and reached by an earlier one.
+                passed_over.append(prefix.rstrip("/"))
                 continue
-            if not entry.is_dir():
-                if entry.is_file() or entry.is_symlink():  # No pipes and no devices.
-                    yield prefix + entry.name
-            elif os.path.realpath(entry.path) not in above:
-                yield from _files_below(entry.path, f"{prefix}{entry.name}/", above)
+            listed.add(real)
+            try:
+                entries = os.scandir(real)
+            except (FileNotFoundError, NotADirectoryError):
+                if not prefix:
+                    raise
+                continue  # Removed just now.
+            with entries:
+                for entry in entries:
+                    path = prefix + entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        # No pipes and no devices, unless by a link, whose name is that of a file.
+                        if entry.is_file() or entry.is_symlink():
+                            found[path] = _stamp(entry)
+                    elif entry.is_symlink():
+                        heapq.heappush(links, path)
+                    else:
+                        below.append((f"{path}/", os.path.join(real, entry.name)))
+    return Tree(dict(sorted(found.items())), sorted(passed_over))
+
+
+def _stamp(entry: os.DirEntry) -> str:
+    try:
+        return stamps.of_status(entry.stat())
+    except OSError:  # A link to nowhere.
+        return ""
 
 
 def scratch_directory() -> str:

@@ -12,9 +12,17 @@ import importlib
 
 from pipeline.errors import UsageError
 from pipeline.sources.arrays import ArraySource
-from pipeline.sources.source import Source, Unreadable
+from pipeline.sources.source import MAX_IMAGE_PIXELS, OneByOne, Source, Unreadable
 
-__all__ = ["FORMS", "ArraySource", "Source", "Unreadable", "open_source"]
+__all__ = [
+    "FORMS",
+    "MAX_IMAGE_PIXELS",
+    "ArraySource",
+    "OneByOne",
+    "Source",
+    "Unreadable",
+    "open_source",
+]
 
 _OPENERS = {
     "sample": "pipeline.sources.idx.open_sample",
@@ -31,7 +39,11 @@ FORMS = (
 
 
 def open_source(
-    spec: str, *, tfds_data_dir: str | None = None, tfds_manual_dir: str | None = None
+    spec: str,
+    *,
+    tfds_data_dir: str | None = None,
+    tfds_manual_dir: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Source:
     """Opens the source that a spec names.
 
@@ -39,6 +51,7 @@ def open_source(
       spec: `KIND` or `KIND:REST`; see FORMS.
       tfds_data_dir: where tensorflow-datasets keeps prepared sets.
       tfds_manual_dir: where it finds files that it would download otherwise.
+      max_image_pixels: of an image file, height × width; a larger one cannot be had.
 
     Raises:
       UsageError: no source of that kind.
@@ -55,10 +68,22 @@ def open_source(
         why = f" ({error})" if "." in kind else ""
         raise UsageError(f"--source={spec}: no source {kind!r}{why}; expected {FORMS}") from error
     if kind == "tfds":
-        return opener(rest, data_dir=tfds_data_dir, manual_dir=tfds_manual_dir)
+        return opener(
+            rest,
+            data_dir=tfds_data_dir,
+            manual_dir=tfds_manual_dir,
+            max_image_pixels=max_image_pixels,
+        )
     if (tfds_data_dir or tfds_manual_dir) and "." not in kind:
         raise UsageError(
             f"--source={spec}: takes no --tfds_data_dir nor --tfds_manual_dir; leave them out, or "
             "name a source tfds:NAME"
+        )
+    if kind == "folder":
+        return opener(rest, max_image_pixels=max_image_pixels)
+    if max_image_pixels != MAX_IMAGE_PIXELS and "." not in kind:
+        raise UsageError(
+            f"--max_image_pixels={max_image_pixels}: {kind} holds no image files; leave it out, or "
+            "name a source folder:DIR or tfds:NAME"
         )
     return opener(rest)

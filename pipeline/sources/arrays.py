@@ -5,20 +5,16 @@ as memory of the process, and a job over a large set is to stay as small as over
 """
 
 import concurrent.futures
-import gzip
 import hashlib
 import math
-import os
-import shutil
-import tempfile
-import zlib
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import stamps
 from pipeline.errors import StageError
+from pipeline.sources.local_file import OpenFile
 
 # Labels above this are no class numbers but a column of something else.
 MAX_LABEL = 65_535
@@ -27,42 +23,12 @@ _HASH_BYTES = 1 << 23
 _HASH_THREADS = 4
 
 
-def open_local(path: str) -> BinaryIO:
-    """A file as a local one: unpacked if it ends in .gz, fetched if it is a URL.
-
-    What has to be unpacked or fetched goes to an unnamed file on the local disk.
-
-    Raises:
-      StageError: no such file, or no whole gzip file.
-    """
-    try:
-        if not path.endswith(".gz") and not storage.is_url(path):
-            return open(path, "rb")
-        with storage.open_read(path) as packed:
-            plain = tempfile.TemporaryFile()
-            with gzip.open(packed) if path.endswith(".gz") else packed as source:
-                shutil.copyfileobj(source, plain, 1 << 20)
-            plain.seek(0)
-            return plain
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise StageError(
-            f"{path}: not a whole gzip file ({error}); fetch or copy it again"
-        ) from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise StageError(f"{path}: no such file; expected one to read images from") from error
-
-
-def read_at(file: BinaryIO, first: int, last: int) -> bytes:
-    """The bytes first to last − 1 of an open local file."""
-    return os.pread(file.fileno(), last - first, first)
-
-
 class FileRows:
     """A uint8 array in an open local file, whose rows are read when they are asked for."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, file: BinaryIO, offset: int, shape: tuple[int, ...]):
+    def __init__(self, file: OpenFile, offset: int, shape: tuple[int, ...]):
         """Takes the file as it is.
 
         Args:
@@ -77,12 +43,12 @@ class FileRows:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        fd, size, offset = self._file.fileno(), self._row_bytes, self._offset
+        size, offset = self._row_bytes, self._offset
         if isinstance(rows, slice):
             first, last, _ = rows.indices(len(self))
-            data = os.pread(fd, (last - first) * size, offset + first * size)
+            data = self._file.read(offset + first * size, offset + last * size)
         else:
-            data = b"".join([os.pread(fd, size, offset + row * size) for row in rows.tolist()])
+            data = self._file.read_each([offset + row * size for row in rows.tolist()], size)
         return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
 
 
@@ -112,6 +78,29 @@ def class_names_up_to(highest: int, where: str) -> list[str]:
     return [str(label) for label in range(highest + 1)]
 
 
+def check_pair(where: str, images: Any, labels: Any) -> None:
+    """Refuses what are no images and labels of a split.
+
+    Args:
+      where: the set and the split.
+      images: anything with a shape and a dtype.
+      labels: the same.
+
+    Raises:
+      StageError: the images are not uint8 (n, H, W, C), or the labels not n whole numbers.
+    """
+    if len(images.shape) != 4 or images.dtype != np.uint8 or not math.prod(images.shape):
+        raise StageError(
+            f"{where} images are {images.dtype} {images.shape}; expected uint8 (n, H, W, C), at "
+            "least one"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise StageError(
+            f"{where} has {images.shape[0]} images and labels {labels.dtype} {labels.shape}; "
+            "expected one whole number for each image"
+        )
+
+
 class ArraySource:
     """A source over arrays in memory or in files."""
 
@@ -121,6 +110,7 @@ class ArraySource:
         *,
         name: str = "arrays",
         id_prefix: str = "",
+        listed: Mapping[str, str] | None = None,
     ):
         """Takes the arrays as they are.
 
@@ -128,33 +118,31 @@ class ArraySource:
           splits: split -> (images uint8 (n, H, W, C), labels of integers (n,)).
           name: what messages call the set.
           id_prefix: what ids begin with in place of the split's name.
+          listed: path or URL of each file that the arrays are of -> its stamp (stamps.py) before it
+            was read; None where a change of the set is not to be looked for.
 
         Raises:
           StageError: the arrays are not such.
         """
         for split, (images, labels) in splits.items():
-            if len(images.shape) != 4 or images.dtype != np.uint8 or not math.prod(images.shape):
-                raise StageError(
-                    f"{name}: {split} images are {images.dtype} {images.shape}; expected uint8 "
-                    "(n, H, W, C), at least one"
-                )
-            if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-                raise StageError(
-                    f"{name}: {split} has {len(images)} images and labels {labels.dtype} "
-                    f"{labels.shape}; expected one whole number for each image"
-                )
+            check_pair(f"{name}: {split}", images, labels)
         shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
         if len(set(shapes.values())) > 1:
             raise StageError(
                 f"{name}: image shapes differ between splits: {shapes}; expected one shape per set"
             )
         self._splits, self._name = splits, name
+        self.listed = dict(listed or {})
         self.split_sizes = {split: len(labels) for split, (_, labels) in splits.items()}
         self.image_shape = next(iter(shapes.values()))
         highest = max(int(labels.max()) for _, labels in splits.values())
         self.class_names = class_names_up_to(highest, name)
         self._prefixes = [(id_prefix or split).encode() for split in splits]
         self._starts = np.cumsum([0, *self.split_sizes.values()])
+
+    def listing(self) -> dict[str, str]:
+        """Path -> stamp of the files, as they are now."""
+        return stamps.of_paths(self.listed)
 
     def fingerprint(self) -> str:
         """sha256 over shapes, pixels and labels of every split."""

@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 
-from pipeline import placement, storage
+from pipeline import placement, stamps, storage
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
+from pipeline.sources.local_file import LocalFile
 
 _LABEL_NAMES = ("label", "class", "target", "y")
 _BOM = b"\xef\xbb\xbf"
@@ -24,13 +25,13 @@ class _Table:
 
     def __init__(self, path: str):
         self.path = path
-        self._file, size, ends = arrays.open_local(path), 0, []
-        while block := self._file.read(_BLOCK_BYTES):
+        self._file, size, ends = LocalFile(path), 0, []
+        for block in self._file.blocks(_BLOCK_BYTES):
             ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size)
             size += len(block)
         ends = np.concatenate([*ends, [size]]).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        if arrays.read_at(self._file, 0, len(_BOM)) == _BOM:
+        if self._file.read(0, len(_BOM)) == _BOM:
             starts[0] = len(_BOM)
         self._starts, self._ends = starts, ends
         # A line of nothing, or of a lone carriage return, is none.
@@ -56,8 +57,12 @@ class _Table:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def stamp(self) -> str:
+        return self._file.stamp
+
     def _line(self, line: int) -> bytes:
-        return arrays.read_at(self._file, self._starts[line], self._ends[line])
+        return self._file.read(int(self._starts[line]), int(self._ends[line]))
 
     def _fields(self, row: int) -> list[bytes]:
         return self._line(self._lines[row]).split(b",")
@@ -99,8 +104,7 @@ class _Table:
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
         """Adds all the file's bytes to a digest."""
-        self._file.seek(0)
-        while block := self._file.read(_BLOCK_BYTES):
+        for block in self._file.blocks(_BLOCK_BYTES):
             digest.update(block)
 
 
@@ -152,6 +156,11 @@ class CsvSource:
         self.split_sizes = dict(zip(paths, map(len, self._tables), strict=True))
         self._starts = np.cumsum([0, *self.split_sizes.values()])
         self._names: list[str] | None = None
+        self.listed = {table.path: table.stamp for table in self._tables}
+
+    def listing(self) -> dict[str, str]:
+        """Path -> stamp of the files, as they are now."""
+        return stamps.of_paths(self.listed)
 
     @property
     def class_names(self) -> list[str]:

@@ -2,73 +2,68 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
-from pipeline import placement, storage, trees
+from pipeline import placement, stamps, storage, trees
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import source
+from pipeline.sources.image_file import decode, shape_of
 
 # A file whose name ends in one of these is a record; what else lies around is not.
 _EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm"),
 )
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Files read at once for the fingerprint: enough to keep an object store busy.
 _NUM_THREADS = 8
-# The Pillow modes of 8 bits a channel -> the mode that is stored.
-_MODES = {"1": "L", "L": "L", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB"}
+_HASH_BYTES = 1 << 20
 _NO_CLASS = "lies in no class directory, expected <class>/FILE or <split>/<class>/FILE"
-
-
-def decode(data: bytes) -> np.ndarray:
-    """The pixels of an image file, its first frame.
-
-    Returns:
-      uint8 (H, W, 1) for grey, (H, W, 3) for anything in colour.
-
-    Raises:
-      ValueError: no image, a damaged one, one with more than 8 bits a channel, or one that
-        is transparent somewhere: what shows through is not in it.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            mode = image.mode
-            if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                if image.getchannel("A").getextrema()[0] < 255:
-                    raise ValueError("has transparent pixels, expected opaque ones: flatten it")
-                image = image.convert("L" if mode in ("L", "LA", "La") else "RGB")
-            elif mode not in _MODES:
-                raise ValueError(f"is of Pillow's mode {mode}, expected 8 bits a channel")
-            pixels = np.asarray(image.convert(_MODES.get(image.mode, "RGB")))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{len(data)} bytes that are no image") from error
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a damaged image ({error})") from error
-    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+# What a file may have beside its pixels: profiles, thumbnails, text.
+_EXTRA_BYTES = 1 << 20
+# Of the links that are not followed, as many are named.
+_MAX_SHOWN = 3
 
 
 class FolderSource:
     """A source over image files; the directory a file lies in is its class."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, max_pixels: int = source.MAX_IMAGE_PIXELS):
         """Lists the files.
+
+        Args:
+          directory: local path or URL.
+          max_pixels: of an image, height × width; a larger one cannot be had.
 
         Raises:
           StageError: no such directory, no images, or no telling what is a class.
         """
         # What Pillow warns of is either quarantined or no matter.
         warnings.filterwarnings("ignore", module="PIL")
-        self._directory = directory
-        files = [p for p in trees.list_tree(directory) if p.lower().endswith(_EXTENSIONS)]
+        self._directory, self._max_pixels = directory, max_pixels
+        # Uncompressed, a pixel of 8 bits a channel takes at most 4 bytes, and nothing is read that
+        # must be more than that.
+        self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
+        tree = trees.read_tree(directory)
+        self.listed = _images_of(tree)
+        if tree.passed_over:
+            shown = ", ".join(tree.passed_over[:_MAX_SHOWN])
+            more = ", …" * (len(tree.passed_over) > _MAX_SHOWN)
+            print(
+                f"preprocess: --source=folder:{directory}: {len(tree.passed_over)} links to "
+                f"directories whose files stand under another path are not followed: {shown}{more}",
+                file=sys.stderr,
+                flush=True,
+            )
+        files = list(self.listed)
         parts = [path.split("/") for path in files]
         tops = {part[0] for part in parts if len(part) > 1}
         if not tops:
@@ -103,33 +98,89 @@ class FolderSource:
         self.split_sizes = dict(collections.Counter(record[0] for record in records))
         self._scanned: tuple[str, tuple[int, int, int]] | None = None
 
+    def listing(self) -> dict[str, str]:
+        """Path below the directory -> stamp of the image files, as they are now."""
+        try:
+            return _images_of(trees.read_tree(self._directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def _refusal(self, path: str) -> str:
+        """Why a file is not read at all; "" if it is."""
+        num_bytes = stamps.num_bytes(self.listed[path])
+        if num_bytes is None and self.listed[path].startswith("is "):
+            return f"{self.listed[path]}, expected a file"  # By a link.
+        if num_bytes is not None and num_bytes > self._max_bytes:
+            return (
+                f"{num_bytes:,} bytes, expected at most {self._max_bytes:,}: 4 a pixel and a "
+                "mebibyte; --max_image_pixels allows more"
+            )
+        return ""
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[BinaryIO]:
+        """A file that `_refusal` does not refuse.
+
+        Raises:
+          SourceChanged: it is not as it is listed.
+          OSError: it cannot be read.
+        """
+        full, listed = storage.join(self._directory, path), self.listed[path]
+        try:
+            if storage.is_url(full):
+                data = storage.read_bytes(full)
+                if not stamps.may_be_of(data, listed):
+                    raise source.changed(full)
+                file = io.BytesIO(data)
+            else:
+                file = storage.open_read(full)
+        except OSError as error:
+            if stamps.of_path(full) != listed:
+                raise source.changed(full) from error
+            raise
+        with file:
+            try:
+                yield file
+            finally:  # Whatever came of it.
+                if not storage.is_url(full) and stamps.of_open(file) != listed:
+                    raise source.changed(full)
+
     def _scan(self) -> tuple[str, tuple[int, int, int]]:
         """Fingerprint and most frequent shape, from one reading of all files."""
         if self._scanned is None:
 
-            def look(path: str) -> tuple[bytes, tuple[int, ...] | None]:
+            def look(path: str) -> tuple[bytes, tuple[int, ...] | str]:
+                if refusal := self._refusal(path):
+                    size = stamps.num_bytes(self.listed[path])
+                    return hashlib.sha256(str(size).encode()).digest(), refusal
+                digest = hashlib.sha256()
                 try:
-                    data = storage.read_bytes(storage.join(self._directory, path))
-                except OSError:  # A link to nowhere; its record will be quarantined.
-                    return b"", None
-                try:
-                    shape = _shape_from_header(data)
-                except ValueError:
-                    shape = None
-                return hashlib.sha256(data).digest(), shape
+                    with self._opened(path) as file:
+                        while block := file.read(_HASH_BYTES):
+                            digest.update(block)
+                        file.seek(0)
+                        shape = shape_of(file, self._max_pixels)
+                except OSError as error:  # A link to nowhere; its record will be quarantined.
+                    return b"", str(error)
+                except ValueError as error:
+                    shape = str(error)
+                return digest.digest(), shape
 
-            digest, shapes = hashlib.sha256(), collections.Counter()
+            digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
             with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
                 for path, (content, shape) in zip(
                     self._paths, pool.map(look, self._paths), strict=True
                 ):
                     digest.update(os.fsencode(path) + b"\0" + content)
-                    if shape:
+                    if isinstance(shape, str):
+                        reason = reason or f"{path}: {shape}"
+                    else:
                         shapes[shape] += 1
             if not shapes:
                 raise StageError(
                     f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
-                    "can be opened; expected PNG, JPEG or another format that Pillow reads"
+                    f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
+                    "reads"
                 )
             most = max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
             self._scanned = digest.hexdigest(), most
@@ -152,37 +203,36 @@ class FolderSource:
         """The file."""
         return storage.join(self._directory, self._paths[index])
 
-    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
-        """Decodes the files at `indices`."""
-        images: list[np.ndarray | source.Unreadable] = []
-        for index in indices:
-            if self._labels[index] < 0:
-                images.append(source.Unreadable(_NO_CLASS))
-                continue
-            try:
-                images.append(decode(storage.read_bytes(self.where(index))))
-            except (ValueError, OSError) as error:
-                images.append(source.Unreadable(str(error)))
+    def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
+        """Decodes the files at `indices`, each when it is asked for."""
+        images = source.OneByOne(lambda place: self._image(int(indices[place])), len(indices))
         return images, self._labels[indices]
 
+    def _image(self, index: int) -> np.ndarray | source.Unreadable:
+        path = self._paths[index]
+        if self._labels[index] < 0:
+            return source.Unreadable(_NO_CLASS)
+        if refusal := self._refusal(path):
+            return source.Unreadable(refusal)
+        try:
+            with self._opened(path) as file:
+                data = file.read()
+            return decode(data, self._max_pixels)
+        except (ValueError, OSError) as error:
+            return source.Unreadable(str(error))
 
-def _shape_from_header(data: bytes) -> tuple[int, int, int]:
-    """The shape that `decode` would give, without decoding."""
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return image.height, image.width, 1 if image.mode in ("1", "L", "LA", "La") else 3
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+def _images_of(tree: trees.Tree) -> dict[str, str]:
+    return {p: stamp for p, stamp in tree.stamps.items() if p.lower().endswith(_EXTENSIONS)}
 
 
-def open_folder(directory: str) -> FolderSource:
+def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXELS) -> FolderSource:
     """The image set in a directory of image files.
 
     Args:
       directory: local path or URL. If all directories in it are named for splits (train,
         test, val, …) the classes lie in those, else they are the classes.
+      max_image_pixels: of an image, height × width.
 
     Raises:
       StageError: no such directory, no images, or no telling what is a class.
@@ -191,4 +241,4 @@ def open_folder(directory: str) -> FolderSource:
         raise UsageError("--source=folder: names no directory; write --source=folder:DIR")
     if not storage.is_dir(directory):
         raise StageError(f"--source=folder:{directory}: no such directory; expected images in it")
-    return FolderSource(directory.rstrip("/") or "/")
+    return FolderSource(directory.rstrip("/") or "/", max_image_pixels)

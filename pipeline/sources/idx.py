@@ -4,12 +4,14 @@ import math
 import os
 import re
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 
 from pipeline import placement, storage
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
+from pipeline.sources.local_file import LocalFile
 
 _IDX_DTYPE_UINT8 = 0x08
 # MNIST writes train-images-idx3-ubyte, or train-images.idx3-ubyte.
@@ -17,7 +19,7 @@ _FILE_NAME = re.compile(r"(?P<prefix>.*?)-?(?P<kind>images|labels)[-.]idx[13]-ub
 _NUM_DIMS = {"images": 3, "labels": 1}
 
 
-def read_idx(path: str, *, num_dims: int) -> arrays.FileRows:
+def read_idx(path: str, *, num_dims: int) -> tuple[arrays.FileRows, str]:
     """Reads an IDX file of uint8 (http://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT").
 
     Args:
@@ -26,36 +28,51 @@ def read_idx(path: str, *, num_dims: int) -> arrays.FileRows:
 
     Returns:
       uint8 array of that many dimensions, in the file.
+      The file's stamp, of before it was read.
 
     Raises:
       StageError: the magic number, or the size against what the header promises, is wrong.
     """
-    file = arrays.open_local(path)
-    size, header_bytes = file.seek(0, os.SEEK_END), 4 + 4 * num_dims
-    header = arrays.read_at(file, 0, header_bytes)
+    header_bytes = 4 + 4 * num_dims
+
+    def shape_of(head: bytes) -> tuple[int, ...]:
+        return _shape_of(head[:header_bytes], path, num_dims)
+
+    file = LocalFile(path, promised=lambda head: header_bytes + math.prod(shape_of(head)))
+    shape = shape_of(file.read(0, header_bytes))
+    found = file.num_bytes - header_bytes
+    if math.prod(shape) != found:
+        more = " or more" * path.endswith(".gz") * (found > math.prod(shape))
+        raise StageError(
+            f"{path}: the header promises {'×'.join(map(str, shape))} = {math.prod(shape)} bytes, "
+            f"the file holds {found}{more}; fetch or copy it again"
+        )
+    return arrays.FileRows(file, header_bytes, shape), file.stamp
+
+
+def _shape_of(header: bytes, path: str, num_dims: int) -> tuple[int, ...]:
+    """The shape that a header says; raises a StageError if it is none."""
     expected = struct.pack(">HBB", 0, _IDX_DTYPE_UINT8, num_dims)
     if header[:4] != expected:
         raise StageError(
             f"{path}: begins with {header[:4].hex() or 'nothing'}, expected the IDX magic number "
             f"{expected.hex()} (uint8, {num_dims} dimensions); is it the right file?"
         )
-    if size < header_bytes:
+    if len(header) < 4 + 4 * num_dims:
         raise StageError(
-            f"{path}: holds {size} bytes, expected an IDX header of {header_bytes} and what "
-            "it promises; fetch or copy it again"
+            f"{path}: holds {len(header)} bytes, expected an IDX header of {4 + 4 * num_dims} and "
+            "what it promises; fetch or copy it again"
         )
-    shape = struct.unpack(f">{num_dims}I", header[4:])
-    if math.prod(shape) != size - header_bytes:
-        raise StageError(
-            f"{path}: the header promises {'×'.join(map(str, shape))} = {math.prod(shape)} bytes, "
-            f"the file holds {size - header_bytes}; fetch or copy it again"
-        )
-    return arrays.FileRows(file, header_bytes, shape)
+    return struct.unpack(f">{num_dims}I", header[4:])
 
 
-def _read_pair(images_path: str, labels_path: str) -> tuple[arrays.FileRows, np.ndarray]:
-    """Images (n, H, W, 1) and labels (n,) of one split."""
-    images, labels = read_idx(images_path, num_dims=3), read_idx(labels_path, num_dims=1)[:]
+def _read_pair(
+    images_path: str, labels_path: str
+) -> tuple[arrays.FileRows, np.ndarray, Mapping[str, str]]:
+    """Images (n, H, W, 1) and labels (n,) of one split, and the stamps of both files."""
+    images, images_stamp = read_idx(images_path, num_dims=3)
+    label_rows, labels_stamp = read_idx(labels_path, num_dims=1)
+    labels = label_rows[:]
     if len(images) != len(labels):
         raise StageError(
             f"{images_path} holds {len(images)} images, {labels_path} holds {len(labels)} labels; "
@@ -67,7 +84,7 @@ def _read_pair(images_path: str, labels_path: str) -> tuple[arrays.FileRows, np.
             "one image: leave the files of an empty split out"
         )
     images.shape = (*images.shape, 1)
-    return images, labels
+    return images, labels, {images_path: images_stamp, labels_path: labels_stamp}
 
 
 def _find_files(directory: str, beginning: str) -> dict[str, dict[str, tuple[str, str]]]:
@@ -120,7 +137,7 @@ def open_idx(place: str) -> arrays.ArraySource:
             f"--source=idx:{place}: no train-images-idx3-ubyte[.gz] nor "
             f"t10k-images-idx3-ubyte[.gz]; found {', '.join(names[:5]) or 'nothing'}"
         )
-    splits = {}
+    splits, listed = {}, {}
     for split in placement.in_order(files):
         for kind, other in (("images", "labels"), ("labels", "images")):
             if kind not in files[split]:
@@ -128,8 +145,9 @@ def open_idx(place: str) -> arrays.ArraySource:
                 missing = f"{prefix}-{kind}-idx{_NUM_DIMS[kind]}-ubyte[.gz]".lstrip("-")
                 raise StageError(f"--source=idx:{place}: no {missing} beside {name}; put it there")
         paths = [storage.join(directory, files[split][kind][0]) for kind in ("images", "labels")]
-        splits[split] = _read_pair(*paths)
-    return arrays.ArraySource(splits, name=f"idx:{place}")
+        *splits[split], stamps = _read_pair(*paths)
+        listed |= stamps
+    return arrays.ArraySource(splits, name=f"idx:{place}", listed=listed)
 
 
 def open_sample(rest: str = "") -> arrays.ArraySource:
@@ -137,7 +155,8 @@ def open_sample(rest: str = "") -> arrays.ArraySource:
     if rest:
         raise UsageError(f"--source=sample:{rest}: the sample takes nothing after its name")
     directory = os.path.join(os.path.dirname(os.path.dirname(__file__)), "sample")
-    images, labels = _read_pair(
+    # Nothing is listed: each machine has a copy of its own, of another day.
+    images, labels, _ = _read_pair(
         os.path.join(directory, "t10k-images-idx3-ubyte.gz"),
         os.path.join(directory, "t10k-labels-idx1-ubyte.gz"),
     )

@@ -1,6 +1,6 @@
 """NumPy archives: `x_train`, `y_train`, … as Keras has them, `train_images`, … as MedMNIST has."""
 
-import lzma
+import io
 import math
 import re
 import shutil
@@ -12,43 +12,72 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline import names, placement, storage
+from pipeline import names, placement, stamps, storage
 from pipeline.errors import StageError, UsageError
 from pipeline.sources import arrays, source
+from pipeline.sources.local_file import OpenFile
 
 _WORDS = r"train|training|val|valid|validation|test|testing"
-# What reading a damaged or encrypted archive raises; OSError is what bz2 raises.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError)
+# What reading a damaged or encrypted archive raises.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 _KEYS = {
     "images": re.compile(rf"(x|images?)(_({_WORDS}))?|({_WORDS})_(x|images?)"),
     "labels": re.compile(rf"(y|labels?)(_({_WORDS}))?|({_WORDS})_(y|labels?)"),
 }
 
 
-def _read_array(archive: zipfile.ZipFile, key: str, path: str) -> np.ndarray | arrays.FileRows:
-    """An array of the archive; images of bytes stay in an unnamed file. Never unpickled."""
-    plain = tempfile.TemporaryFile()
-    with archive.open(f"{key}.npy") as packed:
-        shutil.copyfileobj(packed, plain, 1 << 20)
-    plain.flush()
-    plain.seek(0)
-    shape, fortran_order, dtype = _read_header(plain, f"{path}: {key}")
-    if dtype.hasobject:
-        raise StageError(
-            f"{path}: {key} holds Python objects, which are never unpickled; expected numbers: "
-            "save the array with another dtype"
-        )
-    offset = plain.tell()
-    found = plain.seek(0, 2) - offset
-    if min(shape, default=0) < 0 or found != math.prod(shape) * dtype.itemsize:
-        raise StageError(
-            f"{path}: {key} promises {dtype} {shape}, and holds {found} bytes; save it again"
-        )
-    if dtype == np.uint8 and len(shape) in (3, 4) and not fortran_order:
-        return arrays.FileRows(plain, offset, shape)
-    plain.seek(offset)
-    order = "F" if fortran_order else "C"
-    return np.ndarray(shape, dtype, plain.read(), order=order)
+# zipfile unpacks what these pack in steps of a bounded size; of LZMA and bzip2 a few bytes may
+# become gigabytes in one step.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What is looked at of an array before it is unpacked: NumPy's header is shorter.
+_HEAD_BYTES = 1 << 16
+
+
+class _Member:
+    """An array of an archive, of which the header is read."""
+
+    def __init__(self, archive: zipfile.ZipFile, key: str, path: str):
+        """Reads the header.
+
+        Raises:
+          StageError: no array of numbers, or not as large as its header promises.
+        """
+        self._archive, self._info = archive, archive.getinfo(f"{key}.npy")
+        self.key, self._path, where = key, path, f"{path}: {key}"
+        if self._info.compress_type not in _METHODS:
+            raise StageError(
+                f"{where} is packed by another method than zip's own; expected deflate or none, as "
+                "numpy.savez_compressed and numpy.savez pack: save it again"
+            )
+        with archive.open(self._info) as packed:
+            head = io.BytesIO(packed.read(_HEAD_BYTES))
+        self.shape, self._fortran_order, self.dtype = _read_header(head, where)
+        if self.dtype.hasobject:
+            raise StageError(
+                f"{where} holds Python objects, which are never unpickled; expected numbers: "
+                "save the array with another dtype"
+            )
+        self._offset = head.tell()
+        found = self._info.file_size - self._offset
+        if min(self.shape, default=0) < 0 or found != math.prod(self.shape) * self.dtype.itemsize:
+            raise StageError(
+                f"{where} promises {self.dtype} {self.shape}, and holds {found} bytes; save it "
+                "again"
+            )
+
+    def read(self) -> np.ndarray | arrays.FileRows:
+        """Unpacks the array; images of bytes stay in an unnamed file. Never unpickled."""
+        shape, dtype = self.shape, self.dtype
+        plain = tempfile.TemporaryFile()
+        # No more comes out than file_size says, and its checksum is checked.
+        with self._archive.open(self._info) as packed:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        plain.flush()
+        if dtype == np.uint8 and len(shape) in (3, 4) and not self._fortran_order:
+            return arrays.FileRows(OpenFile(plain, self._path), self._offset, shape)
+        plain.seek(self._offset)
+        order = "F" if self._fortran_order else "C"
+        return np.ndarray(shape, dtype, plain.read(), order=order)
 
 
 def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -63,16 +92,24 @@ def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.
         raise StageError(f"{where}: no NumPy array ({error}); save it with numpy.savez") from error
 
 
-def _as_images(array: np.ndarray | arrays.FileRows, where: str) -> np.ndarray | arrays.FileRows:
-    """An array (n, H, W), (n, H, W, 1) or (n, H, W, 3) as (n, H, W, C)."""
-    shape = array.shape
-    if array.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+def _read_pair(
+    images: _Member, labels: _Member, split: str, path: str
+) -> tuple[np.ndarray | arrays.FileRows, np.ndarray]:
+    """Images (n, H, W, C) and labels (n,), unpacked only if they are such.
+
+    Images may be stored as (n, H, W), and labels as (n, 1), which is MedMNIST's way.
+    """
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
         raise StageError(
-            f"{where}: {array.dtype} {shape}; expected uint8 (n, H, W), (n, H, W, 1) or "
-            "(n, H, W, 3): save pixels as 0 to 255"
+            f"{path}: {images.key}: {images.dtype} {shape}; expected uint8 (n, H, W), "
+            "(n, H, W, 1) or (n, H, W, 3): save pixels as 0 to 255"
         )
-    array.shape = shape if len(shape) == 4 else (*shape, 1)
-    return array
+    images.shape = shape if len(shape) == 4 else (*shape, 1)
+    if labels.shape[1:] == (1,):
+        labels.shape = labels.shape[:1]
+    arrays.check_pair(f"npz:{path}: {split}", images, labels)
+    return images.read(), labels.read()
 
 
 def open_npz(path: str) -> arrays.ArraySource:
@@ -90,6 +127,7 @@ def open_npz(path: str) -> arrays.ArraySource:
     where = f"--source=npz:{path}"
     try:
         with storage.open_read(path) as file, zipfile.ZipFile(file) as archive:
+            stamp = stamps.of_open(file)
             members = archive.namelist()
             for member in members:
                 names.check(
@@ -118,13 +156,14 @@ def open_npz(path: str) -> arrays.ArraySource:
             splits = {}
             for split in placement.in_order(complete):
                 images_key, labels_key = found[split]["images"], found[split]["labels"]
-                images = _as_images(_read_array(archive, images_key, path), f"{path}: {images_key}")
-                labels = _read_array(archive, labels_key, path)
-                if len(labels.shape) == 2 and labels.shape[1] == 1:  # MedMNIST's.
-                    labels = labels[:, 0]
-                splits[split] = images, labels
+                images = _Member(archive, images_key, path)
+                labels = _Member(archive, labels_key, path)
+                splits[split] = _read_pair(images, labels, split, path)
+            stamp_after = stamps.of_path(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise StageError(f"{where}: no such file; expected an .npz archive") from error
     except _DAMAGED as error:
         raise StageError(f"{where}: no whole .npz archive ({error}); fetch it again") from error
-    return arrays.ArraySource(splits, name=f"npz:{path}")
+    if stamp_after != stamp:
+        raise source.changed(path)
+    return arrays.ArraySource(splits, name=f"npz:{path}", listed={path: stamp})

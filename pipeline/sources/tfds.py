@@ -5,15 +5,16 @@ Preparing needs TensorFlow and may take minutes; reading what is prepared needs 
 
 import contextlib
 import hashlib
+import io
 import logging
 import sys
 from typing import Any
 
 import numpy as np
 
-from pipeline import command, placement
+from pipeline import command, placement, storage, trees
 from pipeline.errors import StageError, UsageError
-from pipeline.sources import arrays, source
+from pipeline.sources import arrays, image_file, source
 
 _HASH_RECORDS = 4_096
 
@@ -49,7 +50,14 @@ def _prepared(builder: Any, where: str, manual_dir: str | None) -> None:
 class TfdsSource:
     """A source over a prepared set of tensorflow-datasets."""
 
-    def __init__(self, name: str, *, data_dir: str | None, manual_dir: str | None):
+    def __init__(
+        self,
+        name: str,
+        *,
+        data_dir: str | None,
+        manual_dir: str | None,
+        max_pixels: int = source.MAX_IMAGE_PIXELS,
+    ):
         """Opens the set, and prepares it first where needed.
 
         Raises:
@@ -70,6 +78,8 @@ class TfdsSource:
         except (AssertionError, ValueError, KeyError, RuntimeError) as error:
             raise StageError(f"{where}: {' '.join(str(error).split())[:300]}") from error
         _prepared(builder, where, manual_dir)
+        self._directory, self._max_pixels = str(builder.data_dir), max_pixels
+        self.listed = self.listing()
         features, keys = builder.info.features, builder.info.supervised_keys
         self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
         if (
@@ -84,12 +94,14 @@ class TfdsSource:
                 "a whole number"
             )
         self.class_names = list(getattr(features[self._label], "names", None) or [])
-        self._shape = features[self._image].shape
+        self._image_feature = features[self._image]
         self._name = where
         sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
         splits = placement.in_order(split for split, size in sizes.items() if size)
         try:
-            self._data = {split: builder.as_data_source(split) for split in splits}
+            # Images as they are stored: what they promise is looked at first.
+            stored = {self._image: tfds.decode.SkipDecoding()}
+            self._data = {s: builder.as_data_source(s, decoders=stored) for s in splits}
         except (NotImplementedError, ValueError) as error:
             raise StageError(
                 f"{where}: prepared in {builder.data_dir} in a format without random access; "
@@ -104,9 +116,23 @@ class TfdsSource:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of all images, or of the first where they differ."""
-        if None in self._shape:
-            return np.shape(next(iter(self._data.values()))[0][self._image])
-        return tuple(self._shape)
+        shape = self._image_feature.shape
+        if None not in shape:
+            return tuple(shape)
+        first = self._decoded(next(iter(self._data.values()))[0][self._image])
+        if isinstance(first, source.Unreadable):
+            raise StageError(
+                f"{self._name}: its first image cannot be had ({first.reason}); expected one that "
+                "shows the shape of the set's images"
+            )
+        return np.shape(first)
+
+    def listing(self) -> dict[str, str]:
+        """Name -> stamp of the prepared files, as they are now."""
+        try:
+            return trees.read_tree(self._directory).stamps
+        except FileNotFoundError:
+            return {}
 
     def fingerprint(self) -> str:
         """sha256 over the prepared records."""
@@ -133,9 +159,9 @@ class TfdsSource:
         split, place = self._place(index)
         return f"{self._name} {split}[{place}]"
 
-    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
-        """Decodes the records at `indices`."""
-        images: list[np.ndarray | source.Unreadable] = [source.Unreadable("")] * len(indices)
+    def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
+        """Reads the records at `indices`, and decodes each when it is asked for."""
+        stored: list[bytes | source.Unreadable] = [b""] * len(indices)
         labels = np.full(len(indices), -1, np.int64)
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number, data in enumerate(self._data.values()):
@@ -143,36 +169,56 @@ class TfdsSource:
             places = (indices[here] - self._starts[number]).tolist()
             for i, found in zip(here, _fetch(data, places), strict=True):
                 if isinstance(found, source.Unreadable):
-                    images[i] = found
+                    stored[i] = found
                 else:
-                    images[i] = np.asarray(found[self._image])
+                    stored[i] = found[self._image]
                     labels[i] = int(found[self._label])
-        return images, labels
+        # What reads them is not ours and keeps them open; of a URL, to list them takes requests.
+        if not storage.is_url(self._directory) and self.listing() != self.listed:
+            raise source.changed(self._directory)
+        return source.OneByOne(lambda i: self._decoded(stored[i]), len(indices)), labels
+
+    def _decoded(self, stored: bytes | source.Unreadable) -> np.ndarray | source.Unreadable:
+        """An image from its file's bytes, as tensorflow-datasets decodes it."""
+        if isinstance(stored, source.Unreadable):
+            return stored
+        try:
+            image_file.shape_of(io.BytesIO(stored), self._max_pixels)
+            return np.asarray(self._image_feature.decode_example_np(stored))
+        except Exception as error:  # Decoding fails in as many ways as there are formats.
+            return source.Unreadable(f"a damaged record ({error})")
 
 
 def _fetch(data: Any, places: list[int]) -> list[Any]:
-    """The decoded records at some places of a data source, all at once if they can be."""
+    """The records at some places of a data source, all at once if they can be."""
     if not places:
         return []
     try:
         return list(data.__getitems__(places))
-    except Exception as error:  # Decoding fails in as many ways as there are formats.
+    except Exception as error:  # So does what is not decoded here.
         if len(places) == 1:
             return [source.Unreadable(f"a damaged record ({error})")]
         return [found for place in places for found in _fetch(data, [place])]
 
 
-def open_tfds(name: str, *, data_dir: str | None, manual_dir: str | None) -> TfdsSource:
+def open_tfds(
+    name: str,
+    *,
+    data_dir: str | None,
+    manual_dir: str | None,
+    max_image_pixels: int = source.MAX_IMAGE_PIXELS,
+) -> TfdsSource:
     """The image set of that name in tensorflow-datasets.
 
     Args:
       name: NAME or NAME:VERSION, as in its catalog.
       data_dir: where prepared sets lie, local or a URL; tensorflow-datasets' default if None.
       manual_dir: where original files lie that would be downloaded otherwise.
+      max_image_pixels: of an image, height × width.
 
     Raises:
       StageError: no such set, it cannot be prepared, or holds no labelled images.
     """
     if not name:
         raise UsageError("--source=tfds: names no set; write --source=tfds:NAME")
-    return TfdsSource(name, data_dir=data_dir, manual_dir=manual_dir)
+    return TfdsSource(name, data_dir=data_dir, manual_dir=manual_dir, max_pixels=max_image_pixels)
