@@ -56,6 +56,16 @@ def test_interrupted_in_any_phase_and_started_again_it_ends_the_same(
     assert not list(workdir.rglob(".writing*"))
 
 
+def test_killed_within_the_report_of_an_epoch_that_was_trained_before(data_dir, trained, tmp_path):
+    workdir = tmp_path / "run"
+    interrupt(data_dir, workdir, At("evaluation", 1, signal.SIGTERM))
+    # What the next try leaves when it is killed between its first line and its second.
+    first = (trained / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    (workdir / "metrics.jsonl").write_text(first)
+    train_lib.train(smoke_config(data_dir), workdir=str(workdir))
+    assert_same_run(workdir, trained)
+
+
 def test_a_signal_ends_a_long_call_after_its_step(data_dir, tmp_path):
     # 272 steps in one call of TensorFlow, a signal in the third.
     longer = ["--config.batch_size=1", "--config.steps_per_loop=1000", "--config.num_epochs=1"]

@@ -1,4 +1,6 @@
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -169,8 +171,6 @@ def test_a_finished_run_is_left_alone(data_dir, trained, capsys):
 def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
     data_dir, trained, tmp_path
 ):
-    import shutil
-
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir)
     other = smoke_config(data_dir, learning_rate=2e-3, latent_dim=2)
@@ -188,8 +188,6 @@ def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
 
 
 def test_a_run_is_bound_to_its_data_by_content_and_not_by_path(data_dir, trained, tmp_path):
-    import shutil
-
     moved = tmp_path / "moved"
     shutil.copytree(data_dir, moved)
     workdir = tmp_path / "run"
@@ -225,8 +223,6 @@ def test_a_data_set_is_no_workdir(data_dir):
 
 
 def test_an_overwrite_that_cannot_begin_leaves_the_old_run(data_dir, trained, tmp_path):
-    import shutil
-
     workdir, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(trained, workdir)
     shutil.copytree(data_dir, data)
@@ -237,8 +233,6 @@ def test_an_overwrite_that_cannot_begin_leaves_the_old_run(data_dir, trained, tm
 
 
 def test_damaged_checkpoints_do_not_open_a_run_to_another(data_dir, trained, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     shutil.rmtree(workdir / "export")
@@ -251,8 +245,6 @@ def test_damaged_checkpoints_do_not_open_a_run_to_another(data_dir, trained, tmp
 
 
 def test_a_published_model_that_is_damaged_is_published_again(data_dir, trained, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     (workdir / "export" / "saved_model.pb").unlink()
@@ -261,12 +253,91 @@ def test_a_published_model_that_is_damaged_is_published_again(data_dir, trained,
     assert_same_run(workdir, trained)
 
 
-def test_a_line_of_metrics_damaged_by_hand_is_named(data_dir, tmp_path):
+def without_lines(checkpoint) -> bytes:
+    """A checkpoint as versions wrote it that left the lines of metrics to their file."""
+    with np.load(checkpoint) as file:
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(arrays["about"].tobytes())
+    del about["reported"]
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_a_line_of_metrics_damaged_by_hand_is_named_or_restored(
+    data_dir, trained, tmp_path, capsys
+):
     train.train(smoke_config(data_dir, num_epochs=1), workdir=str(tmp_path))
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write("half a li")
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    checkpoint = tmp_path / "checkpoints" / "step-0000000011.npz"
+    with_lines = checkpoint.read_bytes()
+    checkpoint.write_bytes(without_lines(checkpoint))
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}half a li")
     with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is no line of metrics"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path))
+    checkpoint.write_bytes(with_lines)
+    (tmp_path / "metrics.jsonl").write_text(whole[30:])
+    train.train(smoke_config(data_dir), workdir=str(tmp_path))
+    said = capsys.readouterr().err
+    assert (
+        "metrics.jsonl is not as step 11 left it; its 2 lines are restored from the check" in said
+    )
+    assert_same_run(tmp_path, trained)
+
+
+def test_a_checkpoint_of_an_earlier_version_takes_the_lines_from_their_file(
+    data_dir, trained, tmp_path, capsys
+):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "export")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        checkpoint.write_bytes(without_lines(checkpoint))
+    train.train(smoke_config(data_dir), workdir=str(tmp_path / "run"))
+    assert "restored" not in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
+        trained / "metrics.jsonl"
+    ).read_bytes()
+
+
+def damage(path, how: str) -> None:
+    """What a power cut does to a file that was just written."""
+    whole = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        damaged = {"empty": b"", "half": whole[: len(whole) // 2], "zeros": b"\0" * len(whole)}
+        path.write_bytes(damaged[how])
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "half", "zeros"])
+def test_a_finished_run_does_without_config_and_metrics(data_dir, trained, tmp_path, how, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for name in ("config.json", "metrics.jsonl"):
+        damage(workdir / name, how)
+    with pytest.raises(UsageError, match="config.latent_dim is 3 there and 4 here"):
+        train.train(smoke_config(data_dir, latent_dim=4), workdir=str(workdir))
+    capsys.readouterr()
+    train.train(smoke_config(data_dir), workdir=str(workdir))
+    said = capsys.readouterr()
+    assert "already finished" in said.out
+    assert (
+        "config.json is missing or damaged; the checkpoint of step 22 tells whose run" in said.err
+    )
+    assert "metrics.jsonl is not as the run left it; written again" in said.err
+    assert_same_run(workdir, trained)
+    assert (workdir / "config.json").read_bytes() == (trained / "config.json").read_bytes()
+
+
+def test_a_config_that_is_json_of_somebody_else_stays_beside_checkpoints(
+    data_dir, trained, tmp_path
+):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+        train.train(smoke_config(data_dir), workdir=str(tmp_path / "run"), overwrite=True)
+    assert (tmp_path / "run" / "config.json").read_text() == "{}"
 
 
 def test_nan_stops_the_run_with_the_steps_and_keeps_the_checkpoint(data_dir, tmp_path):
@@ -317,11 +388,12 @@ def test_it_works_on_urls(data_dir, trained, tmp_path):
     assert list((tmp_path / "copy" / "tensorboard").iterdir())
 
 
+# A rate at which the loss soon rises again.
+STOPS_EARLY = {"early_stopping_patience": 2, "learning_rate": 0.05, "num_epochs": 40}
+
+
 def test_early_stopping_publishes_the_best_weights(data_dir, tmp_path):
-    # A rate at which the loss soon rises again.
-    config = smoke_config(
-        data_dir, early_stopping_patience=2, learning_rate=0.05, num_epochs=40, keep_checkpoints=1
-    )
+    config = smoke_config(data_dir, **STOPS_EARLY, keep_checkpoints=1)
     workdir = tmp_path / "run"
     manifest = train.train(config, workdir=str(workdir))
     validation = lines_of(workdir, "validation")
@@ -341,7 +413,17 @@ def test_early_stopping_publishes_the_best_weights(data_dir, tmp_path):
             config.update(changes)
         return train.train(config, workdir=str(workdir))
 
-    assert again()["model_id"] == manifest["model_id"]
+    # Without the file that tells which step was the best, published already or not yet.
+    lines = (workdir / "metrics.jsonl").read_bytes()
+    for is_published in (True, False):
+        (workdir / "metrics.jsonl").write_bytes(b"")
+        if not is_published:
+            (workdir / "export" / "manifest.json").unlink()
+        remade = again()
+        for key in ("model_id", "step", "trained_steps", "metrics"):
+            assert remade[key] == manifest[key]
+        assert (workdir / "metrics.jsonl").read_bytes() == lines
+
     longer = again(early_stopping_patience=3)  # It goes on where it was, for an epoch or more.
     assert longer["trained_steps"] > manifest["trained_steps"]
     (workdir / "metrics.jsonl").unlink()  # By which the best was known.
@@ -362,8 +444,6 @@ def test_early_stopping_needs_a_validation_split(tmp_path, idx_dir):
 
 
 def test_a_warm_start_begins_with_the_weights_and_is_bound_to_them(data_dir, trained, tmp_path):
-    import shutil
-
     tiny = {"learning_rate": 1e-30, "num_epochs": 1}  # So that they stay what they are.
     config = smoke_config(data_dir, warm_start_from=str(trained / "export"), **tiny)
     train.train(config, workdir=str(tmp_path / "run"))

@@ -40,6 +40,7 @@ class Checkpoint(NamedTuple):
     epoch_sums: list[float]  # sums over the current epoch's examples so far, as in step.SUMS
     run: dict[str, Any]  # what the run is a function of
     arrays: dict[str, np.ndarray]  # variable name -> value
+    reported: str | None = None  # metrics.jsonl up to here; None of a version that kept no copy
 
 
 def path_of(workdir: str, step: int) -> str:
@@ -65,6 +66,7 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int, best_step: int | No
         "epoch_sums": checkpoint.epoch_sums,
         "run": checkpoint.run,
         "names": sorted(checkpoint.arrays),
+        "reported": checkpoint.reported,
     }
     storage.make_dirs(storage.join(workdir, DIRECTORY))
     buffer = io.BytesIO()
@@ -95,7 +97,19 @@ def _read(path: str) -> Checkpoint:
         raise ValueError(f"format version {about['format_version']}")
     if about["names"] != sorted(arrays):
         raise ValueError("names of arrays are damaged")
-    return Checkpoint(about["step"], about["epoch_sums"], about["run"], arrays)
+    reported = about.get("reported")
+    return Checkpoint(about["step"], about["epoch_sums"], about["run"], arrays, reported)
+
+
+def read_newest(workdir: str) -> Checkpoint | None:
+    """The newest checkpoint that is whole, whatever run it belongs to; None without any."""
+    for step in sorted(_steps(workdir), reverse=True):
+        path = path_of(workdir, step)
+        try:
+            return _read(path)
+        except _DAMAGED as error:
+            print(f"train: {path} is damaged ({error}); going back one", file=sys.stderr)
+    return None
 
 
 def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
@@ -109,16 +123,10 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
       UsageError: the checkpoint belongs to another run; says what differs.
     """
     storage.remove_unfinished(storage.join(workdir, DIRECTORY))
-    for step in sorted(_steps(workdir), reverse=True):
-        path = path_of(workdir, step)
-        try:
-            checkpoint = _read(path)
-        except _DAMAGED as error:
-            print(f"train: {path} is damaged ({error}); going back one", file=sys.stderr)
-            continue
+    checkpoint = read_newest(workdir)
+    if checkpoint:
         refuse_other_run(workdir, checkpoint.run, run)
-        return checkpoint
-    return None
+    return checkpoint
 
 
 def read_arrays(workdir: str, step: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from trainer import host_memory
+
 PLACEMENTS = ("auto", "device", "memory_mapped")
 # Share of the memory that the data may take where it is placed by size: the rest is for
 # activations, which grow with the batch.
@@ -177,10 +179,6 @@ class _VisitWithHost:
         return self._split.place(*gathered), tf.constant(0)
 
 
-def _host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _device_bytes(strategy: tf.distribute.Strategy) -> int:
     """Memory of the smallest device, for each of the replicas that share it."""
     from tensorflow.python.client import device_lib  # TensorFlow says it nowhere else.
@@ -189,7 +187,9 @@ def _device_bytes(strategy: tf.distribute.Strategy) -> int:
     devices = strategy.extended.worker_devices
     if gpus and "GPU" in devices[0]:
         return min(gpus)
-    return _host_bytes() // (len(devices) + 1)  # The array from which it is copied too.
+    return host_memory.usable_bytes() // (
+        len(devices) + 1
+    )  # The array from which it is copied too.
 
 
 def allocator(placement: str, num_bytes: int) -> Callable[[tuple[int, ...], type], np.ndarray]:
@@ -203,7 +203,7 @@ def allocator(placement: str, num_bytes: int) -> Callable[[tuple[int, ...], type
       (shape, dtype) -> array: in memory, or, if the data is large or has to be, in a
       file of the system's temporary directory, which has no name and goes with the process.
     """
-    large = num_bytes > _SHARE_OF_MEMORY * _host_bytes()
+    large = num_bytes > _SHARE_OF_MEMORY * host_memory.usable_bytes()
     return _mapped if placement == "memory_mapped" or (placement == "auto" and large) else np.empty
 
 

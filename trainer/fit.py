@@ -16,12 +16,18 @@ class Reports:
     def __init__(self, run: Run):
         """Opens the files and drops what an earlier try wrote after run.step."""
 
-        def open_lines(name: str) -> metrics_lib.JsonLines:
-            path = storage.join(run.workdir, name)
-            return metrics_lib.JsonLines(path, up_to_step=run.step, writes=run.is_chief)
+        def open_lines(name: str, reported: str | None = None) -> metrics_lib.JsonLines:
+            return metrics_lib.JsonLines(
+                storage.join(run.workdir, name),
+                up_to_step=run.step,
+                writes=run.is_chief,
+                reported=reported,
+            )
 
-        self.metrics = open_lines(metrics_lib.METRICS)
+        # Which decide when the run ends and what it publishes, so the checkpoint has them too.
+        self.metrics = open_lines(metrics_lib.METRICS, run.reported)
         self.timings = open_lines(metrics_lib.TIMINGS)
+        run.reported = self.metrics.text
         self.kind = arithmetic.kind()
         self.board = board_lib.Board(run.workdir) if run.is_chief else None
 
@@ -129,6 +135,7 @@ def fit(run: Run, reports: Reports) -> None:
             reports.board.flush()
         progress.close(f"{progress.label}, step {run.step:,}, {text}")
         run.epoch_sums[:] = 0
+        run.reported = reports.metrics.text
         run.best_step = best_step(reports.metrics)
         run.save()
 

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pipeline import command
+from trainer import rendezvous
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -32,11 +33,19 @@ _CACHE_DIR = flags.DEFINE_string(
     "Local directory that keeps the shards of a URL, so that a run that is started again does not "
     "fetch them again.",
 )
+_JOIN_TIMEOUT_SECS = flags.DEFINE_integer(
+    "join_timeout_secs",
+    900,
+    "How long a worker of a cluster waits for the others to come, before it ends with status 75.",
+    lower_bound=1,
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def run(_: list[str]) -> None:
     """Trains as the flags say and prints what came of it."""
+    if _CONFIG.value.strategy == "multi_worker":  # Before TensorFlow, which hears no signals.
+        rendezvous.meet(_CONFIG.value, timeout_secs=_JOIN_TIMEOUT_SECS.value)
     command.import_tensorflow()
     from pipeline import quarantine
     from trainer import train

@@ -6,6 +6,7 @@ to timings.jsonl and TensorBoard (board.py).
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,9 @@ class JsonLines:
     A run writes a few lines an epoch, so the whole file stays small.
     """
 
-    def __init__(self, path: str, *, up_to_step: int, writes: bool = True):
+    def __init__(
+        self, path: str, *, up_to_step: int, writes: bool = True, reported: str | None = None
+    ):
         """Opens the file and drops what an earlier try wrote after `up_to_step`.
 
         Lines of the split `test` go too: they are about the end of a run, which is to come.
@@ -81,23 +84,44 @@ class JsonLines:
           path: local path or fsspec URL.
           up_to_step: the step from which the run goes on.
           writes: whether to write at all; without it the lines are only kept in memory.
+          reported: the text that the file has at that step, by a checkpoint; None where no
+            checkpoint says it, and the file is taken at its word.
+
+        Raises:
+          StageError: a line of the file, taken at its word, is no line of metrics.
         """
         self._path, self._writes = path, writes
-        self._lines = []
-        if storage.exists(path):
-            for number, line in enumerate(
-                storage.read_bytes(path).decode(errors="replace").splitlines(), 1
-            ):
-                try:
-                    value = json.loads(line)
-                    late = value["step"] > up_to_step
-                except (ValueError, TypeError, KeyError) as error:
-                    raise StageError(
-                        f"{path}: line {number} is no line of metrics ({error!r}); remove the line"
-                    ) from error
-                if not late and value.get("split") != "test":
-                    self._lines.append(line)
+        there = storage.read_bytes(path).decode(errors="replace") if storage.exists(path) else ""
+        self._lines = self._kept(there if reported is None else reported, up_to_step)
+        # Lines that came after the checkpoint are no surprise: the run was stopped there.
+        if writes and reported and not there.startswith(reported):
+            print(
+                f"train: {path} is not as step {up_to_step} left it; its {len(self._lines)} lines "
+                "are restored from the checkpoint",
+                file=sys.stderr,
+            )
+        if there != self.text:
             self._write()
+
+    def _kept(self, text: str, up_to_step: int) -> list[str]:
+        kept = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                value = json.loads(line)
+                late = value["step"] > up_to_step
+            except (ValueError, TypeError, KeyError) as error:
+                raise StageError(
+                    f"{self._path}: line {number} is no line of metrics ({error!r}); remove the "
+                    "line"
+                ) from error
+            if not late and value.get("split") != "test":
+                kept.append(line)
+        return kept
+
+    @property
+    def text(self) -> str:
+        """The file's text."""
+        return "".join(f"{line}\n" for line in self._lines)
 
     def append(self, value: dict[str, Any]) -> None:
         """Adds a line; `value` has a key "step"."""
@@ -111,4 +135,4 @@ class JsonLines:
 
     def _write(self) -> None:
         if self._writes:
-            storage.write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
+            storage.write_bytes(self._path, self.text.encode())

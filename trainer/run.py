@@ -56,6 +56,7 @@ class Run:
         }
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
+        self.reported: str | None = ""  # metrics.jsonl as of `step`; None if only the file has it
         self.best_step: int | None = None  # Whose checkpoint stays, beside the newest.
 
     def _splits(self) -> list[str]:
@@ -106,6 +107,7 @@ class Run:
         """Takes over the state of a checkpoint."""
         self.step = checkpoint.step
         self.epoch_sums = np.array(checkpoint.epoch_sums)
+        self.reported = checkpoint.reported
         variables = self._variables
         if variables.keys() != checkpoint.arrays.keys():
             odd = min(variables.keys() ^ checkpoint.arrays.keys())
@@ -157,6 +159,7 @@ class Run:
             epoch_sums=self.epoch_sums.tolist(),
             run=self.identity,
             arrays=arrays,
+            reported=self.reported,
         )
         path = checkpoints.path_of(self.workdir, self.step)
         if self.is_chief:

@@ -1,12 +1,12 @@
 """The devices a run uses, as a tf.distribute strategy."""
 
-import json
-import os
+import signal
 
 import ml_collections
 import tensorflow as tf
 
 from pipeline.errors import UsageError
+from trainer import rendezvous, tf_config
 
 
 def _virtual_cpus(count: int) -> list[str]:
@@ -26,35 +26,22 @@ def _virtual_cpus(count: int) -> list[str]:
     return [f"CPU:{number}" for number in range(count)]
 
 
-def _cluster() -> tuple[dict[str, list[str]], str, int]:
-    """What TF_CONFIG says: task type -> addresses, and the type and number of this process.
-
-    Raises:
-      UsageError: TF_CONFIG is absent or malformed.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        value = json.loads(text)
-        cluster = {kind: list(addresses) for kind, addresses in value["cluster"].items()}
-        kind, number = value["task"]["type"], int(value["task"]["index"])
-        cluster[kind][number]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UsageError(
-            f"TF_CONFIG={text!r}: expected "
-            '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}} for '
-            "strategy multi_worker; python -m trainer.launch sets it for workers on one machine"
-        ) from error
-    return cluster, kind, number
-
-
 def is_chief() -> bool:
     """Whether this process is the one worker of its cluster that writes.
 
     Raises:
       UsageError: TF_CONFIG is absent or malformed.
     """
-    cluster, kind, number = _cluster()
-    return number == 0 and (kind == "chief" or "chief" not in cluster)
+    return tf_config.read().index == 0
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    """The strategy of a cluster, once all of its workers are there."""
+    rendezvous.start()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has put its own there.
+    return strategy
 
 
 def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
@@ -67,6 +54,10 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
       MirroredStrategy over all GPUs, else over the CPU or its parts; OneDeviceStrategy
       on the first of these for `one_device`; for `multi_worker` the same over all processes
       that TF_CONFIG names, once all of them are there.
+
+    Raises:
+      UsageError: TF_CONFIG or num_virtual_devices cannot be followed.
+      Interrupted: a worker ended that had been there.
     """
     reduction = None  # TensorFlow's choice: NCCL between GPUs.
     if config.num_virtual_devices:
@@ -75,7 +66,7 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
         # which a process can have only one size.
         reduction = tf.distribute.ReductionToOneDevice()
     if config.strategy == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker()
     if not config.num_virtual_devices:
         gpus = tf.config.list_logical_devices("GPU")
         devices = [f"GPU:{number}" for number in range(len(gpus))] or ["CPU:0"]

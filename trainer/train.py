@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 
 import ml_collections
 import tensorflow as tf
@@ -32,6 +33,8 @@ _NAMES = (
     metrics_lib.TIMINGS,
     board_lib.DIRECTORY,
 )
+# Keys of the config that say when a run ends, and with which of its weights.
+_END_KEYS = ("num_epochs", "early_stopping_patience")
 
 
 def _fit_and_publish(run: Run) -> dict | None:
@@ -98,36 +101,66 @@ def _interrupted(run: Run, path: str) -> Interrupted:
     )
 
 
-def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> None:
+def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> bool:
     """Refuses a workdir that is none, or that another config's run has begun in.
+
+    Where config.json is lost, to a power cut say, a checkpoint tells whose run this is.
+
+    Returns:
+      Whether config.json is there, or nothing is.
 
     Raises:
       StageError: the directory holds files under our names that no run has made.
       UsageError: another config's state is there, and it may not be overwritten.
     """
-    path = storage.join(workdir, _CONFIG)
-    if not storage.exists(path):
-        names = (*_NAMES, stage.MANIFEST)  # The last one: an output of another stage.
-        found = [name for name in names if storage.exists(storage.join(workdir, name))]
-        if found:
-            raise StageError(
-                f"--workdir={workdir}: holds {found[0]!r} and no {_CONFIG}, so it is no workdir of "
-                "this command; name a new directory"
-            )
-        return
+    path, checkpoint = storage.join(workdir, _CONFIG), None
+    asked: dict = {"config": run.identity["config"]}
     try:
         there = json.loads(storage.read_bytes(path))
-        there = {key: there[key] for key in run.identity["config"]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise StageError(
-            f"{path}: no config of this command ({error!r}); name a new directory"
-        ) from error
+        there = {"config": {key: there[key] for key in asked["config"]}}
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, (FileNotFoundError, ValueError)):  # No JSON of somebody else.
+            checkpoint = checkpoints.read_newest(workdir)
+        if not checkpoint and not isinstance(error, FileNotFoundError):
+            raise StageError(
+                f"{path}: no config of this command ({error!r}); name a new directory"
+            ) from error
+        if not checkpoint:
+            _refuse_names(workdir)
+            return True
+        there, asked = checkpoint.run, run.identity
+        print(
+            f"train: {path} is missing or damaged; the checkpoint of step {checkpoint.step} tells "
+            "whose run this is",
+            file=sys.stderr,
+        )
     if not overwrite:
-        checkpoints.refuse_other_run(workdir, {"config": there}, {"config": run.identity["config"]})
+        checkpoints.refuse_other_run(workdir, there, asked)
+    return checkpoint is None
 
 
-def _finished(run: Run) -> dict | None:
+def _refuse_names(workdir: str) -> None:
+    """Refuses a directory with files under our names."""
+    names = (*_NAMES, stage.MANIFEST)  # The last one: an output of another stage.
+    found = [name for name in names if storage.exists(storage.join(workdir, name))]
+    if found:
+        raise StageError(
+            f"--workdir={workdir}: holds {found[0]!r} and no {_CONFIG}, so it is no workdir of "
+            "this command; name a new directory"
+        )
+
+
+def _write_config(run: Run) -> None:
+    data = stage.readable_json(run.config.to_dict())
+    storage.write_bytes(storage.join(run.workdir, _CONFIG), data)
+
+
+def _finished(run: Run, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
     """The manifest of the published model, if this very run is done and it is whole.
+
+    Args:
+      run: as begun.
+      checkpoint: the newest of the run.
 
     Raises:
       UsageError: the model is another run's.
@@ -138,14 +171,19 @@ def _finished(run: Run) -> dict | None:
     manifest = stage.read_manifest(export_dir, "train", "--workdir")
     there = {key: manifest["made_from"].get(key) for key in run.identity}
     checkpoints.refuse_other_run(run.workdir, there, run.identity)
-    trained_steps = manifest["trained_steps"]
-    lines = metrics_lib.JsonLines(
-        storage.join(run.workdir, metrics_lib.METRICS), up_to_step=trained_steps, writes=False
-    )
-    by_patience = run.config.early_stopping_patience and fit_lib.best_step(lines)
-    published_step = by_patience or trained_steps
-    if not fit_lib.is_over(run, lines, trained_steps) or manifest["step"] != published_step:
-        return None
+    if any(manifest["config"].get(key) != run.config[key] for key in _END_KEYS):
+        # Another end was asked for then; it may come to the same model.
+        trained_steps = manifest["trained_steps"]
+        lines = metrics_lib.JsonLines(
+            storage.join(run.workdir, metrics_lib.METRICS),
+            up_to_step=trained_steps,
+            writes=False,
+            reported=checkpoint and checkpoint.reported,
+        )
+        by_patience = run.config.early_stopping_patience and fit_lib.best_step(lines)
+        published_step = by_patience or trained_steps
+        if not fit_lib.is_over(run, lines, trained_steps) or manifest["step"] != published_step:
+            return None
     try:
         for entry in manifest["files"]:
             stage.read_file(export_dir, entry)
@@ -153,6 +191,23 @@ def _finished(run: Run) -> dict | None:
         print(f"train: {error}; publishing it again", file=sys.stderr)
         return None
     return manifest
+
+
+def _restore_files(
+    run: Run, checkpoint: checkpoints.Checkpoint | None, manifest: Mapping, *, has_config: bool
+) -> None:
+    """Writes config.json and metrics.jsonl of a finished run again, where they are lost."""
+    if not has_config:
+        _write_config(run)
+    if not checkpoint or not checkpoint.reported or checkpoint.step != manifest["trained_steps"]:
+        return  # No checkpoint has the lines.
+    path = storage.join(run.workdir, metrics_lib.METRICS)
+    text = checkpoint.reported
+    if "test" in manifest["metrics"]:  # Written after the last checkpoint.
+        text += json.dumps(manifest["metrics"]["test"]) + "\n"
+    if not storage.exists(path) or storage.read_bytes(path) != text.encode():
+        print(f"train: {path} is not as the run left it; written again", file=sys.stderr)
+        storage.write_bytes(path, text.encode())
 
 
 def _check_losses(run: Run, limit: quarantine.Limit) -> None:
@@ -226,13 +281,15 @@ def train(
     run = Run(config, workdir, dataset)
     config_lib.check_length(config, run.total_steps)
     _check_losses(run, max_quarantined)
-    _refuse_foreign(workdir, run, overwrite=overwrite)
+    has_config = _refuse_foreign(workdir, run, overwrite=overwrite)
     storage.make_dirs(workdir)
     with directory_lock.held(workdir) if run.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
             checkpoint = checkpoints.restore_newest(workdir, run.identity)
-            manifest = _finished(run)
+            manifest = _finished(run, checkpoint)
+        if manifest and run.is_chief:
+            _restore_files(run, checkpoint, manifest, has_config=has_config)
         done = "already finished" if manifest else "finished"
         if not manifest:
             try:
@@ -285,7 +342,7 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: b
         storage.remove_unfinished(workdir)
         for name in _NAMES if overwrite else ():
             storage.remove(storage.join(workdir, name))
-        storage.write_bytes(storage.join(workdir, _CONFIG), stage.readable_json(config.to_dict()))
+        _write_config(run)
         _write_quarantine(run)
     where = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {data.num_examples:,}" for split, data in run.splits.items())
