@@ -218,8 +218,7 @@ class OutputDirectory:
                 storage.remove(self._path(name))
 
         storage.each(self.directory, remove, names)
-        if not storage.list_names(self._path(quarantine.DIRECTORY)):
-            storage.remove(self._path(quarantine.DIRECTORY))
+        storage.remove_empty(self._path(quarantine.DIRECTORY))
 
     def _stamped(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """A manifest with what every one says."""

@@ -14,13 +14,17 @@ from pipeline import remote, storage
 def list_tree(directory: str) -> list[str]:
     """Sorted paths of all files below `directory`, relative to it, with slashes.
 
-    What begins with a dot is left out. Links to directories are followed, except to one
-    that the link lies in.
+    What begins with a dot is left out, and so is a volume's own. Links to directories are
+    followed, except to one that the link lies in.
     """
     if storage.is_url(directory):
         found = remote.call(directory, _files_of_objects)
-        return sorted(p for p in found if not any(part.startswith(".") for part in p.split("/")))
+        return sorted(p for p in found if not any(map(_is_left_out, p.split("/"))))
     return sorted(_files_below(directory, "", ()))
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or storage.is_of_volume(name)
 
 
 def _files_of_objects(fs: Any, inner: str) -> list[str]:
@@ -33,7 +37,7 @@ def _files_below(directory: str, prefix: str, above: tuple[str, ...]) -> Iterato
     above = (*above, os.path.realpath(directory))
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if _is_left_out(entry.name):
                 continue
             if not entry.is_dir():
                 if entry.is_file() or entry.is_symlink():  # No pipes and no devices.

@@ -6,6 +6,7 @@ import os
 import ml_collections
 import tensorflow as tf
 
+from pipeline import command
 from pipeline.errors import UsageError
 
 
@@ -75,6 +76,9 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
         # which a process can have only one size.
         reduction = tf.distribute.ReductionToOneDevice()
     if config.strategy == "multi_worker":
+        addresses = [address for of_kind in _cluster()[0].values() for address in of_kind]
+        # TensorFlow's channels take gRPC's default, which is the proxy of the environment.
+        command.reach_directly(address.rpartition(":")[0].strip("[]") for address in addresses)
         return tf.distribute.MultiWorkerMirroredStrategy()
     if not config.num_virtual_devices:
         gpus = tf.config.list_logical_devices("GPU")
