@@ -3,12 +3,16 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink test-spark runners java-and-mvn lint bench bench-gpu clean
 
+# A value as one word of the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
+
 PYTHON ?= python3
 VENV ?= .venv
-PY := $(VENV)/bin/python
+PY := $(call quote,$(VENV)/bin/python)
 INSTALLED := $(VENV)/.installed
 
-# What the three stages take; see `make help`.
+# What the three stages take; see `make help`. Each reaches the shell as one word, but FLAGS, which
+# are many.
 SOURCE ?= sample
 NAME ?= mnist
 CONFIG ?= configs/mnist.py
@@ -34,62 +38,62 @@ JOBS ?= 2
 
 help:  ## lists the targets and their variables
 	@echo "Targets:"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(call quote,$(firstword $(MAKEFILE_LIST))) | expand -t 18
 	@echo "Variables, with their defaults:"
-	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)                 the interpreter and the environment it makes"
-	@echo "  SOURCE=$(SOURCE) NAME=$(NAME) OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
+	@echo "  PYTHON="$(call quote,$(PYTHON))" VENV="$(call quote,$(VENV))"                 the interpreter and the environment it makes"
+	@echo "  SOURCE="$(call quote,$(SOURCE))" NAME="$(call quote,$(NAME))" OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
 	@echo "  DATA_DIR=DIR                            verify"
-	@echo "  DATA_DIR=DIR CONFIG=$(CONFIG) WORKDIR=DIR  train"
-	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT=$(SPLIT)  export, report"
-	@echo "  SOURCE=$(SOURCE)                           week"
-	@echo "  DATA_DIR=DIR MODEL_DIR=DIR SPLIT=$(SPLIT)            evaluate"
-	@echo "  JOBS=$(JOBS)                                  test"
+	@echo "  DATA_DIR=DIR CONFIG="$(call quote,$(CONFIG))" WORKDIR=DIR  train"
+	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT="$(call quote,$(SPLIT))"  export, report"
+	@echo "  SOURCE="$(call quote,$(SOURCE))"                           week"
+	@echo "  DATA_DIR=DIR MODEL_DIR=DIR SPLIT="$(call quote,$(SPLIT))"            evaluate"
+	@echo "  JOBS="$(call quote,$(JOBS))"                                  test"
 	@echo "  FLAGS=\"...\"                              any further flags of a stage, Beam's included"
-	@echo "  DEMO_DIR=$(DEMO_DIR)                            where the demo and the defaults above write"
+	@echo "  DEMO_DIR="$(call quote,$(DEMO_DIR))"                            where the demo and the defaults above write"
 	@echo "Example: make preprocess SOURCE=idx:/data/mnist OUTPUT_DIR=/data/shards FLAGS=\"--num_shards=32\""
 
 setup: $(INSTALLED)  ## makes $(VENV) and installs everything into it
 
 $(INSTALLED): setup.py constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: expected 3.10 to 3.13; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	$(call quote,$(PYTHON)) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: expected 3.10 to 3.13; set PYTHON=")'
+	$(call quote,$(PYTHON)) -m venv $(call quote,$(VENV))
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(PY) -m pip check
 	@touch $@
 
 preprocess: $(INSTALLED)  ## image set -> TFRecord shards
-	@$(PY) -m pipeline.preprocess --source=$(SOURCE) --name=$(NAME) --output_dir=$(or $(OUTPUT_DIR),$(DATA_DIR)) $(FLAGS)
+	@$(PY) -m pipeline.preprocess --source=$(call quote,$(SOURCE)) --name=$(call quote,$(NAME)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DATA_DIR))) $(FLAGS)
 
 verify: $(INSTALLED)  ## reads a data set back and names every fault
-	@$(PY) -m pipeline.verify $(DATA_DIR)
+	@$(PY) -m pipeline.verify $(call quote,$(DATA_DIR))
 
 train: $(INSTALLED)  ## shards -> model
-	@$(PY) -m trainer.main --config=$(CONFIG) --config.data_dir=$(DATA_DIR) --workdir=$(WORKDIR) $(FLAGS)
+	@$(PY) -m trainer.main --config=$(call quote,$(CONFIG)) --config.data_dir=$(call quote,$(DATA_DIR)) --workdir=$(call quote,$(WORKDIR)) $(FLAGS)
 
 evaluate: $(INSTALLED)  ## shards and model -> log-likelihood, ELBO, active units
-	@$(PY) -m trainer.evaluate --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) $(FLAGS)
+	@$(PY) -m trainer.evaluate --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) $(FLAGS)
 
 export: $(INSTALLED)  ## shards and model -> embeddings, pictures, report.html
-	@$(PY) -m pipeline.export --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
+	@$(PY) -m pipeline.export --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
 
 report: $(INSTALLED)  ## makes the report of an export again
-	@$(PY) -m pipeline.report --data_dir=$(DATA_DIR) --model_dir=$(MODEL_DIR) --split=$(SPLIT) --output_dir=$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings) $(FLAGS)
+	@$(PY) -m pipeline.report --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
 
 # A shard per split and batches of 128: the embedded set is small.
 demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
-	@$(MAKE) --no-print-directory preprocess OUTPUT_DIR= DATA_DIR=$(DEMO_DIR)/shards SOURCE=sample NAME=mnist FLAGS=--num_shards=4
-	@$(MAKE) --no-print-directory train DATA_DIR=$(DEMO_DIR)/shards WORKDIR=$(DEMO_DIR)/run CONFIG=configs/mnist.py FLAGS="--config.num_epochs=12 --config.batch_size=128"
-	@$(MAKE) --no-print-directory export DATA_DIR=$(DEMO_DIR)/shards MODEL_DIR=$(DEMO_DIR)/run/export OUTPUT_DIR=$(DEMO_DIR)/embeddings SPLIT=test FLAGS=
+	@$(MAKE) --no-print-directory preprocess OUTPUT_DIR= $(call quote,DATA_DIR=$(DEMO_DIR)/shards) SOURCE=sample NAME=mnist FLAGS=--num_shards=4
+	@$(MAKE) --no-print-directory train $(call quote,DATA_DIR=$(DEMO_DIR)/shards) $(call quote,WORKDIR=$(DEMO_DIR)/run) CONFIG=configs/mnist.py FLAGS="--config.num_epochs=12 --config.batch_size=128"
+	@$(MAKE) --no-print-directory export $(call quote,DATA_DIR=$(DEMO_DIR)/shards) $(call quote,MODEL_DIR=$(DEMO_DIR)/run/export) $(call quote,OUTPUT_DIR=$(DEMO_DIR)/embeddings) SPLIT=test FLAGS=
 	@echo
 	@echo "Look at:"
-	@echo "  $(DEMO_DIR)/embeddings/report.html                        all of it at a glance, in a browser"
-	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.png      digits above their reconstructions"
-	@echo "  $(DEMO_DIR)/embeddings/mnist-test-00000-of-00004.parquet  their embeddings, a row a digit"
-	@echo "  $(DEMO_DIR)/run/metrics.jsonl                             losses after each epoch"
-	@echo "  $(VENV)/bin/tensorboard --logdir $(DEMO_DIR)/run/tensorboard"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/report.html                        all of it at a glance, in a browser"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/mnist-test-00000-of-00004.png      digits above their reconstructions"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/mnist-test-00000-of-00004.parquet  their embeddings, a row a digit"
+	@echo "  "$(call quote,$(DEMO_DIR))"/run/metrics.jsonl                             losses after each epoch"
+	@echo "  "$(call quote,$(VENV))"/bin/tensorboard --logdir "$(call quote,$(DEMO_DIR))"/run/tensorboard"
 
 week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
-	@$(PY) -m tests.week --source=$(SOURCE) --workdir=$(DEMO_DIR)/week
+	@$(PY) -m tests.week --source=$(call quote,$(SOURCE)) --workdir=$(call quote,$(DEMO_DIR)/week)
 
 # FLAGS=--fail_every=9 lets every ninth request fail.
 demo-gs: fake-gcs-server  ## the demo with every directory on gs://, of a store on this machine
@@ -98,10 +102,10 @@ demo-gs: fake-gcs-server  ## the demo with every directory on gs://, of a store 
 fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests of gs://; needs Go
 
 $(VENV)/bin/fake-gcs-server: | $(INSTALLED)
-	GOBIN=$(abspath $(VENV)/bin) go install github.com/fsouza/fake-gcs-server@v1.56.1
+	GOBIN=$(call quote,$(abspath $(VENV)/bin)) go install github.com/fsouza/fake-gcs-server@v1.56.1
 
 test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
-	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile
+	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile
 
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
@@ -113,18 +117,18 @@ test-spark: $(INSTALLED) $(SPARK_READY)  ## runs the Beam stages on Spark; takes
 	$(ALONE) $(PY) -m pytest -m spark
 
 runners: $(INSTALLED) $(FLINK_READY) $(SPARK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
-	@$(ALONE) $(PY) -m tests.benchmarks.bench_runners --source=$(SOURCE)
+	@$(ALONE) $(PY) -m tests.benchmarks.bench_runners --source=$(call quote,$(SOURCE))
 
 # Not into $(VENV): it has no say in what the stages are installed with.
 $(FLINK_READY): tests/engines/flink.pom.xml | $(INSTALLED) java-and-mvn
 	rm -rf build/flink
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/flink apache-flink-libraries==$(FLINK_VERSION)
-	mvn --quiet --batch-mode --file tests/engines/flink.pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/flink/job-server
+	mvn --quiet --batch-mode --file tests/engines/flink.pom.xml dependency:copy-dependencies -DoutputDirectory=$(call quote,$(CURDIR)/build/flink/job-server)
 	@touch $@
 
 $(SPARK_READY): tests/engines/spark.pom.xml | java-and-mvn
 	rm -rf build/spark
-	mvn --quiet --batch-mode --file tests/engines/spark.pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/spark/jars
+	mvn --quiet --batch-mode --file tests/engines/spark.pom.xml dependency:copy-dependencies -DoutputDirectory=$(call quote,$(CURDIR)/build/spark/jars)
 	@touch $@
 
 java-and-mvn:
@@ -132,11 +136,11 @@ java-and-mvn:
 
 $(PRISM):
 	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }
-	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
+	GOBIN=$(call quote,$(CURDIR)/$(@D)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
 
 lint: $(INSTALLED)  ## ruff: check and format
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	$(call quote,$(VENV)/bin/ruff) check .
+	$(call quote,$(VENV)/bin/ruff) format --check .
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work, and the KL routes
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
@@ -148,5 +152,5 @@ bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_gpu
 
 clean:  ## removes what these targets made, $(VENV) included
-	rm -rf $(VENV) $(DEMO_DIR) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(call quote,$(VENV)) $(call quote,$(DEMO_DIR)) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

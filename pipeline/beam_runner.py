@@ -3,10 +3,6 @@
 import contextlib
 import difflib
 import logging
-import os
-import shlex
-import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +10,6 @@ from collections.abc import Callable, Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner, create_runner
-from apache_beam.transforms import environments
 
 from pipeline import remote_job
 from pipeline.errors import StageError, UsageError
@@ -95,24 +90,9 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     # Beam's multi_processing mode is this environment with another command; the
     # runner keeps ours as long as the mode is the default one.
     direct.direct_running_mode = "in_memory"
-    signal.signal(signal.SIGUSR1, _worker_died)
-    # A status of 128 and more is a death by signal, of which Beam would wait for the end.
-    command = f"{shlex.quote(sys.executable)} -m pipeline.beam_worker {os.getpid()}"
-    return FnApiRunner(
-        environments.SubprocessSDKEnvironment.from_command_string(
-            f"{command}; [ $? -lt 128 ] || kill -USR1 {os.getpid()}"
-        )
-    )
+    from pipeline import worker_processes
 
-
-def _worker_died(*_) -> None:
-    print(
-        "a Beam worker process was killed, perhaps for want of memory; expected all of them to "
-        "live: run the same command again, with fewer --direct_num_workers or more shards",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
+    return FnApiRunner(worker_processes.environment())
 
 
 def run(
@@ -154,7 +134,7 @@ def run(
                 state = result.wait_until_finish()
     except Exception as error:
         # From a worker it comes as text: its traceback, and our message at the end.
-        ours = None if isinstance(error, StageError) else remote_job.explain(error)
+        ours = remote_job.explain(error)
         if not ours:
             raise
         raise ours from error

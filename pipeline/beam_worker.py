@@ -2,45 +2,39 @@
 
     python -m pipeline.beam_worker PID_OF_THE_COMMAND
 
-Silent, since Beam's own worker main logs its every step to the terminal that it
-shares with the command; what fails here is raised there. And it ends with the
-command that started it, whichever way that ended.
+worker_processes.py starts it; the number tells whoever looks at processes whose it is. Silent,
+since Beam's own worker main logs its every step to the terminal that it shares with the command;
+what fails here is raised there. And it ends with the command that started it, whichever way that
+ended.
 """
 
 import os
 import sys
 import threading
 
-_LOOK_EVERY_SECS = 0.5
+# Exit status of a process that Beam has let try to connect for 60 s.
+UNCONNECTED = 3
+_TELL_EVERY_SECS = 0.5
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-        with open(f"/proc/{process}/stat", "rb") as file:
-            # Killed, and only not yet waited for by its parent, it counts as a process still.
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # No /proc on this system.
-
-
-def _end_with(command: int) -> None:
-    """Ends this process once the command has: then nobody wants its shard any more."""
-
-    def watch() -> None:
-        while True:
-            if not _is_running(command):
-                os._exit(1)
-            threading.Event().wait(_LOOK_EVERY_SECS)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _tell_command() -> None:
+    """Tells the command, at the other end of standard input, that this process lives."""
+    pause = threading.Event()
+    while True:
+        try:
+            os.write(sys.stdin.fileno(), b".")
+        except OSError:  # It has ended: nobody wants this process's shard any more.
+            os._exit(1)
+        pause.wait(_TELL_EVERY_SECS)
 
 
 if __name__ == "__main__":
-    _end_with(int(sys.argv.pop(1)))
+    threading.Thread(target=_tell_command, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Before the import, which warns too.
+    import grpc
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(sys.argv)
+    try:
+        sdk_worker_main.main(sys.argv)
+    except grpc.FutureTimeoutError:
+        os._exit(UNCONNECTED)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import flags
 
@@ -26,6 +26,16 @@ _QUIET = {
     "GRPC_VERBOSITY": "ERROR",
     "GLOG_minloglevel": "2",
 }
+
+# In either case; gRPC takes the first that is set, in lower case alone.
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+# Hosts without a proxy. gRPC reads the first, and the second only where that is not set; urllib
+# and libcurl read the second and then the third; Go reads the third and then the second, and sends
+# loopback through no proxy anyway.
+_DIRECT = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# A home directory where no shell puts in its path: --flag=~/x, --flag=KIND:~/x.
+_HOME = re.compile(r"(--?[\w.]+=(?:\w+:)?)(~(?:/.*)?)", re.DOTALL)
 
 
 # Where standard error really goes while something is held back from it.
@@ -75,6 +85,29 @@ def import_beam() -> None:
         logging.disable(logging.NOTSET)
 
 
+def reach_directly(hosts: Iterable[str] = _LOOPBACK) -> None:
+    """Keeps this process and its children from reaching `hosts` through a proxy.
+
+    gRPC sends even loopback through the proxy of the environment, which leads to another machine
+    or to nobody.
+    """
+    if not any(value and name.lower() in _PROXIES for name, value in os.environ.items()):
+        return
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    for variable in _DIRECT:
+        listed = os.environ.get(variable) or known
+        # An asterisk means all hosts if it stands alone, and to gRPC it means nothing.
+        if listed.strip() != "*" or variable == _DIRECT[0]:
+            there = [name.strip() for name in listed.split(",")]
+            os.environ[variable] = ",".join(dict.fromkeys(filter(None, [*there, *hosts])))
+
+
+def _with_home(argument: str) -> str:
+    """An argument whose value is a path below ~, with the path of the home directory."""
+    found = _HOME.fullmatch(argument)
+    return f"{found[1]}{os.path.expanduser(found[2])}" if found else argument
+
+
 def _help(doc: str, module: str) -> str:
     """The text of --help: what the command does, then its flags."""
     lines = [doc.strip(), "", "Flags:"]
@@ -111,7 +144,7 @@ def parse_flags(
         print(_help(doc, module))
         raise SystemExit(0)
     try:
-        rest = flags.FLAGS(argv, known_only=beam)[1:]
+        rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]
         if "config" in flags.FLAGS:
             # Any access raises what went wrong when the file was loaded.
             hasattr(flags.FLAGS.config, "lock")
@@ -179,6 +212,7 @@ def run(
       beam: whether flags that are not the command's may be Beam's.
       arguments: whether there may be arguments that are no flags.
     """
+    reach_directly()
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,6 +1,7 @@
 """One process at a time in a directory: by the kernel, or by a lease on an object store."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,9 @@ from pipeline.errors import StageError
 NAME = ".lock"
 # A holder of a lease changes its object so often; one that has not changed for so long is dead.
 _BEAT_SECS, _LEASE_SECS, _LOOK_EVERY_SECS = 10.0, 40.0, 1.0
+
+# What the kernel says of a file system without locks, such as NFS whose lock daemon is not there.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def is_ours(name: str) -> bool:
@@ -54,6 +58,15 @@ def _locked(directory: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _refusal(directory, "") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OSError(error.errno, error.strerror, directory) from error
+            raise StageError(
+                f"{directory}: its file system takes no lock ({error.strerror}), and two commands "
+                "at once would spoil it; expected a file system with flock: for NFS start the lock "
+                "daemon (rpc.statd), or mount it with local_lock=flock if only this machine writes "
+                "there; or name a directory of another disk"
+            ) from error
         yield
 
 

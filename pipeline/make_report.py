@@ -41,9 +41,7 @@ def _remove(export_dir: str, state: Mapping[str, Any], kept: Any) -> None:
         if entry["name"] not in kept:
             storage.remove(storage.join(export_dir, *entry["name"].split("/")))
     for directory in {entry["name"].rpartition("/")[0] for entry in state["files"]} - {""}:
-        path = storage.join(export_dir, directory)
-        if not storage.list_names(path):
-            storage.remove(path)
+        storage.remove_empty(storage.join(export_dir, directory))
     if not kept:
         storage.remove(storage.join(export_dir, _STATE))
 

@@ -212,8 +212,7 @@ class OutputDirectory:
 
     def _remove_files(self, names: Sequence[str]) -> None:
         storage.each(self.directory, lambda name: storage.remove(self._path(name)), names)
-        if not storage.list_names(self._path(quarantine.DIRECTORY)):
-            storage.remove(self._path(quarantine.DIRECTORY))
+        storage.remove_empty(self._path(quarantine.DIRECTORY))
 
     def _stamped(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """A manifest with what every one says."""

@@ -230,9 +230,17 @@ def explain(error: Exception) -> StageError | None:
       error: as Beam raised it: of a worker it has the traceback as text.
     """
     text = str(error)
+    if isinstance(error, StageError):  # Of a worker in this process, it is one still.
+        return type(error)(re.sub(r" \[while running .*\Z", "", text))
     ours = re.search(r"^(?:.*\s)?pipeline\.errors\.\w+: (.+?)( \[while running .*)?$", text, re.M)
     if ours:
         return StageError(ours[1])
+    of_system = re.search(r"\w: (\[Errno \d+\] .+?)( \[while running .*)?$", text, re.M)
+    if of_system:
+        return StageError(
+            f"{of_system[1]}; expected paths that every worker can read and write: mend that and "
+            "run the same command again, it goes on from the files that are whole"
+        )
     missing = re.search(r"ModuleNotFoundError: (No module named '\S+')", text)
     if missing:
         return StageError(

@@ -8,6 +8,7 @@ upload.
 
 import concurrent.futures
 import contextlib
+import errno
 import io
 import os
 import re
@@ -28,6 +29,19 @@ _MAGIC = re.compile(r"[*?[\]]")
 _READ_AT_ONCE = 1 << 20
 # Of an object store, where each costs little but waiting.
 _REQUESTS_AT_ONCE = 16
+# What a volume, or a system that shows volumes, puts into directories; nobody's data.
+_OF_VOLUMES = (
+    "lost+found",  # mkfs of ext2 to ext4, at the top; only root may read it.
+    ".snapshot",  # NetApp and Isilon, in any directory: its earlier states.
+    ".DS_Store",  # macOS, in directories that were looked at.
+)
+_OF_VOLUMES_BEGIN = (
+    ".nfs",  # An NFS client: a file that was removed while a process had it open.
+    ".Trash-",  # A desktop, at the top: the files that a user has thrown away.
+    "._",  # macOS, beside files on a volume that takes no extended attributes.
+)
+# A disk, or what an account may use of it.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _IRREGULAR = {
     stat.S_IFIFO: "is a pipe",
@@ -89,18 +103,22 @@ def is_within(path: str, directory: str) -> bool:
     return os.path.commonpath([inner, outer]) == outer
 
 
+def is_of_volume(name: str) -> bool:
+    """Whether a file or directory of that name is a volume's own, and no output and no record."""
+    return name in _OF_VOLUMES or name.startswith(_OF_VOLUMES_BEGIN)
+
+
 def list_names(directory: str) -> list[str]:
-    """Sorted names of what lies in `directory`; empty if it does not exist.
+    """Sorted names of what lies in `directory` but a volume's own; empty if it does not exist.
 
     Raises:
       StageError: an object has a name that leads out of `directory`.
     """
     if is_url(directory):
-        found = remote.call(directory, _names_of_objects)
-        return [check_object(directory, name) for name in found]
-    if not os.path.isdir(directory):
-        return []
-    return sorted(os.listdir(directory))
+        found = [check_object(directory, n) for n in remote.call(directory, _names_of_objects)]
+    else:
+        found = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(name for name in found if not is_of_volume(name))
 
 
 def _names_of_objects(fs: Any, inner: str) -> list[str]:
@@ -109,7 +127,7 @@ def _names_of_objects(fs: Any, inner: str) -> list[str]:
         return []
     found = (path.rstrip("/") for path in fs.ls(inner, detail=False))
     # A console's "create folder" makes an object of the directory's own name.
-    return sorted(os.path.basename(path) for path in found if path != inner)
+    return [os.path.basename(path) for path in found if path != inner]
 
 
 def check_object(directory: str, name: str) -> str:
@@ -173,6 +191,15 @@ def _remove_objects(fs: Any, inner: str) -> None:
             fs.rm_file(found)
 
 
+def remove_empty(directory: str) -> None:
+    """Removes a directory unless something is in it, a volume's own included."""
+    if not is_url(directory):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+    elif not list_names(directory):
+        remove(directory)
+
+
 def move(path: str, target: str) -> None:
     """Moves a file to another path of the same kind, in place of what is there.
 
@@ -230,11 +257,12 @@ def publishing(path: str) -> Iterator[BinaryIO]:
     in markers and manifests say so. A killed process tears nothing.
     """
     if is_url(path):
-        with tempfile.NamedTemporaryFile() as scratch:
-            yield scratch
-            scratch.flush()
+        with tempfile.TemporaryDirectory() as scratch:
+            local = os.path.join(scratch, "file")
+            with _open_write(local, path=tempfile.gettempdir()) as file:
+                yield file
             try:
-                remote.call(path, lambda fs, inner: fs.put_file(scratch.name, inner))
+                remote.call(path, lambda fs, inner: fs.put_file(local, inner))
             except FileNotFoundError as error:
                 raise _no_bucket(path, error) from error
         return
@@ -242,13 +270,42 @@ def publishing(path: str) -> Iterator[BinaryIO]:
     # Two workers may have been handed the same shard, on two machines too.
     temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{uuid.uuid4().hex}")
     try:
-        with open(temporary, "wb") as file:
+        with _open_write(temporary, path=path) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+class _File(io.FileIO):
+    """A local file to write whose errors, which name none, name a path."""
+
+    def __init__(self, local: str, path: str):
+        super().__init__(local, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+
+def _open_write(local: str, *, path: str) -> BinaryIO:
+    """A new local file, as part of what is to be written to `path`."""
+    try:
+        return io.BufferedWriter(_File(local, path))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: str, error: OSError) -> Exception:
+    """What an error at a file means to who reads it: a worker of a runner passes on only text."""
+    if error.errno in FULL:
+        return StageError(f"{path}: {error.strerror}; make room on that disk")
+    return OSError(error.errno, error.strerror, path)
 
 
 def write_bytes(path: str, data: bytes) -> None:

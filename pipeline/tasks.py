@@ -89,12 +89,9 @@ class Tasks:
             try:
                 made = make()
             except (StageError, OSError) as error:
-                # Not raised, so that the other tasks go on; `markers` raises it in the end.
-                try:
-                    self._write_marker(task, {"failed": str(error)})
-                except OSError:
-                    # A full disk takes no marker either, and no other task can go on.
-                    raise StageError(f"{self.directory}: {task}: {error}; make room") from error
+                # Not raised, so that the other tasks go on; `markers` raises it in the end. On a
+                # disk that takes no marker either no other task can go on.
+                self._write_marker(task, {"failed": str(error)})
                 return None
             marker = {**made, "reused": False}
         else:

@@ -20,8 +20,9 @@ class Tree(NamedTuple):
 def read_tree(directory: str) -> Tree:
     """Lists all files below `directory` with their stamps (stamps.py).
 
-    What begins with a dot is left out. Links to directories are followed, but each directory is
-    listed once: under its own path if that leads to it, else under the first link by path.
+    What begins with a dot is left out, and so is a volume's own. Links to directories are followed,
+    but each directory is listed once: under its own path if that leads to it, else under the
+    first link by path.
 
     Raises:
       FileNotFoundError: no such local directory.
@@ -33,7 +34,7 @@ def read_tree(directory: str) -> Tree:
             for name, stamp in remote.call(directory, _stamps_of_objects).items()
             if name[-1:] not in ("", "/")  # A console's "create folder" makes such objects.
         }
-        visible = [p for p in found if not any(part.startswith(".") for part in p.split("/"))]
+        visible = [path for path in found if not any(map(_is_left_out, path.split("/")))]
         return Tree({path: found[path] for path in sorted(visible)}, [])
     return _read_local_tree(directory)
 
@@ -41,6 +42,10 @@ def read_tree(directory: str) -> Tree:
 def list_tree(directory: str) -> list[str]:
     """The paths that `read_tree` gives."""
     return list(read_tree(directory).stamps)
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or storage.is_of_volume(name)
 
 
 def _stamps_of_objects(fs: Any, inner: str) -> dict[str, str]:
@@ -76,7 +81,7 @@ def _read_local_tree(directory: str) -> Tree:
             with entries:
                 for entry in entries:
                     path = prefix + entry.name
-                    if entry.name.startswith("."):
+                    if _is_left_out(entry.name):
                         continue
                     if not entry.is_dir():
                         # No pipes and no devices, unless by a link, whose name is that of a file.

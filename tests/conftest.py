@@ -13,8 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from pipeline import command
 from tests import object_stores
 
+# As in every command: what tests start, and what they run in this process, talks over loopback.
+command.reach_directly()
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
@@ -233,8 +236,6 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def quiet_libraries():
     """Four CPU devices for all tests of this process, and no start-up messages."""
-    from pipeline import command
-
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", GRPC_VERBOSITY="ERROR")
     command.import_beam()
     command.import_tensorflow()

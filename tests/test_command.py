@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import termios
 
 import pytest
 
+from pipeline import command
 from pipeline.progress import Progress
-from tests.conftest import REPOSITORY, make_idx_set, run_command
+from tests.conftest import REPOSITORY, make_idx_set, make_shards, outputs_of, run_command
 
 MODULES = ["pipeline.preprocess", "trainer.main", "pipeline.export"]
 # Every command that is installed -> its module, and a flag of its own.
@@ -156,7 +158,19 @@ def without_progress(stderr):
     return [line for line in stderr.splitlines() if not progress.fullmatch(line)]
 
 
-def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
+@pytest.fixture
+def silent_proxy(monkeypatch):
+    """A proxy in the environment that takes connections and never answers; its socket."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        yield proxy
+
+
+def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path, silent_proxy):
+    # The proxy is to have no say: workers of a job on this machine are reached directly.
     source = make_idx_set(tmp_path / "idx", suffix=".gz")
     shards_dir, workdir, out = (tmp_path / name for name in ("shards", "run", "out"))
     preprocess = run_command(
@@ -171,6 +185,8 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
     assert preprocess.stdout.startswith(
         "preprocess: finished: 350 read = 350 written (train 272, validation 28, test 50)"
     )
+    make_shards(f"idx:{source}", tmp_path / "alone", num_shards=2)
+    assert outputs_of(shards_dir) == outputs_of(tmp_path / "alone")
     train_args = [
         "--config=configs/smoke.py",
         f"--config.data_dir={shards_dir}",
@@ -205,11 +221,49 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path):
     assert page == f"export: {out}/report.html"
     assert "already finished" in run_command("pipeline.export", *export_args).stdout
     assert json.loads((out / "manifest.json").read_text())["records"]["written"] == 28
+    with pytest.raises(BlockingIOError):
+        silent_proxy.accept()  # Nobody came.
+
+
+_LOOPBACK = "localhost,127.0.0.1,::1"
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({}, {}),
+        ({"http_proxy": ""}, {}),
+        ({"HTTPS_PROXY": "http://p"}, dict.fromkeys(command._DIRECT, _LOOPBACK)),
+        # What one reader finds in one of the variables it goes on finding in all that are set.
+        (
+            {"grpc_proxy": "p", "NO_PROXY": "a.b, localhost"},
+            dict.fromkeys(command._DIRECT, "a.b,localhost,127.0.0.1,::1"),
+        ),
+        (
+            {"http_proxy": "p", "no_proxy": "a", "NO_PROXY": "b", "no_grpc_proxy": "c"},
+            {
+                "no_proxy": f"a,{_LOOPBACK}",
+                "NO_PROXY": f"b,{_LOOPBACK}",
+                "no_grpc_proxy": f"c,{_LOOPBACK}",
+            },
+        ),
+        # All hosts to all but gRPC, as long as it stands alone.
+        (
+            {"http_proxy": "p", "no_proxy": "*"},
+            {"no_proxy": "*", "no_grpc_proxy": f"*,{_LOOPBACK}"},
+        ),
+    ],
+)
+def test_loopback_is_in_every_list_of_hosts_without_a_proxy(monkeypatch, there, expected):
+    monkeypatch.setattr(os, "environ", dict(there))
+    command.reach_directly()
+    command.reach_directly()
+    assert os.environ == {**there, **expected}
 
 
 def test_installed_commands_are_the_modules():
-    for command, (module, _) in INSTALLED.items():
-        path = os.path.join(os.path.dirname(sys.executable), command)
+    for name, (module, _) in INSTALLED.items():
+        path = os.path.join(os.path.dirname(sys.executable), name)
         if not os.path.exists(path):
             pytest.skip("the package is not installed in this environment")
         done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -11,7 +12,8 @@ import pytest
 
 from pipeline import directory_lock, storage
 from pipeline.errors import StageError
-from tests.conftest import REPOSITORY
+from tests import without_locks
+from tests.conftest import REPOSITORY, run_command
 from tests.object_stores import BUCKET
 
 HOLD = """
@@ -78,6 +80,24 @@ def test_one_at_a_time_until_it_ends_or_dies(place, quick):
         holder.wait()
         with directory_lock.held(place):
             pass
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in without_locks.NUMBERS,
+    reason="has the number of flock for other systems only",
+)
+@pytest.mark.parametrize(
+    "error", [errno.ENOLCK, pytest.param(errno.ENOSYS, marks=pytest.mark.long)]
+)
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, error):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--source=sample", "--output_dir=~/out"]
+    done = run_command("tests.without_locks", error, "pipeline.preprocess", *flags, check=False)
+    assert done.returncode == 1, done.stderr
+    message = f"preprocess: {tmp_path}/out: its file system takes no lock ({os.strerror(error)})"
+    assert done.stderr.startswith(message)
+    assert "expected a file system with flock: for NFS start the lock daemon" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_dead_process_of_this_machine_costs_no_waiting(object_store, capfd):

@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -150,6 +152,38 @@ def test_two_nights_at_once(nights):
     with open(lock, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "another night is still under way" in nights.night(status=75)
+
+
+def test_nights_of_two_users_share_a_directory_for_scratch_files():
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's own are one user's.
+        os.chmod(shared, 0o1777)
+        settings = {"SOURCE": "sample", "DATA_DIR": "/d", "MODEL_DIR": "/m", "OUTPUT_DIR": "/o"}
+        # The stages are not what this is about.
+        environment = {**os.environ, **settings, "PYTHON": shutil.which("true"), "TMPDIR": shared}
+
+        def night(**user) -> subprocess.CompletedProcess:
+            return subprocess.run(
+                ["sh", "-s"],
+                input=SCRIPT.read_text(),
+                cwd="/",
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                **user,
+            )
+
+        for user in (nobody, {}, nobody):
+            assert night(**user).returncode == 0
+        (lock,) = pathlib.Path(shared).glob("vae-nightly-65534-*.lock")
+        os.chown(lock, 0, 0)
+        done = night(**nobody)
+        assert done.returncode == 1
+        assert f"nightly: {lock}: cannot be opened; expected a file of user 65534" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

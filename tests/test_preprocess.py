@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -353,6 +354,24 @@ def test_a_disk_that_takes_nothing_is_a_clear_error_and_the_rerun_completes(
     assert not (small / stage.MANIFEST).exists()
     remount("rw,size=4m")
     run_command("pipeline.preprocess", *flags)
+    assert outputs_of(small) == outputs_of(data_dir)
+
+
+def test_a_disk_without_room_for_one_file_or_another_is_named_and_the_rerun_completes(
+    idx_dir, data_dir, small_disk
+):
+    small, remount = small_disk
+    # No room for a shard; for what is known of a split; for the page about the set.
+    for size, args in (("24k", ["--direct_num_workers=2"]), ("140k", []), ("200k", [])):
+        remount(f"size={size}")
+        with pytest.raises(StageError) as error:
+            make_shards(f"idx:{idx_dir}", small, beam_args=args)
+        line = rf"{small}/\S+: No space left on device; make room on that disk(;? .*)?"
+        assert re.fullmatch(line, str(error.value))
+        assert not list(small.rglob(".writing-*"))
+        assert not (small / stage.MANIFEST).exists()
+    remount("size=4m")
+    make_shards(f"idx:{idx_dir}", small)
     assert outputs_of(small) == outputs_of(data_dir)
 
 

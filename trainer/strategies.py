@@ -5,6 +5,7 @@ import signal
 import ml_collections
 import tensorflow as tf
 
+from pipeline import command
 from pipeline.errors import UsageError
 from trainer import rendezvous, tf_config
 
@@ -38,6 +39,8 @@ def is_chief() -> bool:
 def _multi_worker() -> tf.distribute.Strategy:
     """The strategy of a cluster, once all of its workers are there."""
     rendezvous.start()
+    # TensorFlow's channels take gRPC's default, which is the proxy of the environment.
+    command.reach_directly(worker.host for worker in tf_config.read().workers)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has put its own there.

@@ -5,6 +5,7 @@ The loop over epochs is in fit.py.
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -309,6 +310,10 @@ def train(
 def _named(error: tf.errors.OpError, run: Run) -> Exception:
     """What an error of TensorFlow means to whoever started the run; itself, if nobody knows."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
+        for full in map(os.strerror, storage.FULL):  # At TensorBoard's events, or a SavedModel.
+            found = re.match(rf"(?:.*}}}} )?(.+?); {full}", error.message)
+            if found:
+                return StageError(f"{found[1]}: {full}; make room on that disk")
         found = re.search(r"shape ?\[[\d,]*\]", error.message)
         return StageError(
             f"out of memory{' for a tensor of ' + found[0] if found else ''}; try a smaller "

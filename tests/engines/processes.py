@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from pipeline.command import reach_directly
+
 HOST = "127.0.0.1"
 REPOSITORY = pathlib.Path(__file__).parents[2]
 _READY_SECS = 120
@@ -84,6 +86,7 @@ class Processes:
         for place in (self.conf, self._log, self.scratch):
             place.mkdir(parents=True, exist_ok=True)
         self.processes: dict[str, subprocess.Popen] = {}
+        reach_directly()  # Its parts talk over loopback.
 
     def start(self, name: str, command: list[str], **environment: str) -> None:
         """Starts one; again, if one of that name was killed."""

@@ -55,14 +55,19 @@ for stage; do
   esac
 done
 
-# One night at a time for each export. The stages inherit the lock: as long as one of them runs,
-# even if this script was killed, no other night begins.
+# One night of a user at a time for each export; nights of two users are kept apart by the locks of
+# their directories. The stages inherit the lock: as long as one of them runs, even if this script
+# was killed, no other night begins.
 if ! [ -w "${TMPDIR:-/tmp}" ]; then
   say "TMPDIR=${TMPDIR:-/tmp}: expected a directory to write to"
   exit 2
 fi
-lock=${TMPDIR:-/tmp}/vae-nightly-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
-exec 9> "$lock"
+lock=${TMPDIR:-/tmp}/vae-nightly-$(id -u)-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
+if ! (: >> "$lock") 2> /dev/null; then # In a shell of its own, which a failure ends.
+  say "$lock: cannot be opened; expected a file of user $(id -u): remove it, or set TMPDIR"
+  exit 1
+fi
+exec 9>> "$lock"
 if ! flock -n 9; then
   say "$OUTPUT_DIR: another night is still under way (it holds $lock); start it again later"
   exit 75
@@ -129,10 +134,10 @@ expect_0() {
 # Sets `status`: 0 if a finished data set is there, 4 if none is; it may be a URL.
 look_for_set() {
   run "$python" -c '
-import sys
+import os, sys
 from pipeline import command, stage, storage
 def look():
-    if not storage.exists(storage.join(sys.argv[1], stage.MANIFEST)):
+    if not storage.exists(storage.join(os.path.expanduser(sys.argv[1]), stage.MANIFEST)):
         raise SystemExit(4)
 sys.exit(command.end("nightly", look))' "$DATA_DIR"
 }
