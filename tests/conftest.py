@@ -246,6 +246,25 @@ def quiet_libraries():
     )
 
 
+@pytest.fixture
+def when_written(monkeypatch):
+    """Lets something happen when a file, whose path has a certain part, is first written."""
+
+    def when(part: str, act) -> None:
+        from pipeline import storage
+
+        left, publishing = [act], storage.publishing
+
+        def acting(path: str):
+            if left and part in path:
+                left.pop()()
+            return publishing(path)
+
+        monkeypatch.setattr(storage, "publishing", acting)
+
+    return when
+
+
 @pytest.fixture(scope="session")
 def object_store():
     """A Google Cloud Storage on loopback, which this process and its children are sent to."""

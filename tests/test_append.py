@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import shards, verify_set
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
 from tests.conftest import (
     die_at_file,
     make_folder_set,
@@ -204,6 +204,25 @@ def test_damage_in_what_is_there_is_found_before_anything_is_added(out, grown):
     with pytest.raises(StageError, match="blobs-test.tfrecord-00001-of-00004: damaged"):
         make_shards(f"idx:{grown}", out, append=True)
     assert outputs_of(out) == before
+
+
+def test_a_source_that_changes_under_an_append_leaves_the_set_as_it_was(tmp_path, when_written):
+    folder, out = make_folder_set(tmp_path / "set", num_train=30, num_test=6), tmp_path / "out"
+    make_shards(f"folder:{folder}", out, num_shards=1)
+    before = (out / "manifest.json").read_bytes()
+    path = folder / "train" / "class 1" / "new.png"
+    shutil.copy(next(folder.rglob("*.png")), path)
+    data = path.read_bytes()
+    when_written("statistics.json", lambda: path.write_bytes(data + b"x"))
+    with pytest.raises(
+        SourceChanged, match="train/class 1/new.png was changed since the job began"
+    ):
+        make_shards(f"folder:{folder}", out, append=True, num_shards=None)
+    assert (out / "manifest.json").read_bytes() == before
+    path.write_bytes(data)
+    manifest = make_shards(f"folder:{folder}", out, append=True, num_shards=None)
+    assert manifest["records"]["written"] == 37
+    assert run_command("pipeline.verify", out).returncode == 0
 
 
 def test_a_new_class_keeps_the_numbers_of_the_old_ones(tmp_path):

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from pipeline import convert, shards, storage
+from pipeline import convert, shards
 from pipeline.errors import SourceChanged, StageError
 from tests.conftest import (
     blobs,
@@ -123,23 +123,6 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     place = tmp_path_factory.mktemp("undisturbed")
     make_shards(make_set("folder", place / "set"), place / "out", num_shards=2)
     return outputs_of(place / "out")
-
-
-@pytest.fixture
-def when_written(monkeypatch):
-    """Lets something happen when a file, whose path has a certain part, is first written."""
-
-    def when(part: str, act) -> None:
-        left, publishing = [act], storage.publishing
-
-        def acting(path: str):
-            if left and part in path:
-                left.pop()()
-            return publishing(path)
-
-        monkeypatch.setattr(storage, "publishing", acting)
-
-    return when
 
 
 # Between two shards, and after the last of them.

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from pipeline import directory_lock, embed_shards
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
 from tests.conftest import (
     die_at_file,
     make_embeddings,
@@ -364,6 +364,22 @@ def test_a_source_that_has_changed_computes_what_has_changed(trained, tmp_path, 
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
     calls.clear()
     assert computed(make_embeddings(source, model, out, max_quarantined="1")) == 0 == sum(calls)
+
+
+def test_a_source_that_changes_under_an_export_is_not_published(trained, tmp_path, when_written):
+    folder, out = make_folder_set(tmp_path / "set", num_train=9, num_test=30), tmp_path / "out"
+    source, model = f"folder:{folder}", trained / "export"
+    path = max((folder / "test").rglob("*.png"))
+    data = path.read_bytes()
+    when_written("statistics.json", lambda: path.write_bytes(data + b"x"))
+    name = str(path.relative_to(folder))
+    with pytest.raises(SourceChanged, match=f"{name} was changed since the job began"):
+        make_embeddings(source, model, out)
+    assert not (out / "manifest.json").exists()
+    path.write_bytes(data)
+    make_embeddings(source, model, out)
+    make_embeddings(source, model, tmp_path / "fresh")
+    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
 def test_several_splits_at_once_are_those_of_each(data_dir, trained, tmp_path):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from pipeline import finish_set, make_report, published_model, shards, stage, storage, trees
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
 from tests.conftest import (
     REPOSITORY,
     assert_same_run,
     make_embeddings,
+    make_folder_set,
     make_shards,
     outputs_of,
     run_command,
@@ -371,3 +372,31 @@ def test_shards_are_fetched_once_with_a_cache(object_store, place, idx_dir, tmp_
             assert len(fetched_shards) == num_shards + 1
     with pytest.raises(UsageError, match="--cache_dir=gs://a: is a URL; expected a directory of"):
         shards.Dataset(place, cache_dir="gs://a")
+
+
+def test_an_object_that_is_replaced_is_refused_and_to_list_takes_no_request_more(
+    object_store, place, tmp_path
+):
+    from pipeline import convert
+
+    folder = make_folder_set(tmp_path / "set", num_train=12, num_test=3)
+    for path in folder.rglob("*.png"):
+        object_store.put(f"{inside(place)}/{path.relative_to(folder)}", path.read_bytes())
+    requests = []
+    with object_store.deciding(lambda request: requests.append(request.path)):
+        source = convert.open_reading(convert.Reading(f"folder:{place}"))
+    # Two of whether it is a directory, and a list; then each image, for the shape of most.
+    assert len(requests) == 2 + 1 + 15, requests
+    reading = source.for_workers()
+    assert len(source.read(np.arange(15)).places) == 15
+    name = str(path.relative_to(folder))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    object_store.put(f"{inside(place)}/{name}", bytes(data))
+    with pytest.raises(SourceChanged, match=f"{name}: was changed while it was in use"):
+        source.read(np.arange(15))
+    with pytest.raises(SourceChanged, match=f"folder:{place}: {name} was changed since the job"):
+        source.check_unchanged()
+    convert.open_source_once.cache_clear()
+    with pytest.raises(SourceChanged, match="a worker finds other files"):
+        convert.open_reading(reading)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import convert, shards, sources
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
 from pipeline.sources.idx import open_idx
 from tests.conftest import (
     REPOSITORY,
@@ -205,6 +205,15 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
     assert outputs_of(tmp_path / "again") == outputs_of(out)
     with pytest.raises(StageError, match="cannot be loaded at version 9.9.9"):
         sources.open_source("tfds:manual_blobs:9.9.9", tfds_data_dir=str(moved))
+    # Images of 12×8 pixels, by their headers; and a file that changes while it is read.
+    opened = {"tfds_data_dir": str(moved), "max_image_pixels": 95}
+    images, labels = sources.open_source("tfds:manual_blobs", **opened).read(np.arange(300, 303))
+    assert "12×8 = 96 pixels, expected at most 95: --max_image_pixels" in images[2].reason
+    source = sources.open_source("tfds:manual_blobs", tfds_data_dir=str(moved))
+    np.testing.assert_array_equal(source.read(np.arange(300, 303))[1], labels)
+    os.utime(next(moved.rglob("*array_record*")))
+    with pytest.raises(SourceChanged, match="was changed while it was in use"):
+        source.read(np.arange(3))
 
 
 def test_a_source_of_one_s_own(tmp_path, monkeypatch):
