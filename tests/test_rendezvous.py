@@ -120,7 +120,6 @@ def test_those_who_are_missing_are_named_and_waited_for_no_longer_than_said(monk
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\0" * 100 + b"\n",
         b"[" * 100_000 + b"\n",
-        b"x" * (2 << 20),
         b"null\n",
         b'{"index": 1, "about": {}}\n',
         hello("1"),
@@ -143,6 +142,16 @@ def test_strangers_and_workers_that_end_again_are_forgotten(junk):
             assert stranger.recv(100) == b""
         met = [first, cluster.meet(1), cluster.meet(2)]
         assert [each.wait() for each in met] == [None] * 3
+    cluster.close()
+
+
+def test_a_line_that_does_not_end_is_cut_off():
+    cluster = Cluster(2)
+    first = cluster.meet(0)
+    with cluster.connect() as stranger, pytest.raises(ConnectionError):
+        for _ in range(64):
+            stranger.sendall(b"x" * (1 << 20))
+    assert [each.wait() for each in (first, cluster.meet(1))] == [None] * 2
     cluster.close()
 
 
