@@ -42,7 +42,10 @@ def append(request: Request) -> dict[str, Any]:
     _check_fits(output_dir, base, request.settings, source)
     appended = stage.through_json(make_set.of_source(request.reading, source))
     held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
-    with held.held(), opened_source.telling_changes(source.check_unchanged):
+    with (
+        held.held(),
+        opened_source.telling_changes(source.check_unchanged, held.tasks.clear),
+    ):
         if stage.read_manifest(output_dir, "preprocess", "output_dir") != base:
             raise StageError(
                 f"--output_dir={output_dir}: another process has changed it just now; run the same "

@@ -90,8 +90,8 @@ def make_export(request: Request) -> dict[str, Any]:
         },
     )
     with (
-        opened_source.telling_changes(input_.check_unchanged),
         output.begun(overwrite=request.overwrite) as base,
+        opened_source.telling_changes(input_.check_unchanged, output.tasks.clear),
     ):
         # A shard that lacks records may have been mended since.
         if output.is_finished(base) and not base["records"]["quarantined"]:

@@ -19,6 +19,7 @@ from pipeline import (
     placement,
     quarantine,
     sources,
+    storage,
     tfrecord,
     write_shards,
 )
@@ -129,6 +130,12 @@ def make_set(request: Request) -> dict[str, Any]:
       UsageError: settings that this source cannot have.
       StageError: the source or the output directory cannot be used.
     """
+    kind, _, place = request.reading.spec.partition(":")
+    if kind == "folder" and storage.is_within(request.output_dir, place):
+        raise UsageError(
+            f"--output_dir={request.output_dir}: lies in the source, {place}; name a directory "
+            "outside of the source"
+        )
     settings, source = request.settings, convert.open_reading(request.reading)
     check(settings, source)
     sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
@@ -144,7 +151,7 @@ def make_set(request: Request) -> dict[str, Any]:
         if finished is not None:
             return {**finished, "reused": True}
         blocks = write_shards.blocks_of(source.num_records)
-        with opened_source.telling_changes(source.check_unchanged):
+        with opened_source.telling_changes(source.check_unchanged, output.tasks.clear):
             return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import StageError
 
+_MAX_PART_BYTES = 255  # Of a file's name, on nearly all file systems.
 EXPECTED = "a path below the directory: none from the root, and no '..', '.' or empty part"
 
 
@@ -16,7 +17,8 @@ def is_below(name: Any) -> bool:
     if not isinstance(name, str) or "\0" in name:
         return False
     try:
-        name.encode()
+        if any(len(part.encode()) > _MAX_PART_BYTES for part in name.split("/")):
+            return False
     except UnicodeEncodeError:  # JSON can write half a character, and no file is called so.
         return False
     return not {"", ".", ".."} & {*name.split("/")}

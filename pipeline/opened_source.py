@@ -72,19 +72,26 @@ def open_source_once(
 
 
 @contextlib.contextmanager
-def telling_changes(check_unchanged: Callable[[], None]) -> Iterator[None]:
+def telling_changes(
+    check_unchanged: Callable[[], None], forget_tasks: Callable[[], None]
+) -> Iterator[None]:
     """If the block fails and the source has changed, the error says so, and what changed.
 
     Args:
       check_unchanged: `OpenedSource.check_unchanged`, of the source that the block reads.
+      forget_tasks: makes the next try do all tasks again. Files that change and keep size and time
+        show by others alone, so then no task of this try is to be believed.
     """
     try:
         yield
     except Exception as error:
-        if not isinstance(error, SourceChanged):
-            try:
-                check_unchanged()
-            except SourceChanged as changed:
-                found = str(error).partition(";")[0]  # The remedy is not needed twice.
-                raise SourceChanged(f"{changed} ({found})") from error
-        raise
+        changed = error if isinstance(error, SourceChanged) else None
+        try:
+            check_unchanged()
+        except SourceChanged as named:
+            reason = str(error).partition(";")[0]  # The remedy is not needed twice.
+            changed = named if changed else SourceChanged(f"{named} ({reason})")
+        if not changed:
+            raise
+        forget_tasks()
+        raise changed from error

@@ -30,7 +30,7 @@ from apache_beam.runners.portability.portable_runner import PipelineResult as Po
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineResult, create_runner
 
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import SourceChanged, StageError, UsageError
 
 # Job servers start their listener first, so one that runs answers at once.
 _CONNECT_SECS = 10.0
@@ -232,9 +232,9 @@ def explain(error: Exception) -> StageError | None:
     text = str(error)
     if isinstance(error, StageError):  # Of a worker in this process, it is one still.
         return type(error)(re.sub(r" \[while running .*\Z", "", text))
-    ours = re.search(r"^(?:.*\s)?pipeline\.errors\.\w+: (.+?)( \[while running .*)?$", text, re.M)
+    ours = re.search(r"^(?:.*\s)?pipeline\.errors\.(\w+): (.+?)( \[while running .*)?$", text, re.M)
     if ours:
-        return StageError(ours[1])
+        return SourceChanged(ours[2]) if ours[1] == SourceChanged.__name__ else StageError(ours[2])
     of_system = re.search(r"\w: (\[Errno \d+\] .+?)( \[while running .*)?$", text, re.M)
     if of_system:
         return StageError(

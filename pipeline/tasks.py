@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import check_manifest, storage
-from pipeline.errors import StageError
+from pipeline.errors import SourceChanged, StageError
 from pipeline.stage import read_file, read_sealed, sealed_json
 
 DIRECTORY = ".progress"
@@ -88,6 +88,8 @@ class Tasks:
         if marker is None or marker.get("made_of") != made_of:
             try:
                 made = make()
+            except SourceChanged:
+                raise  # Then all tasks are to be done again.
             except (StageError, OSError) as error:
                 # Not raised, so that the other tasks go on; `markers` raises it in the end. On a
                 # disk that takes no marker either no other task can go on.

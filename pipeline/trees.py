@@ -83,15 +83,22 @@ def _read_local_tree(directory: str) -> Tree:
                     path = prefix + entry.name
                     if _is_left_out(entry.name):
                         continue
-                    if not entry.is_dir():
+                    if not _is_dir(entry):
                         # No pipes and no devices, unless by a link, whose name is that of a file.
-                        if entry.is_file() or entry.is_symlink():
+                        if entry.is_symlink() or entry.is_file():
                             found[path] = _stamp(entry)
                     elif entry.is_symlink():
                         heapq.heappush(links, path)
                     else:
                         below.append((f"{path}/", os.path.join(real, entry.name)))
     return Tree(dict(sorted(found.items())), sorted(passed_over))
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 def _stamp(entry: os.DirEntry) -> str:

@@ -152,6 +152,33 @@ def test_replaced_under_the_job_and_restored_all_records_arrive(
     assert outputs_of(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.parametrize("flags", [[], ["--direct_num_workers=2"]], ids=["1", "2"])
+def test_files_that_keep_size_and_time_are_made_again_with_those_that_do_not(
+    tmp_path, when_written, undisturbed, flags
+):
+    place = tmp_path / "set"
+    spec = make_set("folder", place)
+    kept = {path: (path.read_bytes(), path.stat()) for path in files_of(place)}
+
+    def replace() -> None:
+        for path, (_, status) in kept.items():
+            change_in_place(path)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        touch(files_of(place)[0])
+
+    def restore() -> None:
+        for path, (data, status) in kept.items():
+            path.write_bytes(data)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    when_written(MOMENTS[0], replace)
+    with pytest.raises(SourceChanged, match="was changed"):
+        make_shards(spec, tmp_path / "out", num_shards=2)
+    restore()
+    make_shards(spec, tmp_path / "out", num_shards=2, beam_args=flags)
+    assert outputs_of(tmp_path / "out") == undisturbed
+
+
 def test_what_changed_is_named(tmp_path, when_written):
     place = tmp_path / "set"
     spec = make_set("folder", place)

@@ -1,6 +1,9 @@
+import json
+import os
 import random
 
 import numpy as np
+import pytest
 
 from trainer import checkpoints
 
@@ -34,6 +37,32 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
             np.testing.assert_array_equal(read.arrays[name], value)
     assert refused > 800  # The rest are bits of the zip format that no reader looks at.
     assert f"{path} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"},
+        {"epoch_sums": None},
+        {"run": []},
+        {"reported": 5},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_types_is_damaged(tmp_path, change, capsys):
+    whole = checkpoints.Checkpoint(5, [], {}, {})
+    checkpoints.save(str(tmp_path), whole, keep=2)
+    path = checkpoints.path_of(str(tmp_path), 6)
+    about = {"format_version": 1, "step": 6, "epoch_sums": [], "run": {}, "names": []} | change
+    np.savez(path, about=np.frombuffer(json.dumps(about).encode(), np.uint8))
+    assert checkpoints.read_newest(str(tmp_path)) == whole._replace(reported=None)
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_a_directory_in_place_of_a_checkpoint_is_passed_over(tmp_path):
+    checkpoints.save(str(tmp_path), checkpoints.Checkpoint(5, [], {}, {}), keep=2)
+    os.mkdir(checkpoints.path_of(str(tmp_path), 6))
+    assert checkpoints.read_newest(str(tmp_path)).step == 5
 
 
 def test_only_the_newest_stay(tmp_path):

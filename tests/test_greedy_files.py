@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import convert, make_set, sources, trees
 from pipeline.errors import StageError, UsageError
@@ -245,7 +246,26 @@ def test_only_regular_files_are_opened(tmp_path, make, kind):
     assert reason == f"{kind}, expected a file"
 
 
+def test_a_jpeg_of_hundreds_of_scans_is_not_decoded():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", progressive=True)
+    assert image_file.decode(buffer.getvalue()).shape == (8, 8, 1)
+    with pytest.raises(ValueError, match="scans of a JPEG, expected at most 500"):
+        image_file.decode(buffer.getvalue() + b"\xff\xda" * 500)
+
+
 # Links between directories.
+
+
+def test_a_link_to_itself_is_a_record_that_cannot_be_had_or_none(tmp_path):
+    place = make_folder_set(tmp_path / "set", num_train=3, num_test=1)
+    (place / "loop").symlink_to("loop")
+    (place / "train" / "class 0").mkdir(exist_ok=True)
+    (place / "train" / "class 0" / "loop.png").symlink_to("loop.png")
+    source = sources.open_source(f"folder:{place}")
+    assert source.split_sizes == {"train": 4, "test": 1}
+    images, _ = source.read(np.arange(5))
+    assert sum(isinstance(image, sources.Unreadable) for image in images) == 1
 
 
 def test_each_directory_is_listed_once(tmp_path, capsys):
@@ -323,6 +343,18 @@ def test_of_an_npz_nothing_is_unpacked_before_its_headers_are_believed(
     monkeypatch.setattr("tempfile.TemporaryFile", lambda: pytest.fail("it was unpacked"))
     with pytest.raises(StageError, match=message):
         sources.open_source(spec)
+
+
+def test_an_npz_that_holds_less_than_both_its_headers_say(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in (("x", IMAGES), ("y", LABELS)):
+            with archive.open(f"{key}.npy", "w") as file:
+                about = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(file, about)
+                file.write(array.tobytes()[:-1])
+            archive.filelist[-1].file_size += 1
+    with pytest.raises(StageError, match=r"x promises uint8 \(3, 4, 4, 1\), and holds 47 bytes"):
+        sources.open_source(f"npz:{tmp_path}/set.npz")
 
 
 def test_a_header_of_an_npz_that_is_no_end(tmp_path):

@@ -334,6 +334,10 @@ def test_a_model_is_fetched_once_and_by_its_manifest_alone(
     images = shards.Dataset(str(data_dir)).read_images("test")
     local = published_model.PublishedModel(str(model), stage.manifest_of(str(model)))
     np.testing.assert_array_equal(loaded.reconstruct(images), local.reconstruct(images))
+    data = "variables/variables.data-00000-of-00001"
+    object_store.put(f"{inside(place)}/{data}", (model / data).read_bytes()[::-1])
+    with pytest.raises(StageError, match=f"{place}/{data}: damaged"):
+        published_model.PublishedModel(place, stage.manifest_of(place))
 
 
 def test_a_report_made_from_the_store(object_store, place, data_dir, trained):

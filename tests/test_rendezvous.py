@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import Interrupted, StageError, UsageError
 from tests.conftest import REPOSITORY, make_shards
 from tests.engines.processes import free_ports
-from trainer import rendezvous, tf_config
+from trainer import peers, rendezvous, tf_config
 
 
 class Result(threading.Thread):
@@ -285,6 +285,27 @@ def test_a_signal_ends_the_wait_at_once(data_dir, tmp_path):
         assert (status, text.count("stopped by SIGINT")) == (75, 1)
 
 
+def test_a_peer_that_never_stops_sending_does_not_delay_the_end(monkeypatch):
+    monkeypatch.setattr(peers, "_FINISH_SECS", 0.3)
+    server = socket.create_server(("127.0.0.1", 0))
+    sender = socket.create_connection(server.getsockname())
+    ended = threading.Event()
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.05):
+                sender.send(b"x")
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    ender = threading.Thread(target=peers.Peer(server.accept()[0]).finish, daemon=True)
+    ender.start()
+    ender.join(60)
+    assert not ender.is_alive()
+    ended.set()
+    thread.join()
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -292,6 +313,7 @@ def test_a_signal_ends_the_wait_at_once(data_dir, tmp_path):
         "{}",
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0.9}}',
         '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:70000"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": [1]}, "task": {"type": "worker", "index": 0}}',

@@ -28,6 +28,8 @@ _DAMAGED = (
     ValueError,
     KeyError,
     EOFError,
+    IsADirectoryError,
+    TypeError,
     RuntimeError,  # NotImplementedError too: "That compression method is not supported".
 )
 _ABOUT = "about"  # The array that holds everything but weights, as JSON.
@@ -98,6 +100,11 @@ def _read(path: str) -> Checkpoint:
     if about["names"] != sorted(arrays):
         raise ValueError("names of arrays are damaged")
     reported = about.get("reported")
+    for name, kind in (("step", int), ("epoch_sums", list), ("run", dict)):
+        if not isinstance(about[name], kind):
+            raise ValueError(f"{name} is {about[name]!r}")
+    if not isinstance(reported, str | None):
+        raise ValueError(f"reported is {reported!r}")
     return Checkpoint(about["step"], about["epoch_sums"], about["run"], arrays, reported)
 
 

@@ -22,6 +22,7 @@ class Reports:
                 up_to_step=run.step,
                 writes=run.is_chief,
                 reported=reported,
+                skips_damaged=name == metrics_lib.TIMINGS,
             )
 
         # Which decide when the run ends and what it publishes, so the checkpoint has them too.

@@ -74,7 +74,13 @@ class JsonLines:
     """
 
     def __init__(
-        self, path: str, *, up_to_step: int, writes: bool = True, reported: str | None = None
+        self,
+        path: str,
+        *,
+        up_to_step: int,
+        writes: bool = True,
+        reported: str | None = None,
+        skips_damaged: bool = False,
     ):
         """Opens the file and drops what an earlier try wrote after `up_to_step`.
 
@@ -86,11 +92,12 @@ class JsonLines:
           writes: whether to write at all; without it the lines are only kept in memory.
           reported: the text that the file has at that step, by a checkpoint; None where no
             checkpoint says it, and the file is taken at its word.
+          skips_damaged: whether lines that are none are dropped: of a file that decides nothing.
 
         Raises:
           StageError: a line of the file, taken at its word, is no line of metrics.
         """
-        self._path, self._writes = path, writes
+        self._path, self._writes, self._skips_damaged = path, writes, skips_damaged
         there = storage.read_bytes(path).decode(errors="replace") if storage.exists(path) else ""
         self._lines = self._kept(there if reported is None else reported, up_to_step)
         # Lines that came after the checkpoint are no surprise: the run was stopped there.
@@ -109,7 +116,9 @@ class JsonLines:
             try:
                 value = json.loads(line)
                 late = value["step"] > up_to_step
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if self._skips_damaged:
+                    continue
                 raise StageError(
                     f"{self._path}: line {number} is no line of metrics ({error!r}); remove the "
                     "line"

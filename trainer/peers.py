@@ -72,9 +72,11 @@ class Peer:
         """Ends the connection once the peer has taken what was sent, and has ended it too."""
         with self.connection, contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(_FINISH_SECS)
-            while self.connection.recv(1 << 16):
-                pass
+            ends = time.monotonic() + _FINISH_SECS  # However often the peer sends something.
+            while (left := ends - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(1 << 16):
+                    return
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -109,8 +109,10 @@ class Run:
         self.epoch_sums = np.array(checkpoint.epoch_sums)
         self.reported = checkpoint.reported
         variables = self._variables
-        if variables.keys() != checkpoint.arrays.keys():
-            odd = min(variables.keys() ^ checkpoint.arrays.keys())
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        restored_shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
+        if shapes != restored_shapes:
+            odd = min(name for name, _ in shapes.items() ^ restored_shapes.items())
             raise StageError(
                 f"--workdir={self.workdir}: the checkpoint of step {self.step} and this program's "
                 f"model differ in {odd!r}; go on with the Keras version that wrote it, or pass "

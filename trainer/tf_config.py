@@ -57,7 +57,7 @@ def read() -> Cluster:
             for kind in ("chief", "worker")
             for number, address in enumerate(value["cluster"].get(kind, ()))
         ]
-        own = value["task"]["type"], int(value["task"]["index"])
+        own = value["task"]["type"], int(str(value["task"]["index"]))  # No 0.9, which is 0 to int.
         index = [(worker.kind, worker.number) for worker in workers].index(own)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(

@@ -24,6 +24,9 @@ _MAX_TEXT_BYTES = 4 << 20
 _MAX_HEADER_READS = 10_000
 # More than the file: each part is read once, and the first bytes of it again.
 _MORE_HEADER_BYTES = 1 << 16
+# Scans of a progressive JPEG, each of which is decoded over the whole image: programs write some
+# ten, and libjpeg-turbo's own fuzzers stop at 500.
+_SCAN, _MAX_SCANS = b"\xff\xda", 500
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # Tags of TIFF.
 
 
@@ -126,6 +129,10 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
         than allowed, or one that is transparent somewhere: what shows through is not in it.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
+        if image.format == "JPEG" and data.count(_SCAN) > _MAX_SCANS:
+            raise ValueError(
+                f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"
+            )
         try:
             pixels = _pixels(image)
         except (OSError, SyntaxError, EOFError) as error:
