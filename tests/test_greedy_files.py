@@ -325,6 +325,18 @@ def test_of_an_npz_nothing_is_unpacked_before_its_headers_are_believed(
         sources.open_source(spec)
 
 
+def test_an_npz_that_holds_less_than_both_its_headers_say(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in (("x", IMAGES), ("y", LABELS)):
+            with archive.open(f"{key}.npy", "w") as file:
+                about = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(file, about)
+                file.write(array.tobytes()[:-1])
+            archive.filelist[-1].file_size += 1
+    with pytest.raises(StageError, match=r"x promises uint8 \(3, 4, 4, 1\), and holds 47 "):
+        sources.open_source(f"npz:{tmp_path}/set.npz")
+
+
 def test_a_header_of_an_npz_that_is_no_end(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         head = b"\x93NUMPY\x02\x00" + struct.pack("<I", 3_000_000)

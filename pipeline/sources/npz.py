@@ -43,35 +43,40 @@ class _Member:
           StageError: no array of numbers, or not as large as its header promises.
         """
         self._archive, self._info = archive, archive.getinfo(f"{key}.npy")
-        self.key, self._path, where = key, path, f"{path}: {key}"
+        self.key, self._path, self._where = key, path, f"{path}: {key}"
         if self._info.compress_type not in _METHODS:
             raise StageError(
-                f"{where} is packed by another method than zip's own; expected deflate or none, as "
-                "numpy.savez_compressed and numpy.savez pack: save it again"
+                f"{self._where} is packed by another method than zip's own; expected deflate or "
+                "none, as numpy.savez_compressed and numpy.savez pack: save it again"
             )
         with archive.open(self._info) as packed:
             head = io.BytesIO(packed.read(_HEAD_BYTES))
-        self.shape, self._fortran_order, self.dtype = _read_header(head, where)
+        self.shape, self._fortran_order, self.dtype = _read_header(head, self._where)
         if self.dtype.hasobject:
             raise StageError(
-                f"{where} holds Python objects, which are never unpickled; expected numbers: "
+                f"{self._where} holds Python objects, which are never unpickled; expected numbers: "
                 "save the array with another dtype"
             )
         self._offset = head.tell()
-        found = self._info.file_size - self._offset
-        if min(self.shape, default=0) < 0 or found != math.prod(self.shape) * self.dtype.itemsize:
+        self._check_size(self._info.file_size)
+
+    def _check_size(self, num_bytes: int) -> None:
+        """Raises a StageError if so many bytes, header included, are not the array's."""
+        found, promised = num_bytes - self._offset, math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or found != promised:
             raise StageError(
-                f"{where} promises {self.dtype} {self.shape}, and holds {found} bytes; save it "
-                "again"
+                f"{self._where} promises {self.dtype} {self.shape}, and holds {found} bytes; save "
+                "it again"
             )
 
     def read(self) -> np.ndarray | arrays.FileRows:
         """Unpacks the array; images of bytes stay in an unnamed file. Never unpickled."""
         shape, dtype = self.shape, self.dtype
         plain = tempfile.TemporaryFile()
-        # No more comes out than file_size says, and its checksum is checked.
+        # No more comes out than file_size says, but less may.
         with self._archive.open(self._info) as packed:
             shutil.copyfileobj(packed, plain, 1 << 20)
+        self._check_size(plain.tell())
         plain.flush()
         if dtype == np.uint8 and len(shape) in (3, 4) and not self._fortran_order:
             return arrays.FileRows(OpenFile(plain, self._path), self._offset, shape)
