@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -200,3 +201,30 @@ def test_no_worker_is_done_before_the_model_is_published(data_dir, tmp_path):
     assert "another worker of the cluster is gone" in outputs[1]
     done = run_cluster(data_dir, tmp_path)
     assert "model_id" in done.stdout
+
+
+@pytest.mark.long
+def test_workers_of_other_addresses_are_reached_without_the_proxy(data_dir, tmp_path):
+    addresses = [f"127.0.0.{n}:{port}" for n, port in enumerate(free_ports(2), 2)]
+    config = ["--config=configs/smoke.py", "--config.strategy=multi_worker"]
+    with socket.create_server(("127.0.0.1", 0)) as proxy:  # Takes connections, never answers.
+        proxy.setblocking(False)
+        workers = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            environment = {
+                **os.environ,
+                "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task}),
+                "http_proxy": f"http://127.0.0.1:{proxy.getsockname()[1]}",
+            }
+            flags = [*config, f"--config.data_dir={data_dir}", f"--workdir={tmp_path}/run"]
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "trainer.main", *flags],
+                    cwd=REPOSITORY,
+                    env=environment,
+                )
+            )
+        assert [worker.wait() for worker in workers] == [0, 0]
+        with pytest.raises(BlockingIOError):
+            proxy.accept()  # Nobody came.
