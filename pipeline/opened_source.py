@@ -89,9 +89,12 @@ def telling_changes(
         try:
             check_unchanged()
         except SourceChanged as named:
-            reason = str(error).partition(";")[0]  # The remedy is not needed twice.
-            changed = named if changed else SourceChanged(f"{named} ({reason})")
-        if not changed:
+            changed = named
+            if str(error) != str(named):
+                reason = str(error).partition(";")[0]  # The remedy is not needed twice.
+                changed = SourceChanged(f"{named} ({reason})")
+        if changed:
+            forget_tasks()
+        if changed in (None, error):
             raise
-        forget_tasks()
         raise changed from error
