@@ -152,7 +152,11 @@ def test_replaced_under_the_job_and_restored_all_records_arrive(
     assert outputs_of(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize("flags", [[], ["--direct_num_workers=2"]], ids=["1", "2"])
+@pytest.mark.parametrize(
+    "flags",
+    [[], pytest.param(["--direct_num_workers=2"], marks=pytest.mark.long)],
+    ids=["1", "2"],
+)
 def test_files_that_keep_size_and_time_are_made_again_with_those_that_do_not(
     tmp_path, when_written, undisturbed, flags
 ):
