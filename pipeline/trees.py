@@ -39,11 +39,6 @@ def read_tree(directory: str) -> Tree:
     return _read_local_tree(directory)
 
 
-def list_tree(directory: str) -> list[str]:
-    """The paths that `read_tree` gives."""
-    return list(read_tree(directory).stamps)
-
-
 def _is_left_out(name: str) -> bool:
     return name.startswith(".") or storage.is_of_volume(name)
 
