@@ -10,6 +10,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(call quote,$(VENV)/bin/python)
 INSTALLED := $(VENV)/.installed
+# Extras of setup.py beside dev; CUDA's libraries where the driver shows a GPU.
+EXTRAS ?= $(if $(wildcard /dev/nvidia0),cuda)
+comma := ,
 
 # What the three stages take; see `make help`. Each reaches the shell as one word, but FLAGS, which
 # are many.
@@ -41,6 +44,7 @@ help:  ## lists the targets and their variables
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(call quote,$(firstword $(MAKEFILE_LIST))) | expand -t 18
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON="$(call quote,$(PYTHON))" VENV="$(call quote,$(VENV))"                 the interpreter and the environment it makes"
+	@echo "  EXTRAS="$(call quote,$(EXTRAS))"                                 setup: extras of setup.py, such as cuda"
 	@echo "  SOURCE="$(call quote,$(SOURCE))" NAME="$(call quote,$(NAME))" OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
 	@echo "  DATA_DIR=DIR                            verify"
 	@echo "  DATA_DIR=DIR CONFIG="$(call quote,$(CONFIG))" WORKDIR=DIR  train"
@@ -57,7 +61,7 @@ setup: $(INSTALLED)  ## makes $(VENV) and installs everything into it
 $(INSTALLED): setup.py constraints.txt pyproject.toml
 	$(call quote,$(PYTHON)) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: expected 3.10 to 3.13; set PYTHON=")'
 	$(call quote,$(PYTHON)) -m venv $(call quote,$(VENV))
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable $(call quote,.[dev$(addprefix $(comma),$(EXTRAS))])
 	$(PY) -m pip check
 	@touch $@
 

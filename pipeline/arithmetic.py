@@ -32,7 +32,8 @@ def kind() -> str:
 
     gpus = tf.config.list_physical_devices("GPU")
     names = {tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus}
-    device = f"GPU {', '.join(sorted(map(str, names)))}" if gpus else f"CPU {_isa()}"
+    rounded = " with TF32" * tf.config.experimental.tensor_float_32_execution_enabled()
+    device = f"GPU {', '.join(sorted(map(str, names)))}{rounded}" if gpus else f"CPU {_isa()}"
     return f"{device}, TensorFlow {tf.__version__}"
 
 

@@ -46,6 +46,7 @@ class EmbedShard(beam.DoFn):
         tasks: Tasks,
         previous: Previous,
         tolerant: bool,
+        fast_math: bool,
     ):
         """Takes what is read, the model, what is made, and what was made before.
 
@@ -57,10 +58,11 @@ class EmbedShard(beam.DoFn):
           tasks: of the directory that is written to.
           previous: the finished export there.
           tolerant: whether a shard that lacks records will do.
+          fast_math: see PublishedModel.
         """
         self._input, self._model_dir, self._model_manifest = input_, model_dir, model_manifest
         self._making, self._tasks, self._previous = making, tasks, previous
-        self._tolerant = tolerant
+        self._tolerant, self._fast_math = tolerant, fast_math
         outputs = set(rows.needed_outputs(making.fields))
         self._outputs = sorted(outputs | ({"reconstruction"} if making.images != "none" else set()))
         self._shared = shared.Shared()
@@ -123,7 +125,7 @@ class EmbedShard(beam.DoFn):
         """The model, loaded once in a process and shared by its threads."""
 
         def load() -> PublishedModel:
-            model = PublishedModel(self._model_dir, self._model_manifest)
+            model = PublishedModel(self._model_dir, self._model_manifest, fast_math=self._fast_math)
             return model.prepared(self._outputs)
 
         return self._shared.acquire(load, tag=self._model_manifest["model_id"])

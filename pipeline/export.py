@@ -58,6 +58,11 @@ _ON_CORRUPT = flags.DEFINE_enum(
     ["fail", "quarantine"],
     "Where a shard is damaged: stop, or export without the records that cannot be had.",
 )
+_FAST_MATH = flags.DEFINE_bool(
+    "fast_math",
+    False,
+    "On GPUs: round products to TensorFloat-32, and let last digits depend on timing; faster.",
+)
 _MAX_QUARANTINED = flags.DEFINE_string(
     "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
 )
@@ -103,6 +108,7 @@ def run(beam_args: list[str]) -> None:
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
         options=options,
+        fast_math=_FAST_MATH.value,
     )
     manifest = make_export.make_export(request)
     print(*_account(manifest), sep="\n")

@@ -49,6 +49,7 @@ class Request:
     max_quarantined: quarantine.Limit
     overwrite: bool
     options: PipelineOptions  # Beam's.
+    fast_math: bool = False  # On GPUs; see PublishedModel.
 
 
 def make_export(request: Request) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def make_export(request: Request) -> dict[str, Any]:
             tasks=output.tasks,
             previous=_previous(output, base),
             tolerant=request.tolerant,
+            fast_math=request.fast_math,
         )
         embed_shards.embed_shards(embed, input_, tasks=output.tasks, options=request.options)
         made = _finish(request, output, model_manifest, reference)

@@ -44,12 +44,14 @@ def _checked_files(model_dir: str, entries: Sequence[Mapping[str, Any]]) -> Iter
 class PublishedModel:
     """The SavedModel that a manifest describes."""
 
-    def __init__(self, model_dir: str, manifest: dict[str, Any]):
+    def __init__(self, model_dir: str, manifest: dict[str, Any], *, fast_math: bool = False):
         """Checks the files against the manifest and loads the SavedModel.
 
         Args:
           model_dir: local path or fsspec URL.
           manifest: the directory's, which the worker may have been sent.
+          fast_math: on GPUs, whether products may be rounded to TensorFloat-32, and results may
+            depend on timing in their last digits.
 
         Raises:
           StageError: a file is missing or damaged, or the SavedModel is not the manifest's.
@@ -57,7 +59,12 @@ class PublishedModel:
         command.import_tensorflow()
         import tensorflow as tf
 
-        for device in tf.config.list_physical_devices("GPU"):
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:  # A CPU computes the same at any time.
+            tf.config.experimental.enable_tensor_float_32_execution(fast_math)
+            if not fast_math:
+                tf.config.experimental.enable_op_determinism()
+        for device in gpus:
             # Several workers share a device, and the first would take all of its memory.
             with contextlib.suppress(RuntimeError):  # In use already, and set before that.
                 tf.config.experimental.set_memory_growth(device, True)

@@ -15,18 +15,20 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from pipeline import gpus
 from trainer import host_memory
 
 PLACEMENTS = ("auto", "device", "memory_mapped")
 # Share of the memory that the data may take where it is placed by size: the rest is for
 # activations, which grow with the batch.
 _SHARE_OF_MEMORY = 0.25
+_WORD_BYTES = 8
 
 
 class Records(NamedTuple):
     """What the step takes batches from."""
 
-    images: tf.Tensor  # on each replica's device: uint8 (n, H, W, C); of InMemory, the array
+    images: tf.Tensor  # on each replica's device, as `to_words` packs; of InMemory, the array
     order: tf.Tensor  # int32, rows of images in the order in which to visit them
     num_examples: tf.Tensor  # int32 scalar, how many of them there are
 
@@ -54,13 +56,45 @@ class Split(Protocol):
         """The first records, uint8 (at most count, H, W, C)."""
 
 
+def to_words(images: np.ndarray) -> np.ndarray:
+    """Images as 64-bit words, since a GPU has a kernel to gather rows of words and none for bytes.
+
+    Args:
+      images: uint8 (n, H, W, C).
+
+    Returns:
+      int64 (n, ceil(H·W·C / 8)), the last bytes of each row 0 where H·W·C is no multiple of 8.
+    """
+    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    padding = -rows.shape[1] % _WORD_BYTES
+    return (np.pad(rows, [(0, 0), (0, padding)]) if padding else rows).view(np.int64)
+
+
+def gather_images(words: tf.Tensor, rows: tf.Tensor, image_shape: tuple[int, ...]) -> tf.Tensor:
+    """Some of the images that `to_words` packed.
+
+    Args:
+      words: int64 (n, w).
+      rows: int32 (m,).
+      image_shape: (H, W, C).
+
+    Returns:
+      uint8 (m, H, W, C).
+    """
+    pixels = tf.bitcast(tf.gather(words, rows), tf.uint8)  # (m, w, 8)
+    num_pixels, num_bytes = math.prod(image_shape), words.shape[1] * _WORD_BYTES
+    if num_pixels < num_bytes:
+        pixels = tf.reshape(pixels, (-1, num_bytes))[:, :num_pixels]
+    return tf.reshape(pixels, (-1, *image_shape))
+
+
 def _copy_to_devices(strategy: tf.distribute.Strategy, images: np.ndarray):
-    """Copies an array to the device of every replica of this process."""
-    devices = strategy.extended.worker_devices
+    """Copies images, as words, to the device of every replica of this process."""
+    devices, words = strategy.extended.worker_devices, to_words(images)
 
     def copy(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
         with tf.device(devices[context.replica_id_in_sync_group % len(devices)]):
-            return tf.constant(images)
+            return tf.constant(words)
 
     return strategy.experimental_distribute_values_from_function(copy)
 
@@ -179,17 +213,25 @@ class _VisitWithHost:
         return self._split.place(*gathered), tf.constant(0)
 
 
-def _device_bytes(strategy: tf.distribute.Strategy) -> int:
-    """Memory of the smallest device, for each of the replicas that share it."""
-    from tensorflow.python.client import device_lib  # TensorFlow says it nowhere else.
+def fits_devices(strategy: tf.distribute.Strategy, num_bytes: int) -> tuple[bool, str]:
+    """Whether images are to lie on every device of a strategy, and why, in words.
 
-    gpus = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    Args:
+      strategy: whose devices they are.
+      num_bytes: size of the images.
+    """
     devices = strategy.extended.worker_devices
-    if gpus and "GPU" in devices[0]:
-        return min(gpus)
-    return host_memory.usable_bytes() // (
-        len(devices) + 1
-    )  # The array from which it is copied too.
+    if "GPU" not in devices[0]:
+        # As often as there are replicas, and the array from which they are copied.
+        free = host_memory.usable_bytes() // (len(devices) + 1)
+        of = "of memory for each replica"
+    else:
+        free = gpus.free_bytes()
+        of = "free on the smallest GPU"
+    if free is None:
+        return False, "nvidia-smi does not say how much memory the GPUs have"
+    text = f"{num_bytes >> 20:,} MiB of images, {free >> 20:,} MiB {of}"
+    return num_bytes <= _SHARE_OF_MEMORY * free, f"{text}, {_SHARE_OF_MEMORY:.0%} of it allowed"
 
 
 def allocator(placement: str, num_bytes: int) -> Callable[[tuple[int, ...], type], np.ndarray]:
@@ -232,8 +274,11 @@ def place(
       config: data_placement, batch_size, steps_per_loop.
       num_bytes: size of the data, all splits together.
     """
-    large = num_bytes > _SHARE_OF_MEMORY * _device_bytes(strategy)
-    if config.data_placement == "memory_mapped" or (config.data_placement == "auto" and large):
+    placement = config.data_placement
+    if placement == "auto":
+        fits, _ = fits_devices(strategy, num_bytes)
+        placement = "device" if fits else "memory_mapped"
+    if placement == "memory_mapped":
         in_split = -(-len(images) // config.batch_size)
         max_batches = min(config.steps_per_loop, in_split)
         return WithHost(strategy, images, batch_size=config.batch_size, max_batches=max_batches)

@@ -4,6 +4,7 @@ The host feeds each batch and looks at each step, so there is nothing here that
 config.steps_per_loop would group.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -51,11 +52,12 @@ class FitSteps(Steps):
         """Takes the same as Steps, and makes the model of config.kl_route."""
         super().__init__(config, strategy, vae, optimizer)
         with strategy.scope():
-            self._model = kl_routes.compiled(config, vae, optimizer.keras)
+            draw_noise = functools.partial(self.draw_noise, purpose="train")
+            self.model = kl_routes.compiled(config, vae, optimizer.keras, draw_noise)
         self.is_stopped = False
         # As graphs: under a strategy each variable would cost half a millisecond.
-        self.reset_metrics = tf.function(self._model.reset_metrics)
-        self.metrics = tf.function(self._model.get_metrics_result)
+        self.reset_metrics = tf.function(self.model.reset_metrics)
+        self.metrics = tf.function(self.model.get_metrics_result)
 
     def stop(self) -> None:
         """See Steps."""
@@ -89,7 +91,8 @@ class FitSteps(Steps):
             beta = schedules.beta(self.config, step + i)
             inputs = {
                 "images": mine.images,
-                "noise": mine.noise,
+                "places": mine.places,
+                "step": tf.fill(weights.shape, step + i),
                 "weights": weights,
                 "beta": tf.fill(weights.shape, beta),
             }
@@ -120,7 +123,7 @@ class FitSteps(Steps):
             terms = [means[name] for name in ("loss", "reconstruction_loss", "kl")]
             on_rows(num_examples * np.array([[*terms, 1.0]], np.float32))
 
-        self._model.fit(
+        self.model.fit(
             self._feed(records, step, first_batch, num_steps),
             steps_per_epoch=num_steps,
             shuffle=False,  # Order is the feed's.

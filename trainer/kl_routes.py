@@ -12,11 +12,14 @@ differ in where the KL term stands, and by that in what can be passed to it ther
 * The other four are Keras models made here and trained by `fit` in fit_steps.py. Each takes
 
       images   float32 (n, H, W, C) in [0, 1]
-      noise    float32 (n, 1, latent_dim), standard normal
+      places   int32 (n,), places in the global batch, by which noise belongs to them
+      step     int32 (n,), global number of the step, n times the same
       weights  float32 (n,), the example's share of the global batch, 0 where there is none
       beta     float32 (n,), weight of the KL term in this step, n times the same
 
   for the noise of a step, a short last batch and a schedule are passed in like everything else.
+  The noise itself is drawn in the model, on the device, as gradient_tape draws it: normal numbers
+  of a CPU and of a GPU differ in their last digits.
 
 Keras 3 has dropped `add_metric`, and `add_loss` on the symbolic tensors of a functional model.
 It has kept `add_loss` within the `call` of a layer or a model, and metrics that a layer owns.
@@ -33,6 +36,8 @@ from trainer import likelihoods, losses, objective
 from trainer.model import VAE
 
 Inputs = dict[str, tf.Tensor]
+# int32 scalar, the step's number, and int32 (n,), places -> float32 (n, 1, latent_dim)
+DrawNoise = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # two (n, …) -> float32 (n,)
 
 
@@ -70,14 +75,18 @@ class _SampleAndDecode(keras.layers.Layer):
     Keeps the means of both terms as metrics, which was `add_metric` before Keras 3.
     """
 
-    def __init__(self, decoder: keras.Model, negative_log: PerExample):
+    def __init__(self, decoder: keras.Model, negative_log: PerExample, draw_noise: DrawNoise):
         super().__init__(name="decode")
         self.decoder, self._negative_log = decoder, negative_log
+        self._draw_noise = draw_noise
         self.reconstruction_loss = keras.metrics.Mean("reconstruction_loss")
         self.kl = keras.metrics.Mean("kl")
 
     def call(self, inputs, mean, log_var):
-        (z,) = tf.unstack(objective.sample(mean, log_var, inputs["noise"]), axis=1)
+        # int32 already, but for the placeholders by which Keras builds a model of several replicas.
+        step, places = (tf.cast(inputs[name], tf.int32) for name in ("step", "places"))
+        noise = self._draw_noise(step[0], places)
+        (z,) = tf.unstack(objective.sample(mean, log_var, noise), axis=1)
         logits = self.decoder(z)  # (n, H, W, C)
         negative_log = self._negative_log(inputs["images"], logits)
         self.reconstruction_loss.update_state(negative_log, inputs["weights"])
@@ -95,13 +104,13 @@ class Parts(NamedTuple):
 
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """Placeholders of a functional model, by name."""
-        shapes = {
-            "images": self.encoder.input_shape[1:],
-            "noise": (1, *self.encoder.output_shape[0][1:]),
-            "weights": (),
-            "beta": (),
+        return {
+            "images": keras.Input(self.encoder.input_shape[1:], name="images"),
+            "places": keras.Input((), name="places", dtype="int32"),
+            "step": keras.Input((), name="step", dtype="int32"),
+            "weights": keras.Input((), name="weights"),
+            "beta": keras.Input((), name="beta"),
         }
-        return {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
 
 
 class _KlLayer(keras.layers.Layer):
@@ -212,7 +221,10 @@ NAMES = ("gradient_tape", *_MODELS)
 
 
 def compiled(
-    config: ml_collections.ConfigDict, vae: VAE, optimizer: keras.Optimizer
+    config: ml_collections.ConfigDict,
+    vae: VAE,
+    optimizer: keras.Optimizer,
+    draw_noise: DrawNoise,
 ) -> keras.Model:
     """The compiled model of a config's route, which is not gradient_tape.
 
@@ -222,9 +234,10 @@ def compiled(
       config: kl_route, likelihood and its keys, free_bits.
       vae: the networks; the model has no other weights.
       optimizer: of these weights.
+      draw_noise: as `Steps.draw_noise` draws for training.
     """
     negative_log = likelihoods.make(config).negative_log
-    decode = _SampleAndDecode(vae.decoder, negative_log)
+    decode = _SampleAndDecode(vae.decoder, negative_log, draw_noise)
     parts = Parts(vae.encoder, decode, negative_log, objective.kl_term(config))
     # Keras would choose XLA by itself where it finds a GPU.
     return _MODELS[config.kl_route](parts, optimizer, jit_compile=config.jit_compile)

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from absl import flags
 
-from pipeline import command
+from pipeline import command, gpus
 from pipeline.errors import Interrupted, StageError, UsageError
 
 _NUM_WORKERS = flags.DEFINE_integer(
@@ -51,12 +51,14 @@ class _Worker:
     """One worker process, and the threads that copy its output."""
 
     def __init__(self, number: int, addresses: list[str], arguments: list[str]):
+        # Of its own, since two workers on one GPU would wait for each other for ever.
+        own_gpus = gpus.environment_of(number, len(addresses))
         task = {"type": "worker", "index": number}
         cluster = {"cluster": {"worker": addresses}, "task": task}
         self.number = number
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer.main", *arguments, "--config.strategy=multi_worker"],
-            env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+            env={**os.environ, **own_gpus, "TF_CONFIG": json.dumps(cluster)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # A terminal's ^C would reach it beside the one that is passed on, and count twice.
@@ -118,6 +120,13 @@ def run(arguments: list[str]) -> None:
     """Starts the workers and waits for them."""
     if not arguments:
         raise UsageError("no flags for the trainer; expected them after --, as in --help")
+    num_gpus = len(gpus.visible())
+    if 0 < num_gpus < _NUM_WORKERS.value:
+        raise UsageError(
+            f"--num_workers={_NUM_WORKERS.value}: this machine has {num_gpus} GPU(s), and each "
+            "worker takes at least one; start fewer workers, or set CUDA_VISIBLE_DEVICES= to train "
+            "on the CPU"
+        )
     addresses = [f"localhost:{port}" for port in _free_ports(_NUM_WORKERS.value)]
     workers: list[_Worker] = []
 

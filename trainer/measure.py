@@ -61,7 +61,11 @@ class LogLikelihood:
         return total - math.log(self._num_samples)
 
     @tf.function
-    def of_batch(self, records: data.Records, batch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    def of_replicas(self, records: data.Records, batch: tf.Tensor, number: tf.Tensor):
+        """Log p of the images of a batch, each replica's part of them: see `of_batch`."""
+        return self._steps.strategy.run(self._replica, args=(records, batch, number))
+
+    def of_batch(self, records: data.Records, batch: tf.Tensor, number: tf.Tensor) -> np.ndarray:
         """Log p of the images of a batch.
 
         Args:
@@ -72,8 +76,11 @@ class LogLikelihood:
         Returns:
           float32 (batch_size or a little more,); what is beyond the batch's images is padding.
         """
-        strategy = self._steps.strategy
-        return strategy.gather(strategy.run(self._replica, args=(records, batch, number)), axis=0)
+        # Joined by the host: strategy.gather has been seen to hang on several GPUs, see
+        # https://github.com/tensorflow/tensorflow/issues/62065.
+        parts = self.of_replicas(records, batch, number)
+        local = self._steps.strategy.experimental_local_results(parts)
+        return np.concatenate([part.numpy() for part in local])
 
 
 def measure(
@@ -140,7 +147,7 @@ def measure(
         records, first = visit.batches(batch, 1)
         rows, _ = steps.evaluate(records, first, tf.constant(batch), tf.constant(1))
         sums = sums + rows.numpy()[0].astype(np.float64)
-        found = estimate.of_batch(records, first, tf.constant(batch)).numpy()
+        found = estimate.of_batch(records, first, tf.constant(batch))
         log_likelihood.append(found[: num_examples - done][:_BATCH_SIZE].astype(np.float64))
     progress.close()
     of_images = metrics_lib.from_sums(

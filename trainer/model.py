@@ -151,6 +151,7 @@ class VAE:
 
     def __init__(self, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]):
         """Builds both networks, under the current distribution strategy."""
+        self.image_shape = image_shape
         self.encoder = build_encoder(config, image_shape)
         self.decoder = build_decoder(config, image_shape)
 

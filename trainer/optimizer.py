@@ -23,20 +23,27 @@ class _Adam(keras.optimizers.Adam):
     as some twenty operations a variable, each a pass over memory and a microsecond of the host.
     """
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # The powers are the same for all variables, so they are computed once a step and travel
+        # with the rate; for each variable they would be five kernels of a GPU.
+        step = tf.cast(self.iterations + 1, tf.float32)
+        powers = [tf.constant(beta, tf.float32) ** step for beta in (self.beta_1, self.beta_2)]
+        rate = tf.cast(learning_rate, tf.float32)
+        super()._backend_update_step(grads, trainable_variables, (rate, *powers))
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        beta_1, beta_2 = (tf.constant(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
+        rate, beta_1_power, beta_2_power = learning_rate
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=beta_1**step,
-            beta2_power=beta_2**step,
-            lr=tf.cast(learning_rate, variable.dtype),
-            beta1=beta_1,
-            beta2=beta_2,
-            epsilon=tf.constant(self.epsilon, variable.dtype),
+            beta1_power=beta_1_power,
+            beta2_power=beta_2_power,
+            lr=rate,
+            beta1=tf.constant(self.beta_1, tf.float32),
+            beta2=tf.constant(self.beta_2, tf.float32),
+            epsilon=tf.constant(self.epsilon, tf.float32),
             grad=gradient,
         )
 

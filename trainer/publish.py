@@ -17,7 +17,7 @@ from trainer import weights as weights_lib
 from trainer.model import VAE
 
 
-def _signatures(
+def signatures(
     vae: VAE, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Name -> (function, its input specification)."""
@@ -71,7 +71,7 @@ def _save(
     archive = keras.export.ExportArchive()
     archive.track(vae.encoder)
     archive.track(vae.decoder)
-    for name, (function, specification) in _signatures(vae, config, image_shape).items():
+    for name, (function, specification) in signatures(vae, config, image_shape).items():
         archive.add_endpoint(name=name, fn=function, input_signature=specification)
     with command.quiet_stderr():
         archive.write_out(directory, verbose=False)

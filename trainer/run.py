@@ -1,6 +1,7 @@
 """The state of one run: its data, its model, and how far it has come."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import keras
@@ -8,7 +9,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline import shards, stage
+from pipeline import gpus, shards, stage
 from pipeline.errors import StageError
 from trainer import batches, checkpoints, data, fit_steps, schedules, strategies, weights
 from trainer import config as config_lib
@@ -93,6 +94,11 @@ class Run:
         if not self._arrays:
             self._read_data()
         self.splits: dict[str, data.Split] = {}
+        if config.data_placement == "auto" and self.is_chief:
+            fits, why = data.fits_devices(self.strategy, self._num_bytes())
+            if gpus.visible() or not fits:
+                where = "on the devices" if fits else "in a file of the host"
+                print(f"train: images lie {where}: {why}", file=sys.stderr)
         for split, images in self._arrays.items():
             self.splits[split] = self.steps.place(split, images, num_bytes=self._num_bytes())
         self._arrays = {}
@@ -127,24 +133,25 @@ class Run:
         Raises:
           StageError: they have; with the mean of their steps.
         """
-        mean = self.mean_over_workers(self.step)
-        if mean != np.float32(self.step):  # In which it is sent.
+        total = self.sum_over_replicas(self.step)
+        num_replicas = self.strategy.num_replicas_in_sync
+        if total != num_replicas * self.step:
             raise StageError(
                 f"--workdir={self.workdir}: this worker has found the checkpoint of step "
-                f"{self.step}, and the workers' mean is {mean:.1f}; expected one directory "
-                "that all workers share"
+                f"{self.step}, and the workers' mean is {total / num_replicas:.1f}; expected one "
+                "directory that all workers share"
             )
 
-    def mean_over_workers(self, value: float) -> float:
-        """The mean of what the workers of a cluster pass, once all of them have come here."""
+    def sum_over_replicas(self, value: int) -> int:
+        """The sum of what the workers of a cluster pass for each replica, once all are here."""
         if not self.is_cluster:
-            return value
-        mine = tf.constant(float(value))
+            return value * self.strategy.num_replicas_in_sync
+        own = tf.constant(value, tf.int64)  # Of floats, the sum of large steps would be rounded.
         reduce = tf.function(
-            lambda: self.strategy.reduce("MEAN", self.strategy.run(lambda: mine), axis=None),
+            lambda: self.strategy.reduce("SUM", self.strategy.run(lambda: own), axis=None),
             autograph=False,
         )
-        return float(reduce())
+        return int(reduce())
 
     def save(self) -> str:
         """Writes a checkpoint of the present state; returns its path.

@@ -26,7 +26,6 @@ class Slice(NamedTuple):
 
     images: tf.Tensor  # float32 (n, H, W, C) in [0, 1]
     weights: tf.Tensor  # float32 (n,), 0 where there is no example
-    noise: tf.Tensor  # float32 (n, *objective.noise_shape(config))
     total: tf.Tensor  # float32 scalar, weight of the whole global batch
     places: tf.Tensor  # int32 (n,), places in the global batch
 
@@ -84,7 +83,10 @@ class Steps:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return self.slice_of(replica, records, batch, number, purpose)
 
-    def slice_of(self, replica, records, batch, number, purpose, *, gather=tf.gather) -> Slice:
+    def _gather(self, words, rows):
+        return data.gather_images(words, rows, self.vae.image_shape)
+
+    def slice_of(self, replica, records, batch, number, purpose, *, gather=None) -> Slice:
         """The part of a batch that a replica takes, anywhere; see `my_slice`.
 
         Args:
@@ -93,7 +95,7 @@ class Steps:
           batch: int32 scalar, number of the batch in their order.
           number: int32 scalar, number by which noise belongs to it.
           purpose: "train" or "evaluation".
-          gather: (images of records, int32 (n,)) -> uint8 (n, H, W, C).
+          gather: (images of records, int32 (n,)) -> uint8 (n, H, W, C), if they are no words.
         """
         config, (images, order, num_examples) = self.config, records
         size = {"batch_size": config.batch_size}
@@ -101,26 +103,40 @@ class Steps:
             replica, self.strategy.num_replicas_in_sync, config.batch_size
         )
         rows, weights, total = batches.slice_of_batch(order, num_examples, batch, places, **size)
-        floats = examples.to_floats(gather(images, rows))
+        floats = examples.to_floats((gather or self._gather)(images, rows))
         if config.binarize == "dynamic":
             key = self._keys[f"{purpose} pixels"]
             floats = batches.binarize(floats, key, number, places, **size)
-        shape = objective.noise_shape(config)
-        noise = batches.noise(self._keys[f"{purpose} noise"], number, places, shape=shape, **size)
-        return Slice(floats, weights, noise, total, places)
+        return Slice(floats, weights, total, places)
 
-    def _terms(self, mine: Slice, beta) -> tuple[objective.Terms, tf.Tensor]:
+    def draw_noise(self, number, places, purpose):
+        """The noise of some places of a batch, float32 (n, *objective.noise_shape(config)).
+
+        Args:
+          number: int32 scalar, as for `my_slice`.
+          places: int32 (n,), places in the global batch.
+          purpose: "train" or "evaluation".
+        """
+        return batches.noise(
+            self._keys[f"{purpose} noise"],
+            number,
+            places,
+            batch_size=self.config.batch_size,
+            shape=objective.noise_shape(self.config),
+        )
+
+    def _terms(self, mine: Slice, noise, beta) -> tuple[objective.Terms, tf.Tensor]:
         """The objective's terms, each (n,), and the posterior means, (n, latent_dim)."""
         mean, log_var = self.vae.encoder(mine.images)
         terms = objective.terms(
-            self.vae, mine.images, mean, log_var, mine.noise, config=self.config, beta=beta
+            self.vae, mine.images, mean, log_var, noise, config=self.config, beta=beta
         )
         return terms, mean
 
-    def _forward_and_backward(self, mine: Slice, beta):
+    def _forward_and_backward(self, mine: Slice, noise, beta):
         """Sums of the terms, and this replica's share of the batch's gradients."""
         with tf.GradientTape() as tape:
-            terms, _ = self._terms(mine, beta)
+            terms, _ = self._terms(mine, noise, beta)
             # Divided by the weight of the global batch, once: gradients of replicas add up.
             loss = tf.reduce_sum(mine.weights * terms.loss) / mine.total
             loss = self._optimizer.scale_loss(loss)
@@ -130,7 +146,8 @@ class Steps:
     def _gradients_replica(self, records, batch, step):
         """Sums of this replica, and the gradients of the whole batch."""
         mine = self.my_slice(records, batch, step, "train")
-        sums, gradients = self._forward_and_backward(mine, schedules.beta(self.config, step))
+        noise = self.draw_noise(step, mine.places, "train")
+        sums, gradients = self._forward_and_backward(mine, noise, schedules.beta(self.config, step))
         gradients = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
         return sums, self._optimizer.unscale(gradients)
 
@@ -149,41 +166,43 @@ class Steps:
             self._optimizer.adapt_scale(finite)
         else:
             run(self._optimizer.apply, args=(gradients,))
-        return self._reduce(sums)
+        return self.strategy.reduce("SUM", sums, axis=None)
 
     def _evaluate_replica(self, records, batch, number):
         mine = self.my_slice(records, batch, number, "evaluation")
-        terms, mean = self._terms(mine, tf.constant(self.config.beta, tf.float32))
+        noise = self.draw_noise(number, mine.places, "evaluation")
+        terms, mean = self._terms(mine, noise, tf.constant(self.config.beta, tf.float32))
         of_latents = tf.concat([mean, tf.square(mean)], axis=1)  # (n, 2·latent_dim)
         of_latents = tf.linalg.matvec(of_latents, mine.weights, transpose_a=True)
         return tf.concat([_sums(mine.weights, terms), of_latents], axis=0)
 
     def _evaluate_batch(self, records, batch, number):
         sums = self.strategy.run(self._evaluate_replica, args=(records, batch, number))
-        return self._reduce(sums)
-
-    def _reduce(self, sums):
-        """Sums over all replicas; in a cluster, behind them, how many are asked to stop."""
-        if self._is_cluster:
-            sums = self.strategy.run(self._with_stop, args=(sums,))
         return self.strategy.reduce("SUM", sums, axis=None)
 
-    def _with_stop(self, sums):
-        return tf.concat([sums, [tf.cast(self._stop, tf.float32)]], axis=0)
+    def _any_worker_is_to_stop(self):
+        """Whether `stop` was called in any process of a cluster, the same in all of them."""
+        own = self.strategy.run(lambda: tf.cast(self._stop, tf.float32))
+        return self.strategy.reduce("SUM", own, axis=None) > 0
 
     def _loop(self, run_batch: Callable, num_batches, width: int):
         """Rows of `run_batch(i)` for each batch, fewer if stopped, and whether it was."""
-        rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(width,))
-        i, stopped = 0, tf.logical_and(self._stop, not self._is_cluster)
-        # Not `and`, whose right side would be a branch of its own in the graph.
-        while tf.logical_and(i < num_batches, tf.logical_not(stopped)):
-            row = run_batch(i)
-            rows = rows.write(i, row[:width])
-            # Workers have to agree on the last step, so each of them tells the others; a single
-            # process reads the variable without waiting for the devices.
-            stopped = row[width] > 0 if self._is_cluster else self._stop.value()
-            i += 1
-        return rows.stack()[:i], stopped
+        # On the host, where the condition waits for no kernel: so the next step is on its way to
+        # the devices while they are busy with this one.
+        with tf.device("CPU:0"):
+            rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(width,))
+            # Workers have to agree on the last step. They do so once a call, and go on to its end.
+            i, stopped = (
+                0,
+                self._any_worker_is_to_stop() if self._is_cluster else self._stop.value(),
+            )
+            # Not `and`, whose right side would be a branch of its own in the graph.
+            while tf.logical_and(i < num_batches, tf.logical_not(stopped)):
+                rows = rows.write(i, run_batch(i))
+                i += 1
+                if not self._is_cluster:
+                    stopped = self._stop.value()
+            return rows.stack()[:i], stopped
 
     @tf.function
     def train(self, records, first_batch, first_step, num_steps):

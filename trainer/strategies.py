@@ -1,5 +1,6 @@
 """The devices a run uses, as a tf.distribute strategy."""
 
+import contextlib
 import signal
 
 import ml_collections
@@ -8,6 +9,10 @@ import tensorflow as tf
 from pipeline import command
 from pipeline.errors import UsageError
 from trainer import rendezvous, tf_config
+
+# After so long a sum over GPUs that a worker does not join is an error. Tracing and compiling a
+# first step takes minutes.
+_COLLECTIVE_TIMEOUT_SECS = 900.0
 
 
 def _virtual_cpus(count: int) -> list[str]:
@@ -36,13 +41,28 @@ def is_chief() -> bool:
     return tf_config.read().index == 0
 
 
+def _let_memory_grow() -> None:
+    """Makes TensorFlow take a GPU's memory as it needs it; before it uses the first device."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # In use already, and set before that.
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
 def _multi_worker() -> tf.distribute.Strategy:
     """The strategy of a cluster, once all of its workers are there."""
     rendezvous.start()
     # TensorFlow's channels take gRPC's default, which is the proxy of the environment.
     command.reach_directly(worker.host for worker in tf_config.read().workers)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    options = None
+    if tf.config.list_physical_devices("GPU"):
+        # Of itself TensorFlow sums over gRPC, which leaves the GPUs of several hosts nearly idle:
+        # https://github.com/tensorflow/tensorflow/issues/50178.
+        options = tf.distribute.experimental.CommunicationOptions(
+            implementation=tf.distribute.experimental.CommunicationImplementation.NCCL,
+            timeout_seconds=_COLLECTIVE_TIMEOUT_SECS,
+        )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has put its own there.
     return strategy
 
@@ -62,6 +82,7 @@ def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
       UsageError: TF_CONFIG or num_virtual_devices cannot be followed.
       Interrupted: a worker ended that had been there.
     """
+    _let_memory_grow()
     reduction = None  # TensorFlow's choice: NCCL between GPUs.
     if config.num_virtual_devices:
         devices = _virtual_cpus(config.num_virtual_devices)

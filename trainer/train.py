@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import ml_collections
 import tensorflow as tf
 
-from pipeline import directory_lock, quarantine, shards, stage, storage
+from pipeline import arithmetic, directory_lock, gpus, quarantine, shards, stage, storage
 from pipeline.errors import Interrupted, StageError, UsageError
 from trainer import board as board_lib
 from trainer import checkpoints, publish
@@ -92,7 +92,7 @@ def _wait_for_publishing(run: Run) -> None:
     A scheduler starts a chief that was stopped while it published, and no worker that has ended
     well; and a cluster that lacks one never begins.
     """
-    run.mean_over_workers(0)
+    run.sum_over_replicas(0)
 
 
 def _interrupted(run: Run, path: str) -> Interrupted:
@@ -353,7 +353,15 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: b
     counts = ", ".join(f"{split} {data.num_examples:,}" for split, data in run.splits.items())
     print(
         f"train: from {where} to step {run.total_steps:,}, "
-        f"{run.strategy.num_replicas_in_sync} replica(s), {counts}",
+        f"{run.strategy.num_replicas_in_sync} replica(s), {counts}, on {arithmetic.kind()}",
         file=sys.stderr,
     )
+    if gpus.visible() and not tf.config.list_physical_devices("GPU"):
+        library = gpus.missing_library()
+        why = f"{library} is not installed" if library else "see TF_CPP_MIN_LOG_LEVEL=0"
+        print(
+            f"train: warning: TensorFlow does not use this machine's GPU: {why}; expected CUDA's "
+            "libraries: make setup EXTRAS=cuda, or pip install 'tensorflow[and-cuda]'",
+            file=sys.stderr,
+        )
     return _fit_and_publish(run)

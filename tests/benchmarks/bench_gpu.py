@@ -60,7 +60,7 @@ def main() -> int:
     if not gpus:
         print(
             "bench-gpu: TensorFlow sees no GPU here, so nothing was measured; run it where "
-            "nvidia-smi shows one, with pip install 'vae-pipeline[cuda]'",
+            "nvidia-smi shows one, after make setup EXTRAS=cuda",
             file=sys.stderr,
         )
         return 1
