@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink test-spark runners java-and-mvn lint bench bench-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -153,7 +153,10 @@ bench: $(INSTALLED)  ## times the stages against plain loops over the same work,
 	@$(PY) -m trainer.compare_routes
 
 bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none
-	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_gpu
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_gpu $(FLAGS)
+
+check-gpu: $(INSTALLED)  ## runs the checks of docs/gpu.md on this machine's GPUs
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.check_gpu $(FLAGS)
 
 clean:  ## removes what these targets made, $(VENV) included
 	rm -rf $(call quote,$(VENV)) $(call quote,$(DEMO_DIR)) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.strategy = "mirrored"  # all GPUs, else the CPU; one_device; multi_worker, by TF_CONFIG
     config.num_virtual_devices = 0  # n ≥ 1: n replicas on the CPU, for tests; 0: real devices
     config.precision = "float32"  # or mixed_bfloat16, mixed_float16; losses stay float32
-    config.jit_compile = False  # compile each replica's forward and backward pass with XLA
+    config.jit_compile = False  # compile a replica's forward and backward pass and update with XLA
     config.deterministic = False  # forbid operations whose result depends on timing
 
     # Loop

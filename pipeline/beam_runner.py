@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,6 +68,15 @@ def _parser():
     return parser
 
 
+def num_worker_processes(options: PipelineOptions) -> int:
+    """How many worker processes the in-process runner starts; 0 if it or another starts none."""
+    direct = options.view_as(DirectOptions)
+    other = options.view_as(StandardOptions).runner
+    if other or direct.direct_running_mode != "multi_processing":
+        return 0
+    return direct.direct_num_workers or os.cpu_count() or 1
+
+
 def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     """The runner the user named, or else Beam's in-process one.
 
@@ -84,15 +94,15 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
 
     # Whatever it logs as an error it raises too, and its warnings are about its own insides.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    direct = options.view_as(DirectOptions)
-    if direct.direct_running_mode != "multi_processing":
+    num_workers = num_worker_processes(options)
+    if not num_workers:
         return FnApiRunner()
     # Beam's multi_processing mode is this environment with another command; the
     # runner keeps ours as long as the mode is the default one.
-    direct.direct_running_mode = "in_memory"
+    options.view_as(DirectOptions).direct_running_mode = "in_memory"
     from pipeline import worker_processes
 
-    return FnApiRunner(worker_processes.environment())
+    return FnApiRunner(worker_processes.environment(num_workers))
 
 
 def run(

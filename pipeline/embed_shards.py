@@ -6,6 +6,7 @@ its neighbours; it would have all rows, pictures too, shuffled back together int
 file; and it loads its model whether or not there is anything to compute.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils import shared
 
-from pipeline import beam_runner, embeddings, rows, stage, storage
+from pipeline import beam_runner, embeddings, gpus, rows, stage, storage
 from pipeline.embedded_shard import EmbeddedShard, Making
 from pipeline.errors import StageError
 from pipeline.inputs import Input, Records
@@ -146,6 +147,11 @@ def embed_shards(
     def build(pipeline: beam.Pipeline) -> None:
         _ = input_.elements(pipeline) | "EmbedShard" >> beam.ParDo(embed)
 
+    num_workers = beam_runner.num_worker_processes(options)
+    own_gpus = [gpus.environment_of(number, num_workers) for number in range(num_workers)]
+    if any(own_gpus):
+        names = ", ".join(f"{number}: {own[gpus.VISIBLE]}" for number, own in enumerate(own_gpus))
+        print(f"export: GPUs of the worker processes: {names}", file=sys.stderr)
     progress = Progress("export", total=sum(input_.sizes.values()), unit="records")
     beam_runner.run(
         build, options, progress=progress, count_done=lambda: tasks.num_noted(input_.sizes)

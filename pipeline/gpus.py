@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _QUERY_SECS = 30
 # What TensorFlow 2.19 to 2.21 loads beside the driver, in the order in which they need each other.
 _LIBRARIES = (
@@ -24,7 +24,7 @@ def visible(devices: str = "/dev") -> list[str]:
     Args:
       devices: where the driver puts a device file for each GPU.
     """
-    named = os.environ.get(_VISIBLE)
+    named = os.environ.get(VISIBLE)
     if named is not None:
         # CUDA passes over all that stands behind what is no name of a device.
         names = (name.strip() for name in named.split(","))
@@ -51,14 +51,14 @@ def environment_of(worker: int, num_workers: int) -> dict[str, str]:
         return {}
     share = max(1, len(gpus) // num_workers)
     first = worker * share % len(gpus)
-    return {_VISIBLE: ",".join(gpus[first : first + share])}
+    return {VISIBLE: ",".join(gpus[first : first + share])}
 
 
 @functools.cache
 def free_bytes() -> int | None:
     """Memory that is free on the smallest visible GPU now; None if the driver does not say."""
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    if os.environ.get(_VISIBLE) is not None:
+    if os.environ.get(VISIBLE) is not None:
         command.append(f"--id={','.join(visible())}")
     try:
         done = subprocess.run(

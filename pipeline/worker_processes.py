@@ -18,7 +18,7 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.transforms import environments
 from google.protobuf import json_format, text_format
 
-from pipeline import beam_worker
+from pipeline import beam_worker, gpus
 
 # How long a worker that has not connected yet may be silent. Its imports take seconds, on a busy
 # machine minutes, in which it tells every half second that it lives. Then Beam lets it try to
@@ -28,8 +28,13 @@ SILENCE_SECS = 60.0
 _ending = threading.Lock()
 
 
-def environment() -> environments.Environment:
-    """What makes the runner start its workers as this module does."""
+def environment(num_workers: int) -> environments.Environment:
+    """Makes the runner start its workers as this module does.
+
+    Args:
+      num_workers: how many the runner starts; they share this machine's GPUs.
+    """
+    WorkerProcess._num_workers = num_workers
     command = [sys.executable, "-m", "pipeline.beam_worker", str(os.getpid())]
     return environments.SubprocessSDKEnvironment.from_command_string(shlex.join(command))
 
@@ -39,6 +44,7 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
     """One worker process; Beam makes them, in place of its own class for such an environment."""
 
     _all: list["WorkerProcess"] = []
+    _num_workers = 1
 
     def __init__(self, command: bytes, *of_runner: object):
         """Takes the command line, and what Beam gives every handler of a worker."""
@@ -54,6 +60,7 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(control),
             "PIPELINE_OPTIONS": json_format.MessageToJson(options),
             "WORKER_ID": self.worker_id,
+            **gpus.environment_of(len(self._all) % self._num_workers, self._num_workers),
         }
         self._link, its_end = socket.socketpair()
         self._link.settimeout(SILENCE_SECS)

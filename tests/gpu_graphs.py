@@ -74,10 +74,22 @@ class Operation:
 
 
 def operations_of(function: tf.types.experimental.ConcreteFunction) -> list[Operation]:
-    """Every node of a traced function and of all functions that it calls, but for dead ones."""
+    """Every node of a traced function and of the functions it calls.
+
+    Dead nodes are left out, and functions that XLA compiles are: each of those launches at least
+    one kernel, and how many of them XLA alone decides.
+    """
     graph = function.graph.as_graph_def()
     found = [_operation(node, "", is_constant=False) for node in graph.node]
+    compiled = {
+        node.attr["f"].func.name
+        for called in graph.library.function
+        for node in called.node_def
+        if node.attr["_XlaMustCompile"].b
+    }
     for called in graph.library.function:
+        if called.signature.name in compiled:  # XLA has kernels of its own.
+            continue
         nodes = _alive(called)
         constant = _constant(nodes)
         name = called.signature.name
@@ -166,3 +178,12 @@ def without_kernel(operations: list[Operation]) -> dict[str, int]:
         f"{op.type}({', '.join(op.dtypes)})" for op in operations if op.stays_on_host
     )
     return dict(sorted(counted.items()))
+
+
+def launches_per_step(operations: list[Operation]) -> int:
+    """Kernels that one step starts on GPUs: those of the loop's body and of what it calls."""
+    return sum(
+        op.launches and op.device != "CPU" and not op.function.startswith("while_cond")
+        for op in operations
+        if op.function  # Else it stands outside the loop.
+    )

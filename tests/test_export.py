@@ -86,9 +86,13 @@ def test_rows_do_not_depend_on_their_neighbours(data_dir, trained):
         np.testing.assert_array_equal(model.embed(images, (name,))[name], whole[name])
 
 
-def test_the_bytes_do_not_depend_on_the_workers(data_dir, trained, exported, tmp_path):
+def test_the_bytes_do_not_depend_on_the_workers(
+    data_dir, trained, exported, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     beam_args = ["--direct_num_workers=2"]
     make_embeddings(data_dir, trained / "export", tmp_path / "out", beam_args=beam_args)
+    assert "export: GPUs of the worker processes: 0: 5, 1: 7\n" in capsys.readouterr().err
     assert outputs_of(tmp_path / "out") == outputs_of(exported)
 
 

@@ -31,6 +31,7 @@ _CASES = {
         "learning_rate_schedule": "cosine",
         "learning_rate_warmup_steps": 5,
     },
+    "XLA": {"jit_compile": True, "clip_norm": 1.0},
     "continuous Bernoulli": {"likelihood": "continuous_bernoulli", "activation": "gelu"},
     "Gaussian": {"likelihood": "gaussian"},
 }
@@ -69,16 +70,6 @@ def operations_of(num_gpus: int, case: str, name: str = "train") -> list[gpu_gra
     with gpu_graphs.variables_as_placed():
         function = getattr(steps, name).get_concrete_function(*arguments_of(steps))
     return gpu_graphs.operations_of(function)
-
-
-def launches_per_step(operations: list[gpu_graphs.Operation]) -> int:
-    """Kernels that a step starts on GPUs: those of the loop's body and of what it calls."""
-    outside = ("", "while_cond")
-    return sum(
-        op.launches and op.device != "CPU" and not op.function.startswith(outside[1])
-        for op in operations
-        if op.function != outside[0]
-    )
 
 
 @pytest.mark.parametrize(
@@ -153,10 +144,22 @@ def test_what_lacks_a_kernel_is_found():
 def test_launches_of_a_step(num_gpus):
     operations = operations_of(num_gpus, "mnist")
     types = collections.Counter(op.type for op in operations)
-    assert launches_per_step(operations) / num_gpus <= 155
+    assert gpu_graphs.launches_per_step(operations) / num_gpus <= 155
     assert types["Pow"] == 2 * num_gpus  # Adam's powers, once a step and not for each variable.
     # All gradients of a step in one, for each device.
     assert types["CollectiveReduceV2"] == (num_gpus if num_gpus > 1 else 0)
+
+
+def test_xla_takes_a_replicas_step_but_for_gather_noise_and_rates():
+    operations = [
+        op
+        for op in operations_of(1, "XLA")
+        if op.launches and op.function.startswith("while_body") and op.device != "CPU"
+    ]
+    assert gpu_graphs.launches_per_step(operations) <= 20
+    types = {op.type for op in operations}
+    assert {"GatherV2", "StatelessRandomNormalV2", "Pow"} <= types
+    assert not types & {"Conv2D", "MatMul", "ResourceApplyAdam"}
 
 
 def test_the_loop_stays_on_the_host():

@@ -1,6 +1,7 @@
 """What a worker elsewhere gets by Beam's --setup_file: the package, and all that it needs."""
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -85,3 +86,13 @@ def test_flags_of_a_file_are_the_runners():
     assert options.view_as(StandardOptions).runner == "DataflowRunner"
     assert options.view_as(GoogleCloudOptions).temp_location == "gs://BUCKET/beam"
     assert not remote_job.is_portable(options)
+
+
+@pytest.mark.long
+def test_cuda_libraries_resolve_beside_the_pinned_set(tmp_path):
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", f"--report={report}"]
+    command += ["--constraint", "constraints.txt", ".[dev,cuda]"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    names = {item["metadata"]["name"] for item in json.loads(report.read_text())["install"]}
+    assert {"nvidia-cudnn-cu12", "nvidia-cublas-cu12", "nvidia-nccl-cu12"} <= names

@@ -104,8 +104,9 @@ def assert_same_path(a, b):
         # What would differ if it came before the sum over replicas.
         ((1, 3), {"clip_norm": 0.5, "learning_rate_schedule": "cosine", "beta_warmup_steps": 7}),
         ((1, 2), {"num_importance_samples": 4, "binarize": "dynamic", "architecture": "mlp"}),
+        ((1, 2), {"jit_compile": True, "clip_norm": 0.5, "num_epochs": 1}),
     ],
-    ids=["50 steps", "empty slices", "clipping", "importance samples"],
+    ids=["50 steps", "empty slices", "clipping", "importance samples", "XLA"],
 )
 def test_replicas_walk_the_same_path(data_dir, tmp_path, counts, changes):
     for count in counts:

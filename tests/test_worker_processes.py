@@ -1,5 +1,6 @@
 """Worker processes that do not come: the command says so, and ends."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-# A job of two workers with the command line that is given in place of theirs, and little patience.
+# A job of two workers with the command line and the patience that are given in place of theirs.
 JOB = """
 import sys
 import apache_beam as beam
@@ -15,12 +16,24 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import worker_processes
 
-worker_processes.SILENCE_SECS = 0.2
+worker_processes.SILENCE_SECS = float(sys.argv[2])
+worker_processes.environment(2)
 environment = worker_processes.environments.SubprocessSDKEnvironment(sys.argv[1])
 options = PipelineOptions(["--direct_num_workers=2"])
 with beam.Pipeline(runner=FnApiRunner(environment), options=options) as pipeline:
     pipeline | beam.Create([1, 2])
 """
+
+
+def run_job(command: str, *, silence_secs: float, **environment: str):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", JOB, command, str(silence_secs)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,15 +45,17 @@ with beam.Pipeline(runner=FnApiRunner(environment), options=options) as pipeline
     ],
 )
 def test_a_worker_that_does_not_connect_ends_the_command(command, what):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", JOB, command],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_job(command, silence_secs=0.2)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith(f"a Beam worker process {what}")
     assert "expected all of them, over localhost" in line
     assert "Traceback" not in done.stderr
+
+
+def test_workers_have_gpus_of_their_own(tmp_path):
+    note = tmp_path / "gpus"
+    wait_for_both = f"until [ $(wc -l < {note}) = 2 ]; do :; done"
+    command = f"sh -c 'echo $CUDA_VISIBLE_DEVICES >> {note}; {wait_for_both}'"
+    done = run_job(command, silence_secs=60, CUDA_VISIBLE_DEVICES="5,7,GPU-9,3")
+    assert sorted(note.read_text().split()) == ["5,7", "GPU-9,3"], done.stderr

@@ -23,13 +23,18 @@ class _Adam(keras.optimizers.Adam):
     as some twenty operations a variable, each a pass over memory and a microsecond of the host.
     """
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # The powers are the same for all variables, so they are computed once a step and travel
-        # with the rate; for each variable they would be five kernels of a GPU.
+    def rates(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The learning rate and Adam's two powers of the next step, float32 scalars.
+
+        They are the same for all variables, so they are computed once a step; computed for each
+        variable they would be five kernels of a GPU.
+        """
         step = tf.cast(self.iterations + 1, tf.float32)
         powers = [tf.constant(beta, tf.float32) ** step for beta in (self.beta_1, self.beta_2)]
-        rate = tf.cast(learning_rate, tf.float32)
-        super()._backend_update_step(grads, trainable_variables, (rate, *powers))
+        return tf.cast(learning_rate, tf.float32), *powers
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        super()._backend_update_step(grads, trainable_variables, self.rates(learning_rate))
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -62,7 +67,7 @@ class Optimizer:
         """Builds the state, under the current distribution strategy.
 
         Args:
-          config: the optimizer's keys, and precision.
+          config: the optimizer's keys, precision, jit_compile.
           vae: the model, whose weights the state belongs to.
           total_steps: steps of the whole run.
         """
@@ -71,6 +76,9 @@ class Optimizer:
         adam = _AdamOfSums if config.kl_route == "gradient_tape" else _Adam
         self.keras = adam(schedules.learning_rate(config, total_steps), name="adam")
         self.keras.build(vae.variables)
+        self._compiled_update = None
+        if config.jit_compile:
+            self._compiled_update = tf.function(self._update, jit_compile=True)
         self.scales_loss = config.precision == "mixed_float16"
         self._scaling = {}
         if self.scales_loss:
@@ -107,11 +115,23 @@ class Optimizer:
           gradients: of the batch's mean loss, summed over replicas, one for each of the
             model's variables.
         """
-        if self._clip_norm:
-            # To a global norm: Pascanu, Mikolov and Bengio (2013), "On the difficulty of
-            # training recurrent neural networks", algorithm 1.
-            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
-        self.keras.apply(gradients, self._vae.variables)
+        if self._compiled_update:
+            # Keras would leave the replica's context for every variable, and XLA cannot.
+            self._compiled_update(gradients, self.keras.rates(self.learning_rate))
+            self.keras.iterations.assign_add(1)
+        else:
+            self.keras.apply(self._clipped(gradients), self._vae.variables)
+
+    def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        if not self._clip_norm:
+            return gradients
+        # To a global norm: Pascanu, Mikolov and Bengio (2013), "On the difficulty of training
+        # recurrent neural networks", algorithm 1.
+        return tf.clip_by_global_norm(gradients, self._clip_norm)[0]
+
+    def _update(self, gradients: list[tf.Tensor], rates: tuple[tf.Tensor, ...]) -> None:
+        for gradient, variable in zip(self._clipped(gradients), self._vae.variables, strict=True):
+            self.keras.update_step(gradient, variable.value, rates)
 
     def adapt_scale(self, finite: tf.Tensor) -> None:
         """Halves the scale after a step with an overflow, doubles it after many without one.

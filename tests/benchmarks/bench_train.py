@@ -12,12 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline import command
 from tests.benchmarks.timing import median_secs, report
 from tests.conftest import REPOSITORY, make_idx_set, make_shards
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from trainer.step import Steps
 
 _NUM_RECORDS = 5_120
 _BATCH_SIZE = 256
@@ -32,10 +38,27 @@ FORWARD_MULTIPLY_ADDS = 2 * (225_792 + 2 * 3_612_672) + 3 * 6272 * 12
 FLOPS_PER_IMAGE = 2 * 3 * FORWARD_MULTIPLY_ADDS
 
 
+class Prepared(NamedTuple):
+    """Steps of configs/mnist.py on images that lie on the devices, traced and run once."""
+
+    steps: "Steps"
+    arguments: tuple  # of steps.train and steps.evaluate
+
+    def __call__(self) -> np.ndarray:
+        """Trains; a row of sums for each step."""
+        rows, _ = self.steps.train(*self.arguments)
+        return rows.numpy()
+
+
 def prepare(
-    images: np.ndarray, *, num_steps: int, make_vae: Callable | None = None, **changes
-) -> Callable[[], object]:
-    """A function that trains some steps of configs/mnist.py, with changes, on images."""
+    images: np.ndarray,
+    *,
+    num_steps: int,
+    make_vae: Callable | None = None,
+    distribution: "tf.distribute.Strategy | None" = None,
+    **changes,
+) -> Prepared:
+    """Some steps of configs/mnist.py, with changes; by its strategy unless one is given."""
     import tensorflow as tf
 
     from configs import mnist
@@ -46,20 +69,16 @@ def prepare(
 
     config = mnist.get_config()
     config.update(changes)
-    strategy = strategies.make(config)
+    strategy = distribution or strategies.make(config)
     with strategy.scope():
         vae = (make_vae or VAE)(config, images.shape[1:])
         optimizer = Optimizer(config, vae, total_steps=10**6)
     steps = Steps(config, strategy, vae, optimizer)
     visit = data.OnDevice(strategy, images).visit(batches.permutation(0, 0, len(images)))
-
-    def train() -> np.ndarray:
-        records, first = visit.batches(0, num_steps)
-        rows, _ = steps.train(records, first, tf.constant(0), tf.constant(num_steps))
-        return rows.numpy()
-
-    train()
-    return train
+    records, first = visit.batches(0, num_steps)
+    prepared = Prepared(steps, (records, first, tf.constant(0), tf.constant(num_steps)))
+    prepared()
+    return prepared
 
 
 def prepare_keras(images: np.ndarray) -> Callable[[], object]:
@@ -173,6 +192,7 @@ class _OneLayer:
     def __init__(self, config, image_shape):
         import keras
 
+        self.image_shape = image_shape
         inputs = keras.Input(image_shape)
         both = keras.layers.Dense(2 * config.latent_dim)(keras.layers.Flatten()(inputs))
         self.encoder = keras.Model(inputs, keras.ops.split(both, 2, axis=1))

@@ -1,0 +1,413 @@
+"""The checks of docs/gpu.md that one machine can run, as a table to paste.
+
+    make check-gpu                     all of them
+    make check-gpu FLAGS="2 5 6"       some of them, by number
+
+Each check runs in a process of its own, since TensorFlow's settings hold for a process. A check
+that needs what the machine lacks says so. `--rehearse` goes the same way on the CPU, with a small
+model: it shows that the checks themselves work, and nothing else.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.conftest import REPOSITORY
+
+_REHEARSES = "REHEARSE_CHECK_GPU"
+_MODULE = "tests.benchmarks.check_gpu"
+_NUM_STEPS = 20
+_CHECK_SECS = 3600
+
+
+class Shown(NamedTuple):
+    """What a check has shown."""
+
+    text: str
+    verdict: str  # "ok", "FAILED", "look": a number without a bound, or "not here"
+
+
+def _ok(holds: bool, text: str) -> Shown:
+    return Shown(text, "ok" if holds else "FAILED")
+
+
+def _rehearses() -> bool:
+    return _REHEARSES in os.environ
+
+
+def _run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a Python module with arguments."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=_CHECK_SECS,
+        check=False,
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{arguments[0]}: status {done.returncode}: {done.stderr[-300:]}")
+    return done
+
+
+def _helper(name: str, *arguments: str, **environment: str) -> str:
+    """The last line of a function of this file, run in a process of its own."""
+    return _run(_MODULE, name, *arguments, **environment).stdout.splitlines()[-1]
+
+
+def _config() -> str:
+    return "configs/smoke.py" if _rehearses() else "configs/mnist.py"
+
+
+# What the helpers' processes do.
+
+
+def _prepared(num_steps: int = _NUM_STEPS, **changes):
+    from configs import smoke
+    from tests.benchmarks import bench_train
+
+    small = dict(smoke.get_config()) if _rehearses() else {}
+    chosen = ("filters", "strides", "hidden_units", "latent_dim", "batch_size")
+    small = {key: small[key] for key in chosen if key in small}
+    images = np.random.default_rng(0).integers(0, 256, (5_120, 28, 28, 1)).astype(np.uint8)
+    return bench_train.prepare(images, num_steps=num_steps, **{**small, **changes})
+
+
+def first_step() -> None:
+    """Prints the seconds of a first step, in which CUDA compiles what it has no binary for."""
+    started = time.perf_counter()
+    _prepared(1)
+    print(time.perf_counter() - started)
+
+
+def strict() -> None:
+    """Trains and evaluates where nothing may fall back to another device."""
+    import tensorflow as tf
+
+    tf.config.set_soft_device_placement(False)
+    prepared = _prepared()
+    prepared.steps.evaluate(*prepared.arguments)
+    print("all operations ran where they were placed")
+
+
+def some_steps(num_steps: str) -> None:
+    """Trains, for a profiler to watch."""
+    _prepared(int(num_steps))
+
+
+def losses(changes: str, tf32: str = "") -> None:
+    """Prints the loss of each step, a hash of the weights, and the peak of the device's memory."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(bool(tf32))
+    about = json.loads(changes)
+    distribution = None
+    if about.pop("split", False):  # One device as two, which share no NCCL.
+        kind = "CPU" if _rehearses() else "GPU"
+        parts = [tf.config.LogicalDeviceConfiguration(None if _rehearses() else 8192)] * 2
+        physical = tf.config.list_physical_devices(kind)[0]
+        tf.config.set_logical_device_configuration(physical, parts)
+        distribution = tf.distribute.MirroredStrategy(
+            [f"{kind}:0", f"{kind}:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+    if about.get("deterministic"):
+        tf.keras.utils.set_random_seed(0)
+        tf.config.experimental.enable_op_determinism()
+    prepared = _prepared(distribution=distribution, **about)
+    rows = prepared()
+    weights = b"".join(
+        np.asarray(getattr(variable.value, "values", [variable.value])[0]).tobytes()
+        for variable in prepared.steps.vae.variables
+    )
+    peak = 0
+    with contextlib.suppress(ValueError):  # Of a CPU it is not known.
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    per_image = rows[:, 0] / rows[:, 3]
+    told = {
+        "losses": per_image.tolist(),
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "peak_mib": peak >> 20,
+    }
+    print(json.dumps(told))
+
+
+def _losses(tf32: bool = False, on_cpu: bool = False, **changes) -> dict:
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
+    return json.loads(_helper("losses", json.dumps(changes), "tf32" * tf32, **environment))
+
+
+def _apart(a: dict, b: dict) -> float:
+    """The largest difference of two runs' losses, as a share."""
+    return float(np.max(np.abs(np.subtract(a["losses"], b["losses"]) / np.asarray(b["losses"]))))
+
+
+# The checks, in the order of docs/gpu.md.
+
+
+def libraries(scratch: str) -> Shown:
+    """Are CUDA's libraries there, and how long does the driver compile PTX?"""
+    from pipeline import gpus
+
+    missing = gpus.missing_library()
+    cache = {"CUDA_CACHE_PATH": f"{scratch}/cuda", "CUDA_CACHE_MAXSIZE": str(4 << 30)}
+    fresh, again = (float(_helper("first_step", **cache)) for _ in range(2))
+    text = f"missing: {missing or 'none'}; first step {fresh:.0f} s, again {again:.0f} s"
+    return _ok(_rehearses() or not missing, text)
+
+
+def strict_placement(_: str) -> Shown:
+    """Does anything fall back to the host?"""
+    return _ok(True, _helper("strict"))
+
+
+def kernels_and_bytes(scratch: str) -> Shown:
+    """What does a step launch and copy? The difference of 200 and 100 steps has no start in it."""
+    if not shutil.which("nsys"):
+        return Shown("nsys is not installed", "not here")
+    counts = []
+    for num_steps in (100, 200):
+        trace = f"{scratch}/{num_steps}"
+        module = [sys.executable, "-m", _MODULE, "some_steps", str(num_steps)]
+        profile = ["nsys", "profile", "--trace=cuda", "--force-overwrite=true", f"--output={trace}"]
+        subprocess.run([*profile, *module], cwd=REPOSITORY, check=True, capture_output=True)
+        reports = []
+        for report, column in (("cuda_gpu_kern_sum", "Instances"), ("cuda_gpu_mem_size_sum", "To")):
+            command = ["nsys", "stats", f"--report={report}", "--format=csv", f"{trace}.nsys-rep"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            lines = done.stdout.splitlines()
+            first = next(n for n, line in enumerate(lines) if column in line and "," in line)
+            table = csv.DictReader(io.StringIO("\n".join(lines[first:])))
+            reports.append(
+                sum(float(v) for row in table for k, v in row.items() if k.startswith(column))
+            )
+        counts.append(reports)
+    kernels, megabytes = np.subtract(counts[1], counts[0]) / 100
+    text = f"{kernels:.0f} kernels and {megabytes * 1e3:.1f} kB copied a step"
+    return _ok(kernels < 250 and megabytes < 0.1, text)
+
+
+def bench(_: str) -> Shown:
+    """What does it cost? The table follows this one."""
+    done = _run("tests.benchmarks.bench_gpu", *["--rehearse"] * _rehearses())
+    print(done.stdout, file=sys.stderr)
+    return Shown("the table above", "look")
+
+
+def cpu_and_gpu(_: str) -> Shown:
+    """Do CPU and GPU train alike?"""
+    cpu, full, rounded = _losses(on_cpu=True), _losses(), _losses(tf32=True)
+    exact, loose = _apart(full, cpu), _apart(rounded, cpu)
+    return _ok(exact <= 1e-3, f"without TF32 {exact:.1e} apart, with TF32 {loose:.1e}")
+
+
+def bits(_: str) -> Shown:
+    """Do two runs end in the same bits?"""
+    twice = [[_losses(deterministic=value)["weights"] for _ in range(2)] for value in (True, False)]
+    equal = [one == other for one, other in twice]
+    return _ok(
+        equal[0], f"deterministic: {'equal' if equal[0] else 'not equal'}; not: {equal[1]!s:.5}"
+    )
+
+
+def suite(_: str) -> Shown:
+    """Do the tests pass?"""
+    if _rehearses():
+        return Shown("make test runs them", "not here")
+    done = _run("pytest", "-q", "-n", "2", "--dist=loadfile", check=False)
+    return _ok(done.returncode == 0, done.stdout.splitlines()[-1])
+
+
+def replicas(_: str) -> Shown:
+    """Do 2 replicas walk the path of 1?"""
+    apart = _apart(_losses(split=True), _losses())
+    rounded = _apart(_losses(split=True, tf32=True), _losses(tf32=True))
+    return _ok(apart <= 1e-4, f"without TF32 {apart:.1e} apart, with TF32 {rounded:.1e}")
+
+
+def _trained(scratch: str, *flags: str) -> str:
+    """The directory of a data set and of a model, made at the first call."""
+    if not os.path.exists(f"{scratch}/shards"):
+        _run("pipeline.preprocess", "--source=sample", f"--output_dir={scratch}/shards")
+        _run(
+            "trainer.main",
+            f"--config={_config()}",
+            f"--config.data_dir={scratch}/shards",
+            f"--workdir={scratch}/run",
+            "--config.num_epochs=1",
+            *flags,
+        )
+    return f"{scratch}/run/export"
+
+
+def evaluate(scratch: str) -> Shown:
+    """Does evaluation end, and with a CPU's number?"""
+    model = _trained(scratch)
+    values = []
+    for devices in ({}, {"CUDA_VISIBLE_DEVICES": ""}):
+        _run(
+            "trainer.evaluate",
+            f"--model_dir={model}",
+            f"--data_dir={scratch}/shards",
+            "--num_importance_samples=50",
+            f"--output_file={scratch}/evaluation.json",
+            **devices,
+        )
+        values.append(json.loads(pathlib.Path(f"{scratch}/evaluation.json").read_text()))
+    here, cpu = (value["log_likelihood"] for value in values)
+    return _ok(abs(here - cpu) <= 1e-3 * abs(cpu), f"{here:.3f} nats; on the CPU {cpu:.3f}")
+
+
+def precisions_and_routes(_: str) -> Shown:
+    """Do the precisions, XLA and the five routes agree? How much memory do they take?"""
+    plain = _losses(tf32=True)
+    text = [f"float32 {plain['peak_mib']} MiB"]
+    holds = True
+    for changes in (
+        {"precision": "mixed_bfloat16"},
+        {"precision": "mixed_float16"},
+        {"jit_compile": True},
+    ):
+        told = _losses(tf32=True, **changes)
+        holds = holds and _apart(told, plain) <= 0.02
+        name = next(iter(changes.values()))
+        name = "XLA" if name is True else name
+        text.append(f"{name} {_apart(told, plain):.1e} apart, {told['peak_mib']} MiB")
+    more = ["--num_steps=20", "--num_rounds=3", "--config=configs/smoke.py"] * _rehearses()
+    routes = _run("trainer.compare_routes", *more, check=False)
+    text.append(f"compare_routes: status {routes.returncode}")
+    return _ok(holds and not routes.returncode, "; ".join(text))
+
+
+def export_bits(scratch: str) -> Shown:
+    """Do exports equal each other byte for byte, and a CPU's nearly?"""
+    import pyarrow.dataset
+
+    model = _trained(scratch)
+    ways = {
+        "one": ([], {}),
+        "two processes": (["--direct_num_workers=2"], {}),
+        "cpu": ([], {"CUDA_VISIBLE_DEVICES": ""}),
+        "fast": (["--fast_math"], {}),
+    }
+    tables = {}
+    for name, (more, devices) in ways.items():
+        out = f"{scratch}/{name}"
+        flags = (f"--data_dir={scratch}/shards", f"--model_dir={model}", f"--output_dir={out}")
+        _run("pipeline.export", *flags, "--images=none", *more, **devices)
+        files = [str(path) for path in sorted(pathlib.Path(out).rglob("*.parquet"))]
+        table = pyarrow.dataset.dataset(files).to_table()
+        tables[name] = np.array(table["mean"].to_pylist(), np.float32)
+    equal = bool(np.array_equal(tables["one"], tables["two processes"]))
+    apart, fast = (np.abs(tables["one"] - tables[name]).max() for name in ("cpu", "fast"))
+    text = f"1 and 2 processes: {'equal' if equal else 'NOT equal'}"
+    return _ok(
+        equal and apart <= 1e-3, f"{text}; {apart:.1e} from the CPU's, {fast:.1e} with fast_math"
+    )
+
+
+def workers(scratch: str) -> Shown:
+    """Does a cluster stop, go on, and end as one that was never stopped?"""
+    from pipeline import gpus
+
+    if not _rehearses() and len(gpus.visible()) < 2:
+        return Shown("needs 2 GPUs; for 2 hosts see docs/gpu.md", "not here")
+    _trained(scratch)
+    identities, rounds = [], []
+    for name, stops in (("whole", 0), ("stopped", 2)):
+        command = [
+            *(sys.executable, "-m", "trainer.launch", "--num_workers=2", "--"),
+            *(f"--config={_config()}", f"--config.data_dir={scratch}/shards"),
+            *(f"--workdir={scratch}/{name}", "--config.num_epochs=3"),
+            *("--config.deterministic=True", "--config.checkpoint_every_steps=10"),
+        ]
+        for number in itertools.count():
+            launched = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            for line in launched.stderr:
+                if number < stops and re.match(r"\[0\] epoch", line):
+                    launched.send_signal(signal.SIGTERM)
+            rounds.append(launched.wait(_CHECK_SECS))
+            if rounds[-1] != 75:
+                break
+        manifest = json.loads(pathlib.Path(f"{scratch}/{name}/export/manifest.json").read_text())
+        identities.append(manifest["model_id"])
+    return _ok(identities[0] == identities[1], f"statuses {rounds}, model_id {identities}")
+
+
+# In the order of docs/gpu.md: what is expected, and what shows it.
+CHECKS: tuple[tuple[str, Callable[[str], Shown]], ...] = (
+    ("no library is missing; the second start compiles nothing", libraries),
+    ("no error with soft placement off", strict_placement),
+    ("about 150 kernels and less than 100 kB a step", kernels_and_bytes),
+    ("a table", bench),
+    ("1e-3 without TF32", cpu_and_gpu),
+    ("equal with deterministic=True", bits),
+    ("all tests pass", suite),
+    ("1e-4 without TF32", replicas),
+    ("1e-3 of the CPU's value", evaluate),
+    ("2 % of float32; status 0", precisions_and_routes),
+    ("equal bytes; 1e-3 from the CPU's", export_bits),
+    ("status 75, then 0, and one model_id", workers),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs checks by number, all if none is named, and prints the table."""
+    if arguments and arguments[0] in ("first_step", "strict", "some_steps", "losses"):
+        from pipeline import command
+
+        command.import_tensorflow()
+        globals()[arguments[0]](*arguments[1:])
+        return 0
+    if "--rehearse" in arguments:
+        os.environ[_REHEARSES] = "1"
+    from pipeline import gpus
+
+    if not _rehearses() and not gpus.visible():
+        print(
+            "check-gpu: this machine has no GPU; run it where nvidia-smi shows one", file=sys.stderr
+        )
+        return 1
+    numbers = [int(text) for text in arguments if text.isdigit()] or range(1, len(CHECKS) + 1)
+    print("| # | check | expected | shown | verdict |\n|---|---|---|---|---|", flush=True)
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in numbers:
+            expected, check = CHECKS[number - 1]
+            try:
+                shown = check(scratch)
+            except (RuntimeError, subprocess.SubprocessError, OSError, ValueError) as error:
+                shown = Shown(" ".join(str(error).split())[-300:], "FAILED")
+            failed |= shown.verdict == "FAILED"
+            question = check.__doc__.split("? ")[0].rstrip("?\n") + "?"
+            print(
+                f"| {number} | {question} | {expected} | {shown.text} | {shown.verdict} |",
+                flush=True,
+            )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
