@@ -9,10 +9,10 @@ quote = '$(subst ','\'',$(1))'
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(call quote,$(VENV)/bin/python)
-INSTALLED := $(VENV)/.installed
 # Extras of setup.py beside dev; CUDA's libraries where the driver shows a GPU.
-EXTRAS ?= $(if $(wildcard /dev/nvidia0),cuda)
+EXTRAS ?= $(if $(wildcard /dev/nvidia[0-9]*),cuda)
 comma := ,
+INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
 
 # What the three stages take; see `make help`. Each reaches the shell as one word, but FLAGS, which
 # are many.

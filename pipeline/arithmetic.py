@@ -32,8 +32,17 @@ def kind() -> str:
 
     gpus = tf.config.list_physical_devices("GPU")
     names = {tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus}
-    rounded = " with TF32" * tf.config.experimental.tensor_float_32_execution_enabled()
-    device = f"GPU {', '.join(sorted(map(str, names)))}{rounded}" if gpus else f"CPU {_isa()}"
+    if not gpus:
+        return f"CPU {_isa()}, TensorFlow {tf.__version__}"
+    # An older GPU has no TensorFloat-32, whatever TensorFlow allows.
+    details = tf.config.experimental.get_device_details(gpus[0])
+    capability = details.get("compute_capability", (0, 0))
+    rounds = (
+        tf.config.experimental.tensor_float_32_execution_enabled()
+        and capability >= (8, 0)
+        and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+    )
+    device = f"GPU {', '.join(sorted(map(str, names)))}{' with TF32' if rounds else ''}"
     return f"{device}, TensorFlow {tf.__version__}"
 
 

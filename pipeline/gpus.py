@@ -10,28 +10,35 @@ import re
 import subprocess
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+DEVICES = "/dev"  # Where the driver puts a file for each GPU.
 _QUERY_SECS = 30
 # What TensorFlow 2.19 to 2.21 loads beside the driver, in the order in which they need each other.
 _LIBRARIES = (
     *("libcuda.so.1", "libcudart.so.12", "libcublasLt.so.12", "libcublas.so.12"),
     *("libcufft.so.11", "libcusparse.so.12", "libcusolver.so.11", "libcudnn.so.9"),
+    "libnccl.so.2",
 )
 
 
-def visible(devices: str = "/dev") -> list[str]:
+def visible() -> list[str]:
     """The GPUs as CUDA_VISIBLE_DEVICES would name them; none on a machine without.
 
-    Args:
-      devices: where the driver puts a device file for each GPU.
+    The variable alone is no proof of a GPU: schedulers set it to words of their own where a job
+    has none.
     """
+    files = os.listdir(DEVICES) if os.path.isdir(DEVICES) else []
+    # A container has some of the host's files, under the host's numbers; CUDA counts from 0 there.
+    count = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in files)
+
+    def is_device(name: str) -> bool:
+        return bool(re.match("(GPU|MIG)-", name)) or (name.isdecimal() and int(name) < count)
+
     named = os.environ.get(VISIBLE)
-    if named is not None:
-        # CUDA passes over all that stands behind what is no name of a device.
-        names = (name.strip() for name in named.split(","))
-        return list(itertools.takewhile(lambda name: name and name != "-1", names))
-    files = os.listdir(devices) if os.path.isdir(devices) else []
-    numbers = (re.fullmatch(r"nvidia(\d+)", name) for name in files)
-    return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
+    if not count or named is None:
+        return [str(number) for number in range(count)]
+    # CUDA ignores all names behind the first that is no device.
+    names = (name.strip() for name in named.split(","))
+    return list(itertools.takewhile(is_device, names))
 
 
 def environment_of(worker: int, num_workers: int) -> dict[str, str]:
@@ -67,6 +74,19 @@ def free_bytes() -> int | None:
         return min(int(line) for line in done.stdout.split()) << 20  # It counts in MiB.
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+def why_unused() -> str:
+    """Why TensorFlow finds no GPU although there is a device file, and what to do."""
+    library = missing_library()
+    if library == _LIBRARIES[0]:
+        return f"the driver's {library} cannot be loaded; expected an NVIDIA driver: see nvidia-smi"
+    if library:
+        return (
+            f"{library} is not installed; expected CUDA's libraries: make setup EXTRAS=cuda, or "
+            "pip install 'tensorflow[and-cuda]'"
+        )
+    return f"all libraries are installed, and {VISIBLE}={os.environ.get(VISIBLE)}; see nvidia-smi"
 
 
 def missing_library() -> str | None:

@@ -66,7 +66,7 @@ class PublishedModel:
                 tf.config.experimental.enable_op_determinism()
         for device in gpus:
             # Several workers share a device, and the first would take all of its memory.
-            with contextlib.suppress(RuntimeError):  # In use already, and set before that.
+            with contextlib.suppress(RuntimeError):  # Too late: whoever used it before has decided.
                 tf.config.experimental.set_memory_growth(device, True)
         with _checked_files(model_dir, manifest["files"]) as directory:
             self._loaded = tf.saved_model.load(directory)

@@ -18,6 +18,8 @@ from tests import object_stores
 
 # As in every command: what tests start, and what they run in this process, talks over loopback.
 command.reach_directly()
+# On a GPU, of which the first process would take all memory.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 

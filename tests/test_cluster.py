@@ -126,6 +126,34 @@ def test_the_launcher_passes_signals_on(data_dir, tmp_path, number):
     assert "launch: workers were interrupted; run the same command to go on" in stderr
 
 
+# A cluster of one worker with two devices, which TensorFlow makes of GPUs alone.
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy as strategy
+
+devices = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+def two(self, cluster_resolver, worker_device):
+    return tuple(f"{worker_device}/device:CPU:{number}" for number in range(2)), "CPU"
+strategy.CollectiveAllReduceExtended._initialize_local_devices = two
+
+from trainer import main
+main.main()
+"""
+
+
+def test_a_cluster_whose_workers_have_two_devices_resumes(data_dir, tmp_path):
+    for num_epochs in (1, 2):
+        addresses = [f"localhost:{port}" for port in free_ports(1)]
+        more = [f"--config.num_epochs={num_epochs}"]
+        worker = start(["-c", TWO_DEVICES], 0, addresses, *flags_of(data_dir, tmp_path), *more)
+        stderr = worker.communicate()[1]
+        assert worker.returncode == 0, stderr
+        assert "2 replica(s)" in stderr
+    assert "train: from step 11 to step 22" in stderr
+
+
 def test_bad_use(data_dir, tmp_path):
     done = run_command("trainer.launch", "--num_workers=2", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -144,8 +172,9 @@ def test_bad_use(data_dir, tmp_path):
 def start(module: list[str], index: int, addresses: list[str], *flags: str) -> subprocess.Popen:
     """Starts one worker of a cluster, as a scheduler does."""
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    run = module if module[0] == "-c" else ["-m", *module]
     return subprocess.Popen(
-        [sys.executable, "-m", *module, *flags],
+        [sys.executable, *run, *flags],
         cwd=REPOSITORY,
         env={**os.environ, "TF_CONFIG": json.dumps(config)},
         stderr=subprocess.PIPE,

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import embed_shards, examples, published_model, shards, sheets, stage
+from pipeline import embed_shards, examples, gpus, published_model, shards, sheets, stage
 from pipeline.errors import StageError
 from tests.conftest import (
     die_at_file,
@@ -89,10 +89,15 @@ def test_rows_do_not_depend_on_their_neighbours(data_dir, trained):
 def test_the_bytes_do_not_depend_on_the_workers(
     data_dir, trained, exported, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    if not gpus.visible():
+        for name in ("nvidia0", "nvidia1"):
+            (tmp_path / name).touch()
+        monkeypatch.setattr(gpus, "DEVICES", str(tmp_path))
+    own = [gpus.environment_of(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
     beam_args = ["--direct_num_workers=2"]
     make_embeddings(data_dir, trained / "export", tmp_path / "out", beam_args=beam_args)
-    assert "export: GPUs of the worker processes: 0: 5, 1: 7\n" in capsys.readouterr().err
+    told = f"export: GPUs of the worker processes: 0: {own[0]}, 1: {own[1]}\n"
+    assert told in capsys.readouterr().err
     assert outputs_of(tmp_path / "out") == outputs_of(exported)
 
 

@@ -458,9 +458,9 @@ def test_the_command_accounts_for_every_record(data_dir, trained, tmp_path):
 def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkeypatch, args):
     loads, init = [], embed_shards.PublishedModel.__init__
 
-    def counting(self, *about):
+    def counting(self, *about, **more):
         loads.append(self)
-        init(self, *about)
+        init(self, *about, **more)
 
     monkeypatch.setattr(embed_shards.PublishedModel, "__init__", counting)
     beam_args = [*args, "--direct_num_workers=2"] if args else []

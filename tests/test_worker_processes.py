@@ -18,6 +18,7 @@ from pipeline import worker_processes
 
 worker_processes.SILENCE_SECS = float(sys.argv[2])
 worker_processes.environment(2)
+worker_processes.gpus.DEVICES = sys.argv[3]
 environment = worker_processes.environments.SubprocessSDKEnvironment(sys.argv[1])
 options = PipelineOptions(["--direct_num_workers=2"])
 with beam.Pipeline(runner=FnApiRunner(environment), options=options) as pipeline:
@@ -25,9 +26,9 @@ with beam.Pipeline(runner=FnApiRunner(environment), options=options) as pipeline
 """
 
 
-def run_job(command: str, *, silence_secs: float, **environment: str):
+def run_job(command: str, *, silence_secs: float, devices: str = "/dev", **environment: str):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", JOB, command, str(silence_secs)],
+        [sys.executable, "-W", "ignore", "-c", JOB, command, str(silence_secs), devices],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -55,7 +56,10 @@ def test_a_worker_that_does_not_connect_ends_the_command(command, what):
 
 def test_workers_have_gpus_of_their_own(tmp_path):
     note = tmp_path / "gpus"
+    for number in range(8):
+        (tmp_path / f"nvidia{number}").touch()
     wait_for_both = f"until [ $(wc -l < {note}) = 2 ]; do :; done"
     command = f"sh -c 'echo $CUDA_VISIBLE_DEVICES >> {note}; {wait_for_both}'"
-    done = run_job(command, silence_secs=60, CUDA_VISIBLE_DEVICES="5,7,GPU-9,3")
+    names = {"CUDA_VISIBLE_DEVICES": "5,7,GPU-9,3"}
+    done = run_job(command, silence_secs=60, devices=str(tmp_path), **names)
     assert sorted(note.read_text().split()) == ["5,7", "GPU-9,3"], done.stderr

@@ -229,7 +229,10 @@ def fits_devices(strategy: tf.distribute.Strategy, num_bytes: int) -> tuple[bool
         free = gpus.free_bytes()
         of = "free on the smallest GPU"
     if free is None:
-        return False, "nvidia-smi does not say how much memory the GPUs have"
+        return False, (
+            "nvidia-smi did not say how much memory is free; --config.data_placement=device keeps "
+            "them on the devices all the same"
+        )
     text = f"{num_bytes >> 20:,} MiB of images, {free >> 20:,} MiB {of}"
     return num_bytes <= _SHARE_OF_MEMORY * free, f"{text}, {_SHARE_OF_MEMORY:.0%} of it allowed"
 

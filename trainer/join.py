@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from pipeline import command
+from pipeline import command, gpus
 from pipeline.errors import UsageError
 
 _HOSTS = flags.DEFINE_string(
@@ -110,7 +110,17 @@ def run(arguments: list[str]) -> None:
     index = own_index(_INDEX.value, len(workers), os.environ)
     cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
     program = [sys.executable, "-m", "trainer.main", *arguments, "--config.strategy=multi_worker"]
-    os.execve(sys.executable, program, {**os.environ, "TF_CONFIG": json.dumps(cluster)})
+    environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), **_own_gpus(workers, index)}
+    os.execve(sys.executable, program, environment)
+
+
+def _own_gpus(workers: list[str], index: int) -> dict[str, str]:
+    """The environment's GPUs of a worker that shares its host, if no scheduler has chosen them."""
+    host = workers[index].rpartition(":")[0]
+    on_host = [n for n, address in enumerate(workers) if address.rpartition(":")[0] == host]
+    if len(on_host) == 1 or gpus.VISIBLE in os.environ:
+        return {}
+    return gpus.environment_of(on_host.index(index), len(on_host))
 
 
 def main() -> None:

@@ -127,6 +127,12 @@ def run(arguments: list[str]) -> None:
             "worker takes at least one; start fewer workers, or set CUDA_VISIBLE_DEVICES= to train "
             "on the CPU"
         )
+    if num_gpus % _NUM_WORKERS.value:
+        print(
+            f"launch: {num_gpus % _NUM_WORKERS.value} of {num_gpus} GPU(s) stay idle, since each "
+            "worker takes as many as the others",
+            file=sys.stderr,
+        )
     addresses = [f"localhost:{port}" for port in _free_ports(_NUM_WORKERS.value)]
     workers: list[_Worker] = []
 

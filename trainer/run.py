@@ -96,9 +96,9 @@ class Run:
         self.splits: dict[str, data.Split] = {}
         if config.data_placement == "auto" and self.is_chief:
             fits, why = data.fits_devices(self.strategy, self._num_bytes())
-            if gpus.visible() or not fits:
-                where = "on the devices" if fits else "in a file of the host"
-                print(f"train: images lie {where}: {why}", file=sys.stderr)
+            if config.kl_route == "gradient_tape" and (gpus.visible() or not fits):
+                where = "on the devices" if fits else "on the host"
+                print(f"train: images are kept {where}: {why}", file=sys.stderr)
         for split, images in self._arrays.items():
             self.splits[split] = self.steps.place(split, images, num_bytes=self._num_bytes())
         self._arrays = {}
@@ -147,8 +147,14 @@ class Run:
         if not self.is_cluster:
             return value * self.strategy.num_replicas_in_sync
         own = tf.constant(value, tf.int64)  # Of floats, the sum of large steps would be rounded.
+
+        def each() -> tf.Tensor:
+            # A tensor of its own for each replica: TensorFlow would take the same one for a value
+            # of the worker, and add that once.
+            return tf.identity(own)
+
         reduce = tf.function(
-            lambda: self.strategy.reduce("SUM", self.strategy.run(lambda: own), axis=None),
+            lambda: self.strategy.reduce("SUM", self.strategy.run(each), axis=None),
             autograph=False,
         )
         return int(reduce())

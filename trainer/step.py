@@ -192,10 +192,9 @@ class Steps:
         with tf.device("CPU:0"):
             rows = tf.TensorArray(tf.float32, size=num_batches, element_shape=(width,))
             # Workers have to agree on the last step. They do so once a call, and go on to its end.
-            i, stopped = (
-                0,
-                self._any_worker_is_to_stop() if self._is_cluster else self._stop.value(),
-            )
+            i, stopped = 0, self._stop.value()
+            if self._is_cluster:
+                stopped = self._any_worker_is_to_stop()
             # Not `and`, whose right side would be a branch of its own in the graph.
             while tf.logical_and(i < num_batches, tf.logical_not(stopped)):
                 rows = rows.write(i, run_batch(i))

@@ -10,10 +10,6 @@ from pipeline import command
 from pipeline.errors import UsageError
 from trainer import rendezvous, tf_config
 
-# After so long a sum over GPUs that a worker does not join is an error. Tracing and compiling a
-# first step takes minutes.
-_COLLECTIVE_TIMEOUT_SECS = 900.0
-
 
 def _virtual_cpus(count: int) -> list[str]:
     """Splits the CPU into `count` devices; TensorFlow allows it once in a process."""
@@ -44,7 +40,8 @@ def is_chief() -> bool:
 def _let_memory_grow() -> None:
     """Makes TensorFlow take a GPU's memory as it needs it; before it uses the first device."""
     for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # In use already, and set before that.
+        # Too late, or set for parts of the GPU: whoever used the GPU before has decided.
+        with contextlib.suppress(RuntimeError, ValueError):
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
@@ -59,8 +56,9 @@ def _multi_worker() -> tf.distribute.Strategy:
         # Of itself TensorFlow sums over gRPC, which leaves the GPUs of several hosts nearly idle:
         # https://github.com/tensorflow/tensorflow/issues/50178.
         options = tf.distribute.experimental.CommunicationOptions(
+            # No timeout_seconds: each sum would start a thread that lives as long. A worker that is
+            # gone is noticed by TensorFlow's coordination service.
             implementation=tf.distribute.experimental.CommunicationImplementation.NCCL,
-            timeout_seconds=_COLLECTIVE_TIMEOUT_SECS,
         )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has put its own there.

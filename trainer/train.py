@@ -357,11 +357,6 @@ def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: b
         file=sys.stderr,
     )
     if gpus.visible() and not tf.config.list_physical_devices("GPU"):
-        library = gpus.missing_library()
-        why = f"{library} is not installed" if library else "see TF_CPP_MIN_LOG_LEVEL=0"
-        print(
-            f"train: warning: TensorFlow does not use this machine's GPU: {why}; expected CUDA's "
-            "libraries: make setup EXTRAS=cuda, or pip install 'tensorflow[and-cuda]'",
-            file=sys.stderr,
-        )
+        why = gpus.why_unused()
+        print(f"train: warning: TensorFlow uses no GPU of this machine: {why}", file=sys.stderr)
     return _fit_and_publish(run)

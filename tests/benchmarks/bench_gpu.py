@@ -1,6 +1,7 @@
 """Times training on this machine's GPUs: images/s, scaling, share of peak, launches, the host.
 
     make bench-gpu
+    make bench-gpu FLAGS=1024     with this many images a GPU alone
 
 Ends with status 1 and measures nothing where TensorFlow sees no GPU. `--rehearse` goes the same
 way on two parts of the CPU, with few images: its numbers say nothing.
@@ -101,6 +102,7 @@ def main(arguments: list[str]) -> int:
     import tensorflow as tf
 
     rehearses = arguments == ["--rehearse"]
+    sizes = [int(text) for text in arguments if text.isdecimal()] or _IMAGES_PER_GPU
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and not rehearses:
         print(
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     one, every, num_gpus, device = {"strategy": "one_device"}, {}, len(gpus), "CPU"
-    sizes, num_steps = _IMAGES_PER_GPU, _NUM_STEPS
+    num_steps = _NUM_STEPS
     if rehearses:
         every, num_gpus, sizes, num_steps = {"num_virtual_devices": 2}, 2, (4,), 2
         one = {"num_virtual_devices": 2, "strategy": "one_device"}
