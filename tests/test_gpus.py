@@ -80,7 +80,7 @@ def test_a_launcher_divides_the_gpus(tmp_path, num_gpus, told):
     for number in range(num_gpus):
         (tmp_path / f"nvidia{number}").touch()
     program = (
-        f"import sys; from pipeline import gpus; gpus.DEVICES = {str(tmp_path)!r}\n"
+        f"import sys; import {gpus.__name__} as gpus; gpus.DEVICES = {str(tmp_path)!r}\n"
         "from trainer import launch; sys.argv = ['launch', '--', '--workdir=x']; launch.main()"
     )
     done = subprocess.run(
