@@ -11,8 +11,8 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["pipeline", "pipeline.sources", "trainer", "configs"],
-    package_data={"pipeline": ["sample/*"]},
+    packages=setuptools.find_packages(include=["pipeline*", "trainer*", "configs"]),
+    package_data={"pipeline.sources": ["sample/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "absl-py>=2.1",

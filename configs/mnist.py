@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.free_bits = 0.0  # nats a latent that the KL term leaves free
     config.num_importance_samples = 1  # k; from 2 on the importance-weighted bound (IWAE)
     # How the KL term enters training: gradient_tape, or by Keras' fit encoder_layer, multi_output,
-    # model_add_loss or output_layer, to the same weights; trainer/kl_routes.py explains them.
+    # model_add_loss or output_layer, to the same weights; trainer/steps/kl_routes.py explains them.
     config.kl_route = "gradient_tape"
 
     # Optimizer: Adam

@@ -6,7 +6,7 @@
 For each shard a file of rows, one a record, and a PNG of originals above their
 reconstructions; in the end report.html. Run again it computes what is new and nothing
 else. Flags that are not listed here go to Apache Beam.
-This file holds flags and nothing else; the job is in make_export.py.
+This file holds flags and nothing else; the job is in embeddings/create.py.
 """
 
 import collections
@@ -14,10 +14,12 @@ import sys
 
 from absl import flags
 
-from pipeline import command, report_flags, source_flags
+from pipeline.cli import command, quiet
+from pipeline.embeddings import flags as export_flags
+from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
-flags.adopt_module_key_flags(report_flags)
+flags.adopt_module_key_flags(export_flags)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local or a URL.")
 _FIELDS = flags.DEFINE_list(
     "fields",
@@ -79,22 +81,20 @@ flags.register_validator(
 
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
-    command.import_beam()
-    from pipeline import (
-        beam_runner,
-        make_export,
-        make_report,
-        quarantine,
-        remote_job,
-        requirements,
-    )
-    from pipeline.embedded_shard import Making
+    quiet.import_beam()
+    from pipeline.embeddings import create as create_export
+    from pipeline.embeddings import gate
+    from pipeline.embeddings.shard import Making
+    from pipeline.reports import create as create_report
+    from pipeline.runners import cluster
+    from pipeline.runners import options as beam_options
+    from pipeline.stages import quarantine
 
-    options = beam_runner.parse_options(beam_args)
-    remote_job.check_paths(options, **report_flags.paths(), output_dir=_OUTPUT_DIR.value)
-    request = make_export.Request(
-        input=report_flags.image_set(_ON_CORRUPT.value),
-        model_dir=report_flags.MODEL_DIR.value,
+    options = beam_options.parse_options(beam_args)
+    cluster.check_paths(options, **export_flags.paths(), output_dir=_OUTPUT_DIR.value)
+    request = create_export.Request(
+        input=export_flags.image_set(_ON_CORRUPT.value),
+        model_dir=export_flags.MODEL_DIR.value,
         output_dir=_OUTPUT_DIR.value,
         reference_dir=_REFERENCE.value,
         making=Making(
@@ -103,27 +103,27 @@ def run(beam_args: list[str]) -> None:
             images=_IMAGES.value,
             z_seed=_Z_SEED.value,
         ),
-        required=requirements.parse(_REQUIRE.value),
-        tolerant=_ON_CORRUPT.value == "quarantine" or report_flags.is_source(),
+        required=gate.parse(_REQUIRE.value),
+        tolerant=_ON_CORRUPT.value == "quarantine" or export_flags.is_source(),
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
         options=options,
         fast_math=_FAST_MATH.value,
     )
-    manifest = make_export.make_export(request)
+    manifest = create_export.make_export(request)
     print(*_account(manifest), sep="\n")
     if kinds := _kinds(manifest):
         print(f"export: {kinds}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
         print(f"export: warning: {warning}", file=sys.stderr)
     print(f"export: {_in_all(manifest)}, export_id {manifest['export_id']}, {_OUTPUT_DIR.value}")
-    make_report.remove_other(_OUTPUT_DIR.value, manifest["export_id"])
-    if _REPORT.value and not make_report.is_current(_OUTPUT_DIR.value, manifest["export_id"]):
-        page = make_report.make_report(
+    create_report.remove_other(_OUTPUT_DIR.value, manifest["export_id"])
+    if _REPORT.value and not create_report.is_current(_OUTPUT_DIR.value, manifest["export_id"]):
+        page = create_report.make_report(
             _OUTPUT_DIR.value,
             input_=request.input,
             model_dir=request.model_dir,
-            run_dir=report_flags.RUN_DIR.value,
+            run_dir=export_flags.RUN_DIR.value,
         )
         print(f"export: {page}")
 
@@ -163,8 +163,8 @@ def _in_all(manifest: dict) -> str:
 
 
 def _kinds(manifest: dict) -> str:
-    """How many rows are of which kind of machine, if of several; see arithmetic.py."""
-    from pipeline import arithmetic
+    """How many rows are of which kind of machine, if of several; see machine/arithmetic.py."""
+    from pipeline.machine import arithmetic
 
     num_rows = collections.Counter()
     for done in manifest["done"].values():

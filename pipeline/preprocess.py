@@ -4,14 +4,15 @@
     python -m pipeline.preprocess --source=idx:DIR --output_dir=DIR [Beam options]
 
 Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers, …).
-This file holds flags and nothing else; the job is in make_set.py.
+This file holds flags and nothing else; the job is in datasets/building/create.py.
 """
 
 import sys
 
 from absl import flags
 
-from pipeline import command, source_flags
+from pipeline.cli import command, quiet
+from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local or a URL.")
@@ -35,15 +36,19 @@ flags.mark_flags_as_required(["source", "output_dir"])
 
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints what it made."""
-    command.import_beam()
-    from pipeline import append_set, beam_runner, make_set, quarantine, remote_job
+    quiet.import_beam()
+    from pipeline.datasets.building import append as append_set
+    from pipeline.datasets.building import create as create_set
+    from pipeline.runners import cluster
+    from pipeline.runners import options as beam_options
+    from pipeline.stages import quarantine
 
-    options = beam_runner.parse_options(beam_args)
+    options = beam_options.parse_options(beam_args)
     reading = source_flags.reading()
-    remote_job.check_paths(options, source=reading.spec, output_dir=_OUTPUT_DIR.value)
-    request = make_set.Request(
+    cluster.check_paths(options, source=reading.spec, output_dir=_OUTPUT_DIR.value)
+    request = create_set.Request(
         reading=reading,
-        settings=make_set.Settings(
+        settings=create_set.Settings(
             name=source_flags.NAME.value,
             num_shards=source_flags.num_shards(),
             validation_fraction=source_flags.VALIDATION_FRACTION.value,
@@ -55,7 +60,7 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=options,
     )
-    make = append_set.append if _APPEND.value else make_set.make_set
+    make = append_set.append if _APPEND.value else create_set.make_set
     manifest = make(request)
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)

@@ -3,29 +3,31 @@
     python -m pipeline.report --output_dir=EXPORT_DIR --model_dir=… --data_dir=… [--split=…]
 
 Without the images or the model it does without the figures that need them.
-This file holds flags and nothing else; the work is in make_report.py.
+This file holds flags and nothing else; the work is in reports/create.py.
 """
 
 from absl import flags
 
-from pipeline import command, report_flags, source_flags
+from pipeline.cli import command, quiet
+from pipeline.embeddings import flags as export_flags
+from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
-flags.adopt_module_key_flags(report_flags)
+flags.adopt_module_key_flags(export_flags)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
 flags.mark_flag_as_required("output_dir")
 
 
 def run(_: list[str]) -> None:
     """Makes the report that the flags describe and prints where it is."""
-    command.import_beam()
-    from pipeline import make_report
+    quiet.import_beam()
+    from pipeline.reports import create as create_report
 
-    page = make_report.make_report(
+    page = create_report.make_report(
         _OUTPUT_DIR.value,
-        input_=report_flags.image_set("quarantine") if report_flags.names_images() else None,
-        model_dir=report_flags.MODEL_DIR.value,
-        run_dir=report_flags.RUN_DIR.value,
+        input_=export_flags.image_set("quarantine") if export_flags.names_images() else None,
+        model_dir=export_flags.MODEL_DIR.value,
+        run_dir=export_flags.RUN_DIR.value,
     )
     print(f"report: {page}")
 

@@ -5,13 +5,13 @@
 Checks the sha256 of every file, the checksums of every record, their schema and counts,
 that ids are unique and splits disjoint, and that no record is unaccounted for. Exit
 status 1 if anything is wrong.
-This file holds flags and nothing else; the work is in verify_set.py.
+This file holds flags and nothing else; the work is in datasets/verification.py.
 """
 
 from absl import flags
 
-from pipeline import command
-from pipeline.errors import StageError, UsageError
+from pipeline.cli import command
+from pipeline.cli.errors import StageError, UsageError
 
 _MAX_SHOWN = flags.DEFINE_integer(
     "max_shown", 100, "Faults to print; all are counted.", lower_bound=1
@@ -24,9 +24,9 @@ def run(arguments: list[str]) -> None:
         raise UsageError(
             f"{len(arguments)} arguments; expected one directory: python -m pipeline.verify DIR"
         )
-    from pipeline import verify_set
+    from pipeline.datasets import verification
 
-    manifest, faults = verify_set.verify(arguments[0])
+    manifest, faults = verification.verify(arguments[0])
     count, of_append = 0, 0
     for fault in faults:
         count += 1

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from pipeline import command
-from tests import object_stores
+from pipeline.cli import proxies, quiet
+from tests.helpers import object_stores
 
 # As in every command: what tests start, and what they run in this process, talks over loopback.
-command.reach_directly()
+proxies.reach_directly()
 # On a GPU, of which the first process would take all memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def run_command(
 
 def die_at_file(number: int, module: str, *args: object) -> None:
     """Runs a command that is killed (-9) when it opens its n-th file for writing."""
-    done = run_command("tests.die_at_file", number, module, *args, check=False)
+    done = run_command("tests.helpers.die_at_file", number, module, *args, check=False)
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 
@@ -111,20 +111,24 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
       output_dir: where to write.
       **settings: flags of the command by name, and beam_args.
     """
-    from pipeline import append_set, beam_runner, convert, make_set, quarantine
+    from pipeline.datasets.building import append as append_set
+    from pipeline.datasets.building import create as create_set
+    from pipeline.runners import options as beam_options
+    from pipeline.sources import conversion
+    from pipeline.stages import quarantine
 
-    options = beam_runner.parse_options(settings.pop("beam_args", []))
-    convert.open_source_once.cache_clear()  # A test may have changed the files.
-    make = append_set.append if settings.pop("append", False) else make_set.make_set
+    options = beam_options.parse_options(settings.pop("beam_args", []))
+    conversion.open_source_once.cache_clear()  # A test may have changed the files.
+    make = append_set.append if settings.pop("append", False) else create_set.make_set
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
     overwrite = settings.pop("overwrite", False)
     of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
     of_set["compression"] = "none"
     of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
     return make(
-        make_set.Request(
-            reading=convert.Reading(source, **settings),
-            settings=make_set.Settings(**of_set),
+        create_set.Request(
+            reading=conversion.Reading(source, **settings),
+            settings=create_set.Settings(**of_set),
             output_dir=str(output_dir),
             max_quarantined=limit,
             overwrite=overwrite,
@@ -147,27 +151,23 @@ def make_embeddings(
       output_dir: where to write.
       **settings: flags of the command by name, and beam_args.
     """
-    from pipeline import (
-        beam_runner,
-        convert,
-        inputs,
-        make_export,
-        make_set,
-        quarantine,
-        requirements,
-        rows,
-    )
-    from pipeline.embedded_shard import Making
+    from pipeline.datasets.building import create as create_set
+    from pipeline.embeddings import create as create_export
+    from pipeline.embeddings import gate, inputs, rows
+    from pipeline.embeddings.shard import Making
+    from pipeline.runners import options as beam_options
+    from pipeline.sources import conversion
+    from pipeline.stages import quarantine
 
-    options = beam_runner.parse_options(settings.pop("beam_args", []))
+    options = beam_options.parse_options(settings.pop("beam_args", []))
     on_corrupt = settings.pop("on_corrupt", "fail")
     splits = settings.pop("split", "test").split(",")
     if ":" in str(data_dir) and "://" not in str(data_dir):
-        convert.open_source_once.cache_clear()  # A test may have changed the files.
+        conversion.open_source_once.cache_clear()  # A test may have changed the files.
         of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
         of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
         input_ = inputs.SourceInput(
-            convert.Reading(data_dir), make_set.Settings(**of_set, compression="none"), splits
+            conversion.Reading(data_dir), create_set.Settings(**of_set, compression="none"), splits
         )
         on_corrupt = "quarantine"
     else:
@@ -180,20 +180,20 @@ def make_embeddings(
     }
     making.update({key: settings.pop(key) for key in list(settings) if key in making})
     reference = settings.pop("reference", None)
-    request = make_export.Request(
+    request = create_export.Request(
         input=input_,
         model_dir=str(model_dir),
         output_dir=str(output_dir),
         reference_dir=None if reference is None else str(reference),
         making=Making(**making),
-        required=requirements.parse(settings.pop("require", None)),
+        required=gate.parse(settings.pop("require", None)),
         tolerant=on_corrupt == "quarantine",
         max_quarantined=quarantine.parse_limit(settings.pop("max_quarantined", "0.1%")),
         overwrite=settings.pop("overwrite", False),
         options=options,
     )
     assert not settings, settings
-    return make_export.make_export(request)
+    return create_export.make_export(request)
 
 
 def smoke_config(data_dir: object, /, **changes):
@@ -239,8 +239,8 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
 def quiet_libraries():
     """Four CPU devices for all tests of this process, and no start-up messages."""
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", GRPC_VERBOSITY="ERROR")
-    command.import_beam()
-    command.import_tensorflow()
+    quiet.import_beam()
+    quiet.import_tensorflow()
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(
@@ -253,16 +253,16 @@ def when_written(monkeypatch):
     """Lets something happen when a file, whose path has a certain part, is first written."""
 
     def when(part: str, act) -> None:
-        from pipeline import storage
+        from pipeline.storage import files
 
-        left, publishing = [act], storage.publishing
+        left, publishing = [act], files.publishing
 
         def acting(path: str):
             if left and part in path:
                 left.pop()()
             return publishing(path)
 
-        monkeypatch.setattr(storage, "publishing", acting)
+        monkeypatch.setattr(files, "publishing", acting)
 
     return when
 
@@ -294,7 +294,7 @@ def data_dir(idx_dir, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def trained(data_dir, tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished run over `data_dir`."""
-    from trainer import train
+    from trainer.runs import train
 
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train.train(smoke_config(data_dir), workdir=str(workdir))

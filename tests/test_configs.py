@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.cli.errors import UsageError
 from tests.conftest import REPOSITORY, smoke_config
-from trainer import config as config_lib
+from trainer.runs import config as config_lib
 
 NAMES = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
 
@@ -39,7 +39,7 @@ def test_every_key_is_commented_and_read():
     assert commented | {"beta", "kl_route"} == set(load("mnist"))
 
     read = set()
-    for path in pathlib.Path(REPOSITORY / "trainer").glob("*.py"):
+    for path in pathlib.Path(REPOSITORY / "trainer").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.test_join import MANIFEST, trainer_of
+from tests.trainer.test_join import MANIFEST, trainer_of
 
 DEPLOY = REPOSITORY / "configs" / "deploy"
 # The oldest and the newest Kubernetes that manifests are checked for.
@@ -60,8 +60,8 @@ def test_the_parts_of_the_training_manifest_fit_each_other():
 def test_the_flags_after_the_dashes_are_the_trainers():
     arguments = trainer_of(MANIFEST)["args"]
     program = (
-        "import sys, trainer.main; from pipeline import command;"
-        "command.parse_flags(sys.argv, doc='', module='trainer.main')"
+        "import sys, trainer.main; from pipeline.cli import flag_parsing;"
+        "flag_parsing.parse_flags(sys.argv, doc='', module='trainer.main')"
     )
     flags = arguments[arguments.index("--") + 1 :]
     for changed, status in (([], 0), (["--config.batchsize=1"], 1)):

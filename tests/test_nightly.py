@@ -22,7 +22,8 @@ pipeline.$STOP_STAGE)
   mkdir "$STOPPED/$$"
   if [ "$(ls "$STOPPED" | wc -l)" -le "$STOP_TIMES" ]; then
     shift 2
-    exec {python} -m tests.stop_at_file "${{STOP_FILE:-manifest.json}}" pipeline.$STOP_STAGE "$@"
+    exec {python} -m tests.helpers.stop_at_file \\
+      "${{STOP_FILE:-manifest.json}}" pipeline.$STOP_STAGE "$@"
   fi
   ;;
 esac

@@ -15,10 +15,14 @@ from tests.conftest import REPOSITORY
 # On a worker: the functions of both jobs, the embedded digits, and the commands' own help.
 CHECK = """
 import pathlib, sys
-from pipeline import command
-command.import_beam()
-from pipeline import convert, describe_shards, embed_shards, find_new, sources, write_shards
-assert pathlib.Path(write_shards.__file__).is_relative_to(sys.argv[1]), write_shards.__file__
+from pipeline.cli import quiet
+quiet.import_beam()
+from pipeline.sources import conversion
+from pipeline.datasets.profile import describe
+from pipeline.embeddings import job
+from pipeline.datasets.building import new_records, shard_writer
+from pipeline import sources
+assert pathlib.Path(shard_writer.__file__).is_relative_to(sys.argv[1]), shard_writer.__file__
 assert sum(sources.open_source("sample").split_sizes.values()) == 10_000
 """
 
@@ -70,7 +74,7 @@ def test_the_archive_of_setup_file_installs_and_has_all_that_workers_import(sdis
 def test_the_archive_holds_the_digits_and_no_scratch(sdist):
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
-    assert any(name.endswith("pipeline/sample/t10k-images-idx3-ubyte.gz") for name in names)
+    assert any(name.endswith("pipeline/sources/sample/t10k-images-idx3-ubyte.gz") for name in names)
     assert not any(re.search(r"/(build|demo|\.venv)/", name) for name in names)
 
 
@@ -78,14 +82,15 @@ def test_flags_of_a_file_are_the_runners():
     """The file for Dataflow: every flag in it is one that Beam knows."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
 
-    from pipeline import beam_runner, remote_job
+    from pipeline.runners import cluster
+    from pipeline.runners import options as beam_options
 
     path = REPOSITORY / "configs" / "deploy" / "dataflow.flags"
     lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
-    options = beam_runner.parse_options(lines)
+    options = beam_options.parse_options(lines)
     assert options.view_as(StandardOptions).runner == "DataflowRunner"
     assert options.view_as(GoogleCloudOptions).temp_location == "gs://BUCKET/beam"
-    assert not remote_job.is_portable(options)
+    assert not cluster.is_portable(options)
 
 
 @pytest.mark.long

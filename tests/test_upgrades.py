@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from pipeline import shards, verify_set
+from pipeline.datasets import reader, verification
 from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
 
 _ARCHIVES = sorted((pathlib.Path(__file__).parent / "upgrades").glob("made_by_*.tar.gz"))
@@ -42,7 +42,7 @@ def grow(earlier: pathlib.Path, name: str, **changes) -> dict:
 
 
 def train(earlier: pathlib.Path, run: str, **changes) -> dict:
-    from trainer import train
+    from trainer.runs import train
 
     config = smoke_config(earlier / "set", **_TRAIN | changes)
     return train.train(config, workdir=str(earlier / run))
@@ -68,9 +68,9 @@ def assert_same_rows(a: pathlib.Path, b: pathlib.Path) -> None:
 
 def test_data_sets(earlier):
     for name in ("set", "appended"):
-        manifest, faults = verify_set.verify(str(earlier / name))
+        manifest, faults = verification.verify(str(earlier / name))
         assert list(faults) == []
-        dataset = shards.Dataset(str(earlier / name))
+        dataset = reader.Dataset(str(earlier / name))
         num_read = sum(len(dataset.read_images(split)) for split in dataset.splits)
         assert num_read == manifest["records"]["written"]
     before = outputs_of(earlier / "set")
@@ -131,7 +131,7 @@ def test_exports(earlier):
 
 
 def test_a_model_is_evaluated_and_begun_from(earlier):
-    from trainer import measure
+    from trainer.runs import measure
 
     model = str(earlier / "finished_run" / "export")
     measured = measure.measure(

@@ -62,10 +62,10 @@ class Week:
 
     def __init__(self, source: str, workdir: pathlib.Path):
         """Prepares training data, two models, and the records of seven days."""
-        from pipeline import convert
+        from pipeline.sources import conversion
 
         self._data, self._out, self._workdir = workdir / "data", workdir / "out", workdir
-        opened = convert.open_reading(convert.Reading(source))
+        opened = conversion.open_reading(conversion.Reading(source))
         later = _NUM_DAYS * _RECORDS_A_DAY
         num_training = min(_MAX_TRAINING, opened.num_records - later)
         training = opened.read(np.arange(num_training))

@@ -5,7 +5,7 @@
 Starts a process for each route, which train the same model from the same weights on generated
 images, and prints two tables: how far apart losses, gradients and weights are, and what a step
 takes. Ends with status 1 if they are further apart than rounding.
-This file holds flags and nothing else; the measurement is in comparison.py.
+This file holds flags and nothing else; the measurement is in comparison/trials.py.
 """
 
 import os
@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import configs.mnist
-from pipeline import command
+from pipeline.cli import command, quiet
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", configs.mnist.__file__, "A Python file with get_config(); kl_route does not matter."
@@ -31,12 +31,10 @@ def run(_: list[str]) -> None:
     """Compares as the flags say and prints the tables."""
     # The routes share a GPU.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    command.import_tensorflow()
-    from trainer import comparison_report
+    quiet.import_tensorflow()
+    from trainer.comparison import tables
 
-    comparison_report.report(
-        _CONFIG.value, num_steps=_NUM_STEPS.value, num_rounds=_NUM_ROUNDS.value
-    )
+    tables.report(_CONFIG.value, num_steps=_NUM_STEPS.value, num_rounds=_NUM_ROUNDS.value)
 
 
 def main() -> None:

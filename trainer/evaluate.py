@@ -4,12 +4,12 @@
 
 Prints a table and writes the same as JSON. The numbers are a function of model, data set,
 split and number of samples.
-This file holds flags and nothing else; the measurement is in measure.py.
+This file holds flags and nothing else; the measurement is in runs/measure.py.
 """
 
 from absl import flags
 
-from pipeline import command
+from pipeline.cli import command, quiet
 
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model directory, <workdir>/export of training."
@@ -38,8 +38,8 @@ flags.mark_flags_as_required(["model_dir", "data_dir"])
 
 def run(_: list[str]) -> None:
     """Measures as the flags say and prints the table."""
-    command.import_tensorflow()
-    from trainer import measure
+    quiet.import_tensorflow()
+    from trainer.runs import measure
 
     measured = measure.measure(
         model_dir=_MODEL_DIR.value,

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from pipeline import command, gpus
-from pipeline.errors import UsageError
+from pipeline.cli import command
+from pipeline.cli.errors import UsageError
+from pipeline.machine import gpus
 
 _HOSTS = flags.DEFINE_string(
     "hosts",

@@ -20,8 +20,9 @@ from typing import BinaryIO
 
 from absl import flags
 
-from pipeline import command, gpus
-from pipeline.errors import Interrupted, StageError, UsageError
+from pipeline.cli import command
+from pipeline.cli.errors import Interrupted, StageError, UsageError
+from pipeline.machine import gpus
 
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 2, "Worker processes to start.", lower_bound=1, upper_bound=64

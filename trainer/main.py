@@ -4,14 +4,14 @@
 
 Every key of the config can be set as --config.KEY=VALUE; the config files explain
 them. Run the same command again to go on after an interruption.
-This file holds flags and nothing else; the loop is in train.py.
+This file holds flags and nothing else; the loop is in runs/train.py.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
-from pipeline import command
-from trainer import rendezvous
+from pipeline.cli import command, quiet
+from trainer.cluster import rendezvous
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -46,9 +46,9 @@ def run(_: list[str]) -> None:
     """Trains as the flags say and prints what came of it."""
     if _CONFIG.value.strategy == "multi_worker":  # Before TensorFlow, which hears no signals.
         rendezvous.meet(_CONFIG.value, timeout_secs=_JOIN_TIMEOUT_SECS.value)
-    command.import_tensorflow()
-    from pipeline import quarantine
-    from trainer import train
+    quiet.import_tensorflow()
+    from pipeline.stages import quarantine
+    from trainer.runs import train
 
     train.train(
         _CONFIG.value,

@@ -5,13 +5,13 @@ KIND with a dot in it is the import path of such a function, so a set that none 
 these reads needs no more than a function of yours that returns a `Source`; one that
 can be had as arrays needs no more than an `ArraySource`.
 
-Converting images to one shape is not done here but in convert.py.
+Converting images to one shape is not done here but in conversion.py.
 """
 
 import importlib
 
-from pipeline.errors import UsageError
-from pipeline.sources.arrays import ArraySource
+from pipeline.cli.errors import UsageError
+from pipeline.sources.readers.arrays import ArraySource
 from pipeline.sources.source import MAX_IMAGE_PIXELS, OneByOne, Source, Unreadable
 
 __all__ = [
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 _OPENERS = {
-    "sample": "pipeline.sources.idx.open_sample",
-    "idx": "pipeline.sources.idx.open_idx",
-    "npz": "pipeline.sources.npz.open_npz",
-    "csv": "pipeline.sources.csv.open_csv",
-    "folder": "pipeline.sources.folder.open_folder",
-    "tfds": "pipeline.sources.tfds.open_tfds",
+    "sample": "pipeline.sources.readers.idx.open_sample",
+    "idx": "pipeline.sources.readers.idx.open_idx",
+    "npz": "pipeline.sources.readers.npz.open_npz",
+    "csv": "pipeline.sources.readers.csv.open_csv",
+    "folder": "pipeline.sources.readers.folder.open_folder",
+    "tfds": "pipeline.sources.readers.tfds.open_tfds",
 }
 FORMS = (
     "sample, idx:DIR, npz:FILE, csv:FILE, folder:DIR, tfds:NAME[:VERSION] or "

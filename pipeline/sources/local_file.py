@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from pipeline import stamps, storage
-from pipeline.errors import StageError
+from pipeline.cli.errors import StageError
 from pipeline.sources import source
+from pipeline.storage import files, stamps
 
 _COPY_BYTES = 1 << 20
 # Bytes at the head of a packed file by which its format says how long the whole is.
@@ -72,9 +72,9 @@ class LocalFile(OpenFile):
           SourceChanged: the file changed while it was copied.
         """
         self.path, self._promised = path, promised
-        is_copied = path.endswith(".gz") or storage.is_url(path)
+        is_copied = path.endswith(".gz") or files.is_url(path)
         try:
-            file = storage.open_read(path)
+            file = files.open_read(path)
             self.stamp = stamps.of_open(file)
             if is_copied:
                 with file:

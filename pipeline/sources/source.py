@@ -1,13 +1,11 @@
 """What a source of records is: the protocol that all kinds follow."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline import placement
-from pipeline.errors import SourceChanged
+from pipeline.cli.errors import SourceChanged
 
 # Pixels (height × width) that an image file may have unless the user says otherwise: decoded, the
 # largest takes 64 MB in Pillow.
@@ -79,24 +77,3 @@ class Source(Protocol):
             images may be large a OneByOne keeps no more than one in memory.
           labels: int64 (n,).
         """
-
-
-# A word in the name of a file or directory -> the split it says.
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-    "t10k": "test",
-}
-
-
-def split_named(name: str) -> str:
-    """The split that a file's or directory's name speaks of, or UNSPLIT if of none."""
-    for word in re.findall(r"[a-z]+\d*[a-z]*", name.lower()):
-        if word in _SPLIT_WORDS:
-            return _SPLIT_WORDS[word]
-    return placement.UNSPLIT

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from pipeline import command
+from pipeline.cli import quiet
 from tests.benchmarks.timing import median_secs, report
 from tests.conftest import REPOSITORY, make_embeddings, make_idx_set, make_shards
 
@@ -22,8 +22,8 @@ _TINY = {"filters": (2, 2, 2), "latent_dim": 12}
 def make_model(directory: str, image_shape: tuple[int, int, int], **changes) -> str:
     """Publishes a model as it is before training; returns its directory."""
     from configs import mnist
-    from trainer import publish
-    from trainer.model import VAE
+    from trainer.model.networks import VAE
+    from trainer.runs import publish
 
     config = mnist.get_config()
     for key, value in changes.items():
@@ -48,10 +48,11 @@ def bench_speed(data_dir: str, scratch: str) -> None:
     import tensorflow as tf
 
     from configs import mnist
-    from pipeline import examples, shards
-    from trainer.model import VAE
+    from pipeline.datasets import reader
+    from pipeline.formats import tf_example
+    from trainer.model.networks import VAE
 
-    dataset = shards.Dataset(data_dir)
+    dataset = reader.Dataset(data_dir)
     images = dataset.read_images("test")
     model_dir = make_model(f"{scratch}/model", dataset.image_shape)
     signatures = tf.saved_model.load(model_dir).signatures
@@ -59,11 +60,11 @@ def bench_speed(data_dir: str, scratch: str) -> None:
 
     class Encode(keras.Model):
         def call(self, pixels):
-            return vae.encoder(examples.to_floats(pixels))
+            return vae.encoder(tf_example.to_floats(pixels))
 
     class EncodeAndDecode(keras.Model):
         def call(self, pixels):
-            mean, log_var = vae.encoder(examples.to_floats(pixels))
+            mean, log_var = vae.encoder(tf_example.to_floats(pixels))
             return mean, log_var, tf.sigmoid(vae.decoder(mean))
 
     def bare(name: str) -> None:
@@ -98,9 +99,11 @@ def bench_run_inference(data_dir: str, scratch: str) -> None:
     import tensorflow as tf
     from apache_beam.ml.inference import base
 
-    from pipeline import beam_runner, shards
+    from pipeline.datasets import reader
+    from pipeline.runners import options as beam_options
+    from pipeline.runners import run as runner
 
-    images = shards.Dataset(data_dir).read_images("test")[:10_000]
+    images = reader.Dataset(data_dir).read_images("test")[:10_000]
     model_dir = f"{scratch}/model"
     embed = tf.saved_model.load(model_dir).signatures["embed"]
 
@@ -120,7 +123,7 @@ def bench_run_inference(data_dir: str, scratch: str) -> None:
             return {"min_batch_size": _BATCH_SIZE, "max_batch_size": _BATCH_SIZE}
 
     def job() -> None:
-        with beam.Pipeline(runner=beam_runner.make_runner(beam_runner.parse_options([]))) as p:
+        with beam.Pipeline(runner=runner.make_runner(beam_options.parse_options([]))) as p:
             _ = p | beam.Create(list(images)) | base.RunInference(Handler())
 
     def bare() -> None:
@@ -136,8 +139,8 @@ def bench_run_inference(data_dir: str, scratch: str) -> None:
 
 _PEAK = """
 import json, re, sys
-from pipeline import command
-command.import_beam()
+from pipeline.cli import quiet
+quiet.import_beam()
 from tests.conftest import make_embeddings
 manifest = make_embeddings(*sys.argv[1:4])
 # Of this program alone, where ru_maxrss counts what the process was before it became this one.
@@ -192,8 +195,8 @@ def _make_data(source: str, data_dir: str, count: int, num_shards: int | None) -
 
 def main() -> None:
     """Runs the benchmarks of export."""
-    command.import_tensorflow()
-    command.import_beam()
+    quiet.import_tensorflow()
+    quiet.import_beam()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         _make_data(f"{scratch}/set", f"{scratch}/shards", _NUM_RECORDS, None)

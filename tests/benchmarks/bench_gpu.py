@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 
-from pipeline import command
-from tests import gpu_graphs
+from pipeline.cli import quiet
 from tests.benchmarks.bench_train import FLOPS_PER_IMAGE, Prepared, prepare
 from tests.benchmarks.timing import median_secs
+from tests.helpers import gpu_graphs
 
 _NUM_STEPS = 100  # of one call; the host looks every 20 steps in the other.
 _STEPS_BETWEEN_LOOKS = 20
@@ -98,7 +98,7 @@ def bench(
 
 def main(arguments: list[str]) -> int:
     """Runs the benchmark, or says why not."""
-    command.import_tensorflow()
+    quiet.import_tensorflow()
     import tensorflow as tf
 
     rehearses = arguments == ["--rehearse"]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline import command
+from pipeline.cli import quiet
 from tests.conftest import REPOSITORY, make_shards, write_idx
 
 _NUM_RECORDS = 600_000
@@ -87,13 +87,14 @@ def _plain(images: np.ndarray, labels: np.ndarray, scratch: pathlib.Path) -> Non
 def _beam_record_by_record(images: np.ndarray, labels: np.ndarray, scratch: pathlib.Path) -> None:
     import apache_beam as beam
 
-    from pipeline import beam_runner
+    from pipeline.runners import options as beam_options
+    from pipeline.runners import run as runner
 
     def encode(i: int) -> bytes:
         return next(_examples(images[i : i + 1], labels[i : i + 1]))
 
-    options = beam_runner.parse_options([])
-    with beam.Pipeline(runner=beam_runner.make_runner(options), options=options) as pipeline:
+    options = beam_options.parse_options([])
+    with beam.Pipeline(runner=runner.make_runner(options), options=options) as pipeline:
         _ = (
             pipeline
             | beam.Create(range(len(images)))
@@ -250,8 +251,8 @@ def bench_whole(scratch: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs all benchmarks of preprocess."""
-    command.import_tensorflow()
-    command.import_beam()
+    quiet.import_tensorflow()
+    quiet.import_beam()
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         bench_job(scratch)

@@ -8,8 +8,10 @@ The store is that of the tests, behind a proxy that answers each request 30 ms l
 import os
 import time
 
-from pipeline import stage, storage, tasks
-from tests import object_stores
+from pipeline.stages import manifest as manifest_lib
+from pipeline.stages import tasks
+from pipeline.storage import files
+from tests.helpers import object_stores
 
 _DELAY_SECS = 0.03
 _NUM_FILES = 300
@@ -22,7 +24,7 @@ def main() -> None:
         place = f"gs://{object_stores.BUCKET}/out"
         names = [f"{number:05d}" for number in range(_NUM_FILES)]
         for name in names:
-            store.put(f"out/.progress/{name}.json", stage.sealed_json({"name": name}))
+            store.put(f"out/.progress/{name}.json", manifest_lib.sealed_json({"name": name}))
         ask = store.ask
 
         def ask_late(*args):
@@ -30,16 +32,16 @@ def main() -> None:
             return ask(*args)
 
         def move(name: str) -> None:
-            storage.move(storage.join(place, "waiting", name), storage.join(place, name))
+            files.move(files.join(place, "waiting", name), files.join(place, name))
 
-        for at_once in (1, storage._REQUESTS_AT_ONCE):
+        for at_once in (1, files._REQUESTS_AT_ONCE):
             for name in names:
                 store.put(f"out/waiting/{name}", name.encode())
-            storage._REQUESTS_AT_ONCE, store.ask = at_once, ask_late
+            files._REQUESTS_AT_ONCE, store.ask = at_once, ask_late
             started = time.perf_counter()
             tasks.Tasks(place).markers(names)
             read = time.perf_counter()
-            storage.each(place, move, names)
+            files.each(place, move, names)
             moved = time.perf_counter()
             store.ask = ask
             print(

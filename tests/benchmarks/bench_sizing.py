@@ -21,10 +21,10 @@ _NUM_RECORDS = (100_000, 1_000_000)
 # What a measured process runs first: `secs` and `peak_mib` are what it prints in the end.
 _MEASURE = """
 import json, re, sys, time
-from pipeline import command
-command.import_beam()
+from pipeline.cli import quiet
+quiet.import_beam()
 from tests.conftest import make_shards, make_embeddings
-from trainer import batches
+from trainer.data import batches
 import numpy as np
 
 def peak_mib():

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline import command
+from pipeline.cli import quiet
 from tests.benchmarks.timing import median_secs, report
 from tests.conftest import REPOSITORY, make_idx_set, make_shards
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from trainer.step import Steps
+    from trainer.steps.tape_steps import Steps
 
 _NUM_RECORDS = 5_120
 _BATCH_SIZE = 256
@@ -62,10 +62,11 @@ def prepare(
     import tensorflow as tf
 
     from configs import mnist
-    from trainer import batches, data, strategies
-    from trainer.model import VAE
-    from trainer.optimizer import Optimizer
-    from trainer.step import Steps
+    from trainer.cluster import strategies
+    from trainer.data import batches, placement
+    from trainer.model.networks import VAE
+    from trainer.steps.optimizer import Optimizer
+    from trainer.steps.tape_steps import Steps
 
     config = mnist.get_config()
     config.update(changes)
@@ -74,7 +75,7 @@ def prepare(
         vae = (make_vae or VAE)(config, images.shape[1:])
         optimizer = Optimizer(config, vae, total_steps=10**6)
     steps = Steps(config, strategy, vae, optimizer)
-    visit = data.OnDevice(strategy, images).visit(batches.permutation(0, 0, len(images)))
+    visit = placement.OnDevice(strategy, images).visit(batches.permutation(0, 0, len(images)))
     records, first = visit.batches(0, num_steps)
     prepared = Prepared(steps, (records, first, tf.constant(0), tf.constant(num_steps)))
     prepared()
@@ -87,8 +88,9 @@ def prepare_keras(images: np.ndarray) -> Callable[[], object]:
     import tensorflow as tf
 
     from configs import mnist
-    from trainer import losses, strategies
-    from trainer.model import VAE
+    from trainer.cluster import strategies
+    from trainer.model import losses
+    from trainer.model.networks import VAE
 
     config = mnist.get_config()
 
@@ -212,9 +214,9 @@ def bench_loop() -> None:
 
 _FIRST_STEP = """
 import os, trainer.main
-from pipeline import command
-command.import_tensorflow()
-from trainer import run
+from pipeline.cli import quiet
+quiet.import_tensorflow()
+from trainer.runs import run
 steps = run.Run.train_steps
 def once(self, visit, count):
     steps(self, visit, 1)
@@ -234,7 +236,7 @@ def bench_start(data_dir: str, workdir: str) -> None:
 
 def main() -> None:
     """Runs the benchmarks of training."""
-    command.import_tensorflow()
+    quiet.import_tensorflow()
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(

@@ -172,7 +172,7 @@ def _apart(a: dict, b: dict) -> float:
 
 def libraries(scratch: str) -> Shown:
     """Are CUDA's libraries there, and how long does the driver compile PTX?"""
-    from pipeline import gpus
+    from pipeline.machine import gpus
 
     missing = gpus.missing_library()
     cache = {"CUDA_CACHE_PATH": f"{scratch}/cuda", "CUDA_CACHE_MAXSIZE": str(4 << 30)}
@@ -332,7 +332,7 @@ def export_bits(scratch: str) -> Shown:
 
 def workers(scratch: str) -> Shown:
     """Does a cluster stop, go on, and end as one that was never stopped?"""
-    from pipeline import gpus
+    from pipeline.machine import gpus
 
     if not _rehearses() and len(gpus.visible()) < 2:
         return Shown("needs 2 GPUs; for 2 hosts see docs/gpu.md", "not here")
@@ -384,14 +384,14 @@ CHECKS: tuple[tuple[str, Callable[[str], Shown]], ...] = (
 def main(arguments: list[str]) -> int:
     """Runs checks by number, all if none is named, and prints the table."""
     if arguments and arguments[0] in ("first_step", "strict", "some_steps", "losses"):
-        from pipeline import command
+        from pipeline.cli import quiet
 
-        command.import_tensorflow()
+        quiet.import_tensorflow()
         globals()[arguments[0]](*arguments[1:])
         return 0
     if "--rehearse" in arguments:
         os.environ[_REHEARSES] = "1"
-    from pipeline import gpus
+    from pipeline.machine import gpus
 
     if not _rehearses() and not gpus.visible():
         print(

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from pipeline.command import reach_directly
+from pipeline.cli.proxies import reach_directly
 
 HOST = "127.0.0.1"
 REPOSITORY = pathlib.Path(__file__).parents[2]

@@ -135,9 +135,11 @@ expect_0() {
 look_for_set() {
   run "$python" -c '
 import os, sys
-from pipeline import command, stage, storage
+from pipeline.cli import command
+from pipeline.stages import manifest as manifest_lib
+from pipeline.storage import files
 def look():
-    if not storage.exists(storage.join(os.path.expanduser(sys.argv[1]), stage.MANIFEST)):
+    if not files.exists(files.join(os.path.expanduser(sys.argv[1]), manifest_lib.MANIFEST)):
         raise SystemExit(4)
 sys.exit(command.end("nightly", look))' "$DATA_DIR"
 }

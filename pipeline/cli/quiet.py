@@ -1,0 +1,54 @@
+"""Libraries that are imported without what they print at their start."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+# Where standard error really goes while something is held back from it.
+real_stderr = 2
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what native code writes to standard error, unless the block fails.
+
+    TensorFlow logs its start before any setting of its own can silence it.
+    """
+    global real_stderr
+    sys.stderr.flush()
+    kept, outer = os.dup(2), real_stderr
+    real_stderr = kept if outer == 2 else outer
+    with tempfile.TemporaryFile() as scratch:
+        os.dup2(scratch.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            scratch.seek(0)
+            os.write(kept, scratch.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            real_stderr = outer
+            os.close(kept)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up messages; costs seconds the first time."""
+    if "tensorflow" not in sys.modules:
+        with quiet_stderr():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # Looks for GPUs, and logs that too.
+
+
+def import_beam() -> None:
+    """Imports Apache Beam without its warnings about extras that are not installed."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam  # noqa: F401
+    finally:
+        logging.disable(logging.NOTSET)

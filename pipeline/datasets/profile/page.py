@@ -1,0 +1,152 @@
+"""stats.html: a data set as a person looks at it, in one file that needs no other."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets.profile.statistics import MAX_MEAN_IMAGES, Statistics
+from pipeline.formats import html as html_page
+from pipeline.formats import png
+from pipeline.formats.tf_example import Record
+
+# Classes on the balance chart; more would be no picture any more.
+_MAX_BARS = 100
+_MIN_SIDE = 56  # Pixels a side that an image is shown at, at least.
+_MIN_COLUMN = 76  # Pixels of a column, for captions.
+
+
+def page(
+    *,
+    name: str,
+    described: Mapping[str, Any],
+    statistics: Mapping[str, Statistics],
+    class_names: Sequence[str],
+    samples: Mapping[str, Sequence[Record]],
+) -> bytes:
+    """The page as UTF-8.
+
+    Args:
+      name: the data set's.
+      described: the contents of statistics.json.
+      statistics: of each split.
+      class_names: name of label i at place i.
+      samples: some records of each split.
+    """
+    first = next(iter(statistics.values()))
+    total = sum(part.num_examples for part in statistics.values())
+    num_quarantined = sum(part["num_quarantined"] for part in described["splits"].values())
+    shape = "×".join(map(str, first.image_shape))
+    parts = [
+        f"<h1>{html.escape(name)}</h1>",
+        f'<p class="soft">{total:,} images of {shape}, {len(class_names)} classes, '
+        f"{num_quarantined:,} quarantined</p>",
+        html_page.warnings(described["warnings"]) or "<p>Nothing looks wrong.</p>",
+        "<h2>Splits</h2>",
+        _splits(described["splits"]),
+        _quarantined(described["quarantined"], num_quarantined),
+        "<h2>Class balance</h2>",
+        _balance(described["splits"], class_names),
+        "<h2>Mean image of each class</h2>",
+    ]
+    for split, part in statistics.items():
+        parts.append(_mean_images(split, part, class_names))
+    for split, records in samples.items():
+        if records:
+            parts.append(f"<h2>{html.escape(split)}: the first {len(records)} images</h2>")
+            parts.append(_samples(records, first.image_shape, class_names))
+    return html_page.document(name, parts)
+
+
+def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = {
+        "num_examples": "images",
+        "mean_per_channel": "mean",
+        "std_per_channel": "standard deviation",
+        "min": "min",
+        "max": "max",
+        "num_duplicates": "repeated",
+        "num_blank": "blank",
+        "num_quarantined": "quarantined",
+    }
+    rows = [
+        [html_page.cell(split), *(html_page.cell(part[key]) for key in columns)]
+        for split, part in splits.items()
+    ]
+    return html_page.table(["split", *columns.values()], rows)
+
+
+def _quarantined(reasons: Mapping[str, int], total: int) -> str:
+    if not total:
+        return ""
+    rows = [[html_page.cell(reason), html_page.cell(count)] for reason, count in reasons.items()]
+    return "<h2>Quarantined</h2>" + html_page.table(["reason", "records"], rows)
+
+
+def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
+    outside = sorted({int(x) for part in splits.values() for x in part["num_outside_classes"]})
+    shown = [("num_per_class", name, name) for name in class_names]
+    shown += [("num_outside_classes", str(x), f"{x}, outside the list") for x in outside]
+    most = {
+        split: max(1, *part["num_per_class"].values(), *part["num_outside_classes"].values())
+        for split, part in splits.items()
+    }
+    rows = []
+    for key, name, text in shown[:_MAX_BARS]:
+        row = [html_page.cell(text)]
+        for split, part in splits.items():
+            count = part[key].get(name, 0)
+            share = count / most[split]
+            bar = f'<span class="bar" style="width:{100 * share:.1f}px"></span>' if count else ""
+            row.append(f"<td>{bar}{count:,}</td>")
+        rows.append(row)
+    left = len(shown) - len(rows)
+    more = f'<p class="soft">and {left:,} more classes, in statistics.json</p>' if left > 0 else ""
+    return html_page.table(["class", *map(html.escape, splits)], rows, kind="bars") + more
+
+
+def _shown_size(image: np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels on the page."""
+    scale = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
+    return image.shape[0] * scale, image.shape[1] * scale
+
+
+def _grid(figures: Sequence[str], image: np.ndarray) -> str:
+    """Figures of images of one size, in columns that hold a caption too."""
+    column = max(_MIN_COLUMN, _shown_size(image)[1])
+    style = f"grid-template-columns:repeat(auto-fill,{column}px)"
+    return f'<div class="images" style="{style}">{"".join(figures)}</div>'
+
+
+def _figure(image: np.ndarray, caption: str, title: str) -> str:
+    height, width = _shown_size(image)
+    shown = html_page.image(png.png(image), width=width, height=height, alt=title)
+    return (
+        f'<figure title="{html.escape(title)}">{shown}'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> str:
+    figures = []
+    for label, name in enumerate(class_names[:MAX_MEAN_IMAGES]):
+        image = part.mean_image(label)
+        if image is not None:
+            figures.append(_figure(image, name, f"mean of {split}, class {name}"))
+    left = len(class_names) - MAX_MEAN_IMAGES
+    more = f'<p class="soft">and {left:,} more classes</p>' if left > 0 else ""
+    if not figures:
+        return ""
+    return f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}{more}'
+
+
+def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Sequence[str]) -> str:
+    figures = []
+    for record in records:
+        image = np.frombuffer(record.image, np.uint8).reshape(shape)
+        step = -(-max(shape[:2]) // 128)  # Large images are shown by every n-th pixel.
+        known = 0 <= record.label < len(class_names)
+        label = class_names[record.label] if known else str(record.label)
+        figures.append(_figure(image[::step, ::step], label, f"{record.id.decode()}: {label}"))
+    return _grid(figures, image[::step, ::step])

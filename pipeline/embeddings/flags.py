@@ -1,0 +1,74 @@
+"""The flags by which export and report name an image set, a model and a run."""
+
+from absl import flags
+
+from pipeline.cli.errors import UsageError
+from pipeline.sources import flags as source_flags
+
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Data set to read: output directory of pipeline.preprocess."
+)
+_SPLIT = flags.DEFINE_list("split", "test", "Splits to read, separated by commas.")
+MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "Model to run: the directory export/ in the trainer's workdir."
+)
+RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "The trainer's workdir, for loss curves; what holds model_dir if left out."
+)
+flags.register_validator(
+    "split",
+    lambda splits: bool(splits) and all(splits),
+    message="expected names of splits separated by commas, such as train,test",
+)
+
+
+def is_source() -> bool:
+    """Whether images come straight from a source, which has no shards."""
+    return source_flags.reading() is not None
+
+
+def names_images() -> bool:
+    """Whether the flags name an image set."""
+    return is_source() or _DATA_DIR.value is not None
+
+
+def paths() -> dict[str, str | None]:
+    """Flag -> path of everything that is read."""
+    reading = source_flags.reading()
+    return {
+        "source": reading and reading.spec,
+        "data_dir": _DATA_DIR.value,
+        "model_dir": MODEL_DIR.value,
+    }
+
+
+def image_set(on_corrupt: str):
+    """The image set (inputs.Input) that the flags name.
+
+    Args:
+      on_corrupt: what to do where a shard is damaged, see reader.Dataset.
+
+    Raises:
+      UsageError: the flags name none, or two.
+      StageError: it cannot be read.
+    """
+    from pipeline.datasets.building import create as create_set
+    from pipeline.embeddings import inputs
+
+    reading = source_flags.reading()
+    if (reading is None) == (_DATA_DIR.value is None):
+        raise UsageError(
+            f"--data_dir={_DATA_DIR.value} --source={reading and reading.spec}: expected one of "
+            "the two: a data set of pipeline.preprocess, or an image set as it takes them"
+        )
+    if reading is None:
+        source_flags.refuse_without_source()
+        return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value, on_corrupt)
+    settings = create_set.Settings(
+        name=source_flags.NAME.value,
+        num_shards=source_flags.num_shards(),
+        validation_fraction=source_flags.VALIDATION_FRACTION.value,
+        seed=source_flags.SEED.value,
+        compression="none",
+    )
+    return inputs.SourceInput(reading, settings, _SPLIT.value)

@@ -1,0 +1,151 @@
+"""A published model directory, loaded: what export and its report ask of a model."""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.cli import quiet
+from pipeline.cli.errors import StageError
+from pipeline.machine import arithmetic
+from pipeline.stages import manifest as manifest_lib
+from pipeline.storage import files
+
+# Images in one call of the model, and the most bytes of them as floats: every call of a model
+# has exactly its shape, the last one padded, so that a row doesn't depend on how many records
+# stand beside it.
+_BATCH_SIZE = 256
+_MAX_BATCH_BYTES = 1 << 28
+_SIGNATURE = "embed"
+
+
+@contextlib.contextmanager
+def _checked_files(model_dir: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A local directory with the files that a manifest lists, all of them as it says.
+
+    Of a URL each file is fetched once, and what was checked is what stands in the directory,
+    which goes when the block ends. Objects that the manifest does not list are left alone.
+    """
+    if not files.is_url(model_dir):
+        for entry in entries:
+            manifest_lib.read_file(model_dir, entry)
+        yield model_dir
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in entries:
+            path = os.path.join(scratch, entry["name"])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(manifest_lib.read_file(model_dir, entry))
+        yield scratch
+
+
+class PublishedModel:
+    """The SavedModel that a manifest describes."""
+
+    def __init__(self, model_dir: str, manifest: dict[str, Any], *, fast_math: bool = False):
+        """Checks the files against the manifest and loads the SavedModel.
+
+        Args:
+          model_dir: local path or fsspec URL.
+          manifest: the directory's, which the worker may have been sent.
+          fast_math: on GPUs, whether products may be rounded to TensorFloat-32, and results may
+            depend on timing in their last digits.
+
+        Raises:
+          StageError: a file is missing or damaged, or the SavedModel is not the manifest's.
+        """
+        quiet.import_tensorflow()
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:  # A CPU computes the same at any time.
+            tf.config.experimental.enable_tensor_float_32_execution(fast_math)
+            if not fast_math:
+                tf.config.experimental.enable_op_determinism()
+        for device in gpus:
+            # Several workers share a device, and the first would take all of its memory.
+            with contextlib.suppress(RuntimeError):  # Too late: whoever used it before has decided.
+                tf.config.experimental.set_memory_growth(device, True)
+        with _checked_files(model_dir, manifest["files"]) as directory:
+            self._loaded = tf.saved_model.load(directory)
+        self.image_shape: tuple[int, int, int] = tuple(manifest["image_shape"])
+        self.latent_dim: int = manifest["config"]["latent_dim"]
+        self.kind = arithmetic.kind()
+        self._check_shapes(model_dir)
+        fits = _MAX_BATCH_BYTES // (4 * math.prod(self.image_shape))
+        self.batch_size = max(1, min(_BATCH_SIZE, fits))
+        self._functions: dict[tuple[str, ...], Any] = {}
+
+    def _check_shapes(self, model_dir: str) -> None:
+        """Raises a StageError if the SavedModel is for other arrays than the manifest says."""
+        expected = self.image_shape, self.latent_dim
+        found = None
+        if _SIGNATURE in self._loaded.signatures:
+            embed = self._loaded.signatures[_SIGNATURE]
+            images = embed.structured_input_signature[1]["images"].shape
+            found = tuple(images[1:]), embed.structured_outputs["mean"].shape[-1]
+        if found != expected:
+            raise StageError(
+                f"{model_dir}: its SavedModel takes images of one shape to so many latents: "
+                f"{found}, {manifest_lib.MANIFEST} says {expected}; expected the same: "
+                "train it again"
+            )
+
+    def prepared(self, outputs: Sequence[str]) -> "PublishedModel":
+        """The model itself, with the function for `outputs` traced before threads share it."""
+        self.embed(np.zeros((0, *self.image_shape), np.uint8), outputs)
+        return self
+
+    def embed(self, images: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Runs the model over at most batch_size images.
+
+        Args:
+          images: uint8 (n, H, W, C).
+          outputs: which of mean and log_var (n, latent_dim), reconstruction (n, H, W, C) in
+            [0, 1], reconstruction_loss and kl (n,) in nats per image. What no output needs is
+            not computed.
+
+        Returns:
+          output -> float32.
+        """
+        import tensorflow as tf
+
+        names = tuple(outputs)
+        if names not in self._functions:
+            self._functions[names] = self._function(names)
+        padding = [(0, self.batch_size - len(images))] + [(0, 0)] * 3
+        found = self._functions[names](tf.constant(np.pad(images, padding)))
+        return {name: value.numpy()[: len(images)] for name, value in found.items()}
+
+    def _function(self, names: Sequence[str]) -> Any:
+        import tensorflow as tf
+
+        embed = self._loaded.signatures[_SIGNATURE]
+        shape = (self.batch_size, *self.image_shape)
+
+        @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+        def some(images):
+            found = embed(images=images)
+            return {name: found[name] for name in names}
+
+        return some
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Reconstructions of any number of images, float32 (n, H, W, C) in [0, 1]."""
+        parts = [np.empty((0, *self.image_shape), np.float32)]
+        for first in range(0, len(images), self.batch_size):
+            chunk = images[first : first + self.batch_size]
+            parts.append(self.embed(chunk, ("reconstruction",))["reconstruction"])
+        return np.concatenate(parts)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """Images of latents: float32 (n, latent_dim) -> float32 (n, H, W, C) in [0, 1]."""
+        import tensorflow as tf
+
+        decode = self._loaded.signatures["decode"]
+        return decode(z=tf.constant(z, tf.float32))["images"].numpy()

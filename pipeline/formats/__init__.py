@@ -1,0 +1,4 @@
+"""The bytes of one thing: a tf.Example, a TFRecord file, a PNG, a page, a tar of images.
+
+Nothing here opens a file by its path.
+"""

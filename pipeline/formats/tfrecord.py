@@ -1,0 +1,191 @@
+"""TFRecord files: records in frames with checksums, written, and read past damage.
+
+A frame is: length (uint64), masked crc32c of the length, data, masked crc32c of the
+data; all numbers little-endian. Source of the format:
+tensorflow/core/lib/io/record_writer.h. What the records hold is not known here.
+"""
+
+import functools
+import gzip
+import itertools
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from pipeline.cli.errors import StageError
+
+COMPRESSIONS = ("none", "gzip")
+# Beam and gunzip tell a packed file by this.
+_GZIP_SUFFIX = ".gz"
+_FRAME = struct.Struct("<QI")
+_CRC = struct.Struct("<I")
+# Records written, and hashed, at a time.
+_RECORDS_A_WRITE = 64
+# Bytes searched for the next frame at a time, and unpacked at a time.
+_SEARCH_BYTES = 1 << 20
+_UNPACK_BYTES = 1 << 16
+
+
+class Fault(NamedTuple):
+    """A place in a file where something else stands than a record should be."""
+
+    offset: int  # Bytes from the beginning of the file; of the unpacked file if it is packed.
+    reason: str
+
+
+def suffix(compression: str) -> str:
+    """What the names of such files end in."""
+    return _GZIP_SUFFIX if compression == "gzip" else ""
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=4096)
+def _frame_header(length: int) -> bytes:
+    packed = struct.pack("<Q", length)
+    return packed + _CRC.pack(_masked_crc(packed))
+
+
+def write(file: BinaryIO, name: str, records: Iterable[bytes]) -> int:
+    """Writes records to an open file, and leaves it open.
+
+    Args:
+      file: takes the bytes of a whole TFRecord file.
+      name: the file's name; packed with gzip if it ends in .gz.
+      records: the records, in order.
+
+    Returns:
+      How many records there were.
+    """
+    num_examples = 0
+    # Without name and time, so that equal records give equal bytes.
+    packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if _is_packed(name) else None
+    out = packed or file
+    records = iter(records)
+    while some := list(itertools.islice(records, _RECORDS_A_WRITE)):
+        frames = (
+            part
+            for record in some
+            for part in (_frame_header(len(record)), record, _CRC.pack(_masked_crc(record)))
+        )
+        out.write(b"".join(frames))
+        num_examples += len(some)
+    if packed:
+        packed.close()
+    return num_examples
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith(_GZIP_SUFFIX)
+
+
+def _unpacked(data: bytes) -> tuple[bytes, str]:
+    """What can be had of a gzip file, and why not all of it."""
+    parts, unpacker = [], zlib.decompressobj(wbits=31)  # 31: gzip's header and checksum.
+    try:
+        for first in range(0, len(data), _UNPACK_BYTES):
+            parts.append(unpacker.decompress(data[first : first + _UNPACK_BYTES]))
+    except zlib.error as error:
+        return b"".join(parts), f"the gzip stream is damaged from here on ({error})"
+    reason = ""
+    if not unpacker.eof:
+        reason = "the gzip stream ends here, before its end"
+    elif unpacker.unused_data:
+        reason = f"{len(unpacker.unused_data)} bytes follow the end of the gzip stream"
+    return b"".join(parts), reason
+
+
+def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
+    """All that a TFRecord file holds, and every fault in it; every checksum is checked.
+
+    After a fault it goes on with the next frame that is whole.
+
+    Args:
+      data: the whole file.
+      name: its name; tells whether it is packed.
+
+    Yields:
+      (offset, record) or a Fault, in the order of their offsets.
+    """
+    data, reason = _unpacked(data) if _is_packed(name) else (data, "")
+    offset = 0
+    while offset < len(data):
+        end, fault = _look(data, offset)
+        if not fault:
+            yield offset, data[offset + _FRAME.size : end - _CRC.size]
+            offset = end
+            continue
+        if reason and end > len(data):
+            break  # The one fault that is reported below.
+        yield Fault(offset, fault)
+        # Only the data is wrong if a frame begins where this one ends; else search for one.
+        is_next = end == len(data) or (end < len(data) and _length_at(data, end) is not None)
+        offset = end if is_next else _find_frame(data, offset + 1)
+    if reason:
+        yield Fault(len(data), reason)
+
+
+def _length_at(data: bytes, offset: int) -> int | None:
+    """The length that a frame's header says, if its checksum is right."""
+    if offset + _FRAME.size > len(data):
+        return None
+    length, _ = _FRAME.unpack_from(data, offset)
+    return length if data[offset : offset + _FRAME.size] == _frame_header(length) else None
+
+
+def _look(data: bytes, offset: int) -> tuple[int, str]:
+    """Where the frame at an offset ends, and what is wrong with it."""
+    length = _length_at(data, offset)
+    if length is None:
+        left = len(data) - offset
+        if left < _FRAME.size:
+            return len(data) + 1, f"a record runs past the end of the file ({left} bytes are left)"
+        return len(data) + 1, "the checksum of a record's length is wrong"
+    end = offset + _FRAME.size + length + _CRC.size
+    if end > len(data):
+        return end, f"a record of {length} bytes runs past the end of the file ({len(data)} bytes)"
+    record = data[offset + _FRAME.size : end - _CRC.size]
+    if _masked_crc(record) != _CRC.unpack_from(data, end - _CRC.size)[0]:
+        return end, f"the checksum of a record of {length} bytes is wrong"
+    return end, ""
+
+
+def _find_frame(data: bytes, start: int) -> int:
+    """Offset of the first whole frame at or after `start`, or else the end of the data."""
+    view = np.frombuffer(data, np.uint8)
+    for first in range(start, len(data) - _FRAME.size, _SEARCH_BYTES):
+        block = view[first : first + _SEARCH_BYTES + 7]
+        words = np.lib.stride_tricks.sliding_window_view(block, 8)
+        # Cheap checks rule out nearly all places before any checksum is computed.
+        lengths = np.ascontiguousarray(words).view("<u8")[:, 0]
+        room = len(data) - first - np.arange(len(lengths), dtype=np.int64) - _FRAME.size - _CRC.size
+        fits = (lengths > 0) & (room > 0) & (lengths <= np.maximum(room, 0).astype(np.uint64))
+        for place in np.flatnonzero(fits):
+            if not _look(data, first + int(place))[1]:
+                return first + int(place)
+    return len(data)
+
+
+def records(data: bytes, path: str) -> Iterator[bytes]:
+    """The records in the bytes of a TFRecord file.
+
+    Args:
+      data: the whole file.
+      path: its path, for messages; packed with gzip if it ends in .gz.
+
+    Raises:
+      StageError: something is wrong with the file.
+    """
+    for found in scan(data, path):
+        if isinstance(found, Fault):
+            raise StageError(
+                f"{path}: at byte {found.offset} {found.reason}; make the data set again"
+            )
+        yield found[1]

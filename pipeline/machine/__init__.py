@@ -1,0 +1,1 @@
+"""What this machine is: its GPUs, and the kind of arithmetic that it computes with."""

@@ -1,0 +1,269 @@
+"""A Beam job on workers that are not this command's: Flink, Spark, Prism, Dataflow.
+
+What is checked before such a job is submitted, how it is cancelled when the command is
+stopped, and what its errors mean. Running it is in run.py.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+)
+from apache_beam.runners.portability.portable_runner import PipelineResult as PortableResult
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import PipelineResult, create_runner
+
+from pipeline.cli.errors import SourceChanged, StageError, UsageError
+
+# Job servers start their listener first, so one that runs answers at once.
+_CONNECT_SECS = 10.0
+# A stopped command ends in this time, whether or not the cluster answers.
+_CANCEL_SECS = 10.0
+_LOOK_EVERY_SECS = 0.2
+# States in which a Flink job stays.
+_OVER = ("FINISHED", "CANCELED", "FAILED")
+# Sources whose REST is a path.
+_PATHS = ("idx", "npz", "csv", "folder")
+
+
+def is_portable(options: PipelineOptions) -> bool:
+    """Whether the job goes through a job server: Flink, Spark, Prism, or any other's."""
+    name = options.view_as(StandardOptions).runner
+    return bool(name) and isinstance(create_runner(name), PortableRunner)
+
+
+def _is_elsewhere(options: PipelineOptions) -> bool:
+    """Whether workers may stand in another directory, or on another machine."""
+    name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
+    environment = options.view_as(PortableOptions).environment_type
+    if environment and is_portable(options):
+        return environment != "LOOPBACK"
+    # Beam's own choice for what it starts itself are workers inside this command.
+    if name == "flinkrunner":
+        return options.view_as(FlinkRunnerOptions).flink_master not in ("[auto]", "[local]")
+    if name == "sparkrunner":
+        return not options.view_as(SparkRunnerOptions).spark_master_url.startswith("local")
+    return name in ("portablerunner", "dataflowrunner")
+
+
+def check_paths(options: PipelineOptions, **paths: str | None) -> None:
+    """Refuses paths that mean something else to a worker than to the command.
+
+    Args:
+      options: Beam's.
+      **paths: flag -> its value: a path, a URL, or a source as in --source.
+
+    Raises:
+      UsageError: a path is relative, and the workers are elsewhere.
+    """
+    if not _is_elsewhere(options):
+        return
+    for flag, value in paths.items():
+        kind, _, rest = (value or "").partition(":")
+        path = rest if flag == "source" and kind in _PATHS else value
+        if flag == "source" and kind not in _PATHS or not path or "://" in path:
+            continue
+        if not os.path.isabs(path):
+            raise UsageError(
+                f"--{flag}={value}: relative, and workers of this runner stand elsewhere; expected "
+                "a URL, or the absolute path of a directory that all of them share"
+            )
+
+
+@contextlib.contextmanager
+def submitting(options: PipelineOptions) -> Iterator[None]:
+    """While the block submits a job to a runner that the user named, what fails is its options.
+
+    Raises:
+      StageError: it failed.
+    """
+    name = options.view_as(StandardOptions).runner
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        if not name or explain(error):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StageError(
+            f"--runner={name}: took no job: {text}; expected options that Beam's documentation of "
+            "this runner asks for: mend them and run the same command again"
+        ) from error
+
+
+def check_reachable(options: PipelineOptions) -> None:
+    """Refuses a cluster that does not answer, for which Beam would wait for a minute.
+
+    Raises:
+      UsageError: an address that is none, or --runner=PortableRunner without one.
+      StageError: nobody listens there.
+    """
+    name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if name == "dataflowrunner" and not importlib.util.find_spec("google_auth_httplib2"):
+        raise UsageError(
+            "--runner=DataflowRunner: takes what Beam calls its extra gcp; expected it installed: "
+            "pip install 'vae-pipeline[gcp]'"
+        )
+    if endpoint and is_portable(options) and endpoint != "embed":
+        _connect("job_endpoint", endpoint, "Beam's job server")
+    elif name == "portablerunner" and not endpoint:
+        raise UsageError("--runner=PortableRunner: has no --job_endpoint; expected HOST:PORT")
+    elif name == "flinkrunner" and master not in ("[auto]", "[local]"):
+        _connect("flink_master", master, "Flink's job manager (its REST port)")
+
+
+def _connect(flag: str, address: str, what: str) -> None:
+    url = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        host = url.hostname or ""
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--{flag}={address}: not an address; expected HOST:PORT") from error
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECS).close()
+    except OSError as error:
+        raise StageError(
+            f"--{flag}={address}: no answer ({error}); expected {what} to listen there: start it "
+            "or mend the address, then run the same command again"
+        ) from error
+
+
+def name_job(options: PipelineOptions) -> None:
+    """Gives a job on a Flink cluster a name of its own, unless the user did."""
+    named = options.view_as(GoogleCloudOptions)
+    if _flink_url(options) and not named.job_name:
+        named.job_name = f"vae-pipeline-{uuid.uuid4().hex[:12]}"
+
+
+def _flink_url(options: PipelineOptions) -> str | None:
+    """Where the REST interface of the Flink cluster is, if the options say."""
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if master in ("[auto]", "[local]"):
+        return None
+    return (master if "://" in master else f"http://{master}").rstrip("/")
+
+
+def _cancel_on_flink(url: str, job_name: str) -> None:
+    """Cancels a job, and waits until it is over.
+
+    Beam's job server only ends its own waiting for a batch job, which goes on.
+    """
+    pause = threading.Event()
+    while True:
+        with urllib.request.urlopen(f"{url}/jobs/overview", timeout=_CONNECT_SECS) as answer:
+            jobs = [job for job in json.load(answer)["jobs"] if job["name"] == job_name]
+        running = [job for job in jobs if job["state"] not in _OVER]
+        if not running:
+            return
+        for job in running:
+            if job["state"] != "CANCELLING":
+                cancel = f"{url}/jobs/{job['jid']}?mode=cancel"
+                urllib.request.urlopen(
+                    urllib.request.Request(cancel, method="PATCH"), timeout=_CONNECT_SECS
+                ).close()
+        pause.wait(_LOOK_EVERY_SECS)
+
+
+@contextlib.contextmanager
+def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> Iterator[None]:
+    """While the block waits for a job, a SIGTERM or SIGINT cancels it before it ends the command.
+
+    Else the cluster would go on with a job that nobody publishes, and write among the files of
+    the next try. What Beam started for the job, such as a job server, is stopped too.
+    """
+    if not isinstance(result, PortableResult):
+        yield  # In this process, or a child of it.
+        return
+    url = _flink_url(options)
+    job_name = options.view_as(GoogleCloudOptions).job_name
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def cancel() -> None:
+        with contextlib.suppress(Exception):  # A cluster that is gone has nothing to cancel.
+            result.cancel()
+        if url:
+            with contextlib.suppress(OSError):
+                _cancel_on_flink(url, job_name)
+        atexit._run_exitfuncs()
+
+    def stop(number: int, frame: object) -> None:
+        # In a thread, since the call that the signal has interrupted may hold a lock of gRPC's.
+        thread = threading.Thread(target=cancel, daemon=True)
+        thread.start()
+        thread.join(_CANCEL_SECS)
+        if callable(before[number]):
+            before[number](number, frame)
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explain(error: Exception) -> StageError | None:
+    """What an error that a runner raised means to its user; None if it is a defect of ours.
+
+    Args:
+      error: as Beam raised it: of a worker it has the traceback as text.
+    """
+    text = str(error)
+    if isinstance(error, StageError):  # Of a worker in this process, it is one still.
+        return type(error)(re.sub(r" \[while running .*\Z", "", text))
+    ours = re.search(
+        r"^(?:.*\s)?pipeline\.cli\.errors\.(\w+): (.+?)( \[while running .*)?$", text, re.M
+    )
+    if ours:
+        return SourceChanged(ours[2]) if ours[1] == SourceChanged.__name__ else StageError(ours[2])
+    of_system = re.search(r"\w: (\[Errno \d+\] .+?)( \[while running .*)?$", text, re.M)
+    if of_system:
+        return StageError(
+            f"{of_system[1]}; expected paths that every worker can read and write: mend that and "
+            "run the same command again, it goes on from the files that are whole"
+        )
+    missing = re.search(r"ModuleNotFoundError: (No module named '\S+')", text)
+    if missing:
+        return StageError(
+            f"a worker of the runner: {missing[1]}; expected this package, of this version, on "
+            "every worker: install it there, or in the image that --sdk_container_image names, or "
+            "pass --setup_file=./setup.py"
+        )
+    cancelled = re.search(r"failed in state (CANCELLED|CANCELLING|DRAINED|STOPPED)", text)
+    if cancelled:
+        return ended_as(cancelled[1])
+    if re.search(r"StatusCode\.(UNAVAILABLE|CANCELLED)", text):
+        return StageError(
+            "the runner's job server ended while the job ran; expected it to outlive the job: "
+            "start it and run the same command again, files that are whole stay"
+        )
+    return None
+
+
+def ended_as(state: str) -> StageError:
+    """The error for a job that ended in a state other than done."""
+    return StageError(
+        f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the same "
+        "command again, it goes on from the files that are whole"
+    )

@@ -1,0 +1,191 @@
+"""Sources over arrays, which lie in memory or in files.
+
+Files are read record by record and not mapped: what is touched of a mapped file counts
+as memory of the process, and a job over a large set is to stay as small as over a small one.
+"""
+
+import concurrent.futures
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.cli.errors import StageError
+from pipeline.sources.local_file import OpenFile
+from pipeline.storage import stamps
+
+# Labels above this are no class numbers but a column of something else.
+MAX_LABEL = 65_535
+# Bytes of a part that is hashed by itself; part of what a fingerprint means.
+_HASH_BYTES = 1 << 23
+_HASH_THREADS = 4
+
+
+class FileRows:
+    """A uint8 array in an open local file, whose rows are read when they are asked for."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, file: OpenFile, offset: int, shape: tuple[int, ...]):
+        """Takes the file as it is.
+
+        Args:
+          file: stays open as long as this does.
+          offset: where the array begins.
+          shape: its shape, in C order.
+        """
+        self._file, self._offset, self.shape = file, offset, shape
+        self._row_bytes = math.prod(shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        size, offset = self._row_bytes, self._offset
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self))
+            data = self._file.read(offset + first * size, offset + last * size)
+        else:
+            data = self._file.read_each([offset + row * size for row in rows.tolist()], size)
+        return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+
+
+def hash_rows(digest: "hashlib._Hash", array: np.ndarray | FileRows) -> None:
+    """Adds an array to a digest: the digests of its parts, which are hashed side by side."""
+    step = max(1, _HASH_BYTES // max(1, math.prod(array.shape[1:])))
+
+    def hash_part(first: int) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(array[first : first + step])).digest()
+
+    with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
+        for part in pool.map(hash_part, range(0, len(array), step)):
+            digest.update(part)
+
+
+def class_names_up_to(highest: int, where: str) -> list[str]:
+    """The names of numbered classes, "0" to the highest label.
+
+    Raises:
+      StageError: the label is too high to be a class number.
+    """
+    if highest > MAX_LABEL:
+        raise StageError(
+            f"{where}: labels up to {highest}; expected class numbers 0 to {MAX_LABEL}: are "
+            "these labels?"
+        )
+    return [str(label) for label in range(highest + 1)]
+
+
+def check_pair(where: str, images: Any, labels: Any) -> None:
+    """Refuses what are no images and labels of a split.
+
+    Args:
+      where: the set and the split.
+      images: anything with a shape and a dtype.
+      labels: the same.
+
+    Raises:
+      StageError: the images are not uint8 (n, H, W, C), or the labels not n whole numbers.
+    """
+    if len(images.shape) != 4 or images.dtype != np.uint8 or not math.prod(images.shape):
+        raise StageError(
+            f"{where} images are {images.dtype} {images.shape}; expected uint8 (n, H, W, C), at "
+            "least one"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise StageError(
+            f"{where} has {images.shape[0]} images and labels {labels.dtype} {labels.shape}; "
+            "expected one whole number for each image"
+        )
+
+
+class ArraySource:
+    """A source over arrays in memory or in files."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, tuple[np.ndarray | FileRows, np.ndarray]],
+        *,
+        name: str = "arrays",
+        id_prefix: str = "",
+        listed: Mapping[str, str] | None = None,
+    ):
+        """Takes the arrays as they are.
+
+        Args:
+          splits: split -> (images uint8 (n, H, W, C), labels of integers (n,)).
+          name: what messages call the set.
+          id_prefix: what ids begin with in place of the split's name.
+          listed: path or URL of each file that the arrays are of -> its stamp (storage/stamps.py)
+            before it was read; None where a change of the set is not to be looked for.
+
+        Raises:
+          StageError: the arrays are not such.
+        """
+        for split, (images, labels) in splits.items():
+            check_pair(f"{name}: {split}", images, labels)
+        shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise StageError(
+                f"{name}: image shapes differ between splits: {shapes}; expected one shape per set"
+            )
+        self._splits, self._name = splits, name
+        self.listed = dict(listed or {})
+        self.split_sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+        self.image_shape = next(iter(shapes.values()))
+        highest = max(int(labels.max()) for _, labels in splits.values())
+        self.class_names = class_names_up_to(highest, name)
+        self._prefixes = [(id_prefix or split).encode() for split in splits]
+        self._starts = np.cumsum([0, *self.split_sizes.values()])
+
+    def listing(self) -> dict[str, str]:
+        """Path -> stamp of the files, as they are now."""
+        return stamps.of_paths(self.listed)
+
+    def fingerprint(self) -> str:
+        """sha256 over shapes, pixels and labels of every split."""
+        digest = hashlib.sha256()
+        for split, (images, labels) in self._splits.items():
+            digest.update(f"{split} {images.shape};".encode())
+            hash_rows(digest, images)
+            digest.update(labels.astype("<i8"))
+        return digest.hexdigest()
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """`<split>-<index in the split, 7 digits>`."""
+        return number_ids(self._prefixes, self._starts, indices)
+
+    def where(self, index: int) -> str:
+        """The set's name, the split, and the place in it."""
+        number = np.searchsorted(self._starts, index, side="right") - 1
+        return f"{self._name} {list(self._splits)[number]}[{index - self._starts[number]}]"
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies the records at `indices` out of the arrays."""
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int64)
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        for number, (split_images, split_labels) in enumerate(self._splits.values()):
+            here = np.flatnonzero(numbers == number)
+            places = indices[here] - self._starts[number]
+            images[here] = split_images[places]
+            labels[here] = split_labels[places]
+        return images, labels
+
+
+def number_ids(prefixes: list[bytes], starts: np.ndarray, indices: np.ndarray) -> list[bytes]:
+    """`<prefix>-<place in the split, 7 digits>` for each index.
+
+    Args:
+      prefixes: one for each split.
+      starts: int64 (splits + 1,), the index at which each split begins, and the end.
+      indices: int64 (n,).
+    """
+    numbers = np.searchsorted(starts, indices, side="right") - 1
+    places = indices - starts[numbers]
+    return [
+        b"%s-%07d" % (prefixes[number], place)
+        for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+    ]

@@ -1,0 +1,246 @@
+"""Folders of image files: `train/<class>/*` or `<class>/*`."""
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.cli.errors import StageError, UsageError
+from pipeline.sources import source
+from pipeline.sources.image_file import decode, shape_of
+from pipeline.sources.splits import UNSPLIT, in_order, split_named
+from pipeline.storage import files as files_lib
+from pipeline.storage import stamps, trees
+
+# A file whose name ends in one of these is a record; what else lies around is not.
+_EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm"),
+)
+# Files read at once for the fingerprint: enough to keep an object store busy.
+_NUM_THREADS = 8
+_HASH_BYTES = 1 << 20
+_NO_CLASS = "lies in no class directory, expected <class>/FILE or <split>/<class>/FILE"
+# What a file may have beside its pixels: profiles, thumbnails, text.
+_EXTRA_BYTES = 1 << 20
+# Of the links that are not followed, as many are named.
+_MAX_SHOWN = 3
+
+
+class FolderSource:
+    """A source over image files; the directory a file lies in is its class."""
+
+    def __init__(self, directory: str, max_pixels: int = source.MAX_IMAGE_PIXELS):
+        """Lists the files.
+
+        Args:
+          directory: local path or URL.
+          max_pixels: of an image, height × width; a larger one cannot be had.
+
+        Raises:
+          StageError: no such directory, no images, or no telling what is a class.
+        """
+        # What Pillow warns of is either quarantined or no matter.
+        warnings.filterwarnings("ignore", module="PIL")
+        self._directory, self._max_pixels = directory, max_pixels
+        # Uncompressed, a pixel of 8 bits a channel takes at most 4 bytes, and nothing is read that
+        # must be more than that.
+        self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
+        tree = trees.read_tree(directory)
+        self.listed = _images_of(tree)
+        if tree.passed_over:
+            shown = ", ".join(tree.passed_over[:_MAX_SHOWN])
+            more = ", …" * (len(tree.passed_over) > _MAX_SHOWN)
+            print(
+                f"preprocess: --source=folder:{directory}: {len(tree.passed_over)} links to "
+                f"directories whose files stand under another path are not followed: {shown}{more}",
+                file=sys.stderr,
+                flush=True,
+            )
+        files = list(self.listed)
+        parts = [path.split("/") for path in files]
+        tops = {part[0] for part in parts if len(part) > 1}
+        if not tops:
+            raise StageError(
+                f"--source=folder:{directory}: {len(files)} images and no directories of them; "
+                "expected <class>/FILE or <split>/<class>/FILE: make a directory for each class, "
+                "if only one"
+            )
+        splits = {top: split_named(top) for top in tops}
+        has_splits = UNSPLIT not in splits.values()
+        deep = {part[0] for part in parts if len(part) > 2 and splits[part[0]] in ("train", "test")}
+        if deep and not has_splits:
+            others = sorted(top for top in tops if splits[top] == UNSPLIT)
+            raise StageError(
+                f"--source=folder:{directory}: {min(deep)}/ looks like a split, {others[0]}/ like "
+                "a class; expected only splits or only classes at the top: move one of them"
+            )
+        num_levels = 2 if has_splits else 1
+        default = in_order(splits.values())[0] if has_splits else UNSPLIT
+        records = []  # (split, path, class)
+        for path, part in zip(files, parts, strict=True):
+            of_class = part[num_levels - 1] if len(part) > num_levels else ""
+            split = splits[part[0]] if has_splits and len(part) > 1 else default
+            records.append((split, path, of_class))
+        order = {split: i for i, split in enumerate(in_order({r[0] for r in records}))}
+        records.sort(key=lambda record: (order[record[0]], record[1]))
+        classes = sorted({record[2] for record in records} - {""})
+        self.class_names = [name.encode(errors="backslashreplace").decode() for name in classes]
+        labels = {name: label for label, name in enumerate(classes)}
+        self._paths = [record[1] for record in records]
+        self._labels = np.array([labels.get(record[2], -1) for record in records], np.int64)
+        self.split_sizes = dict(collections.Counter(record[0] for record in records))
+        self._scanned: tuple[str, tuple[int, int, int]] | None = None
+
+    def listing(self) -> dict[str, str]:
+        """Path below the directory -> stamp of the image files, as they are now."""
+        try:
+            return _images_of(trees.read_tree(self._directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def _refusal(self, path: str) -> str:
+        """Why a file is not read at all; "" if it is."""
+        num_bytes = stamps.num_bytes(self.listed[path])
+        if num_bytes is None and self.listed[path].startswith("is "):
+            return f"{self.listed[path]}, expected a file"  # By a link.
+        if num_bytes is not None and num_bytes > self._max_bytes:
+            return (
+                f"{num_bytes:,} bytes, expected at most {self._max_bytes:,}: 4 a pixel and a "
+                "mebibyte; --max_image_pixels allows more"
+            )
+        return ""
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[BinaryIO]:
+        """A file that `_refusal` does not refuse.
+
+        Raises:
+          SourceChanged: it is not as it is listed.
+          OSError: it cannot be read.
+        """
+        full, listed = files_lib.join(self._directory, path), self.listed[path]
+        try:
+            if files_lib.is_url(full):
+                data = files_lib.read_bytes(full)
+                if not stamps.may_be_of(data, listed):
+                    raise source.changed(full)
+                file = io.BytesIO(data)
+            else:
+                file = files_lib.open_read(full)
+        except OSError as error:
+            if stamps.of_path(full) != listed:
+                raise source.changed(full) from error
+            raise
+        with file:
+            try:
+                yield file
+            finally:  # Whatever came of it.
+                if not files_lib.is_url(full) and stamps.of_open(file) != listed:
+                    raise source.changed(full)
+
+    def _scan(self) -> tuple[str, tuple[int, int, int]]:
+        """Fingerprint and most frequent shape, from one reading of all files."""
+        if self._scanned is None:
+
+            def look(path: str) -> tuple[bytes, tuple[int, ...] | str]:
+                if refusal := self._refusal(path):
+                    size = stamps.num_bytes(self.listed[path])
+                    return hashlib.sha256(str(size).encode()).digest(), refusal
+                digest = hashlib.sha256()
+                try:
+                    with self._opened(path) as file:
+                        while block := file.read(_HASH_BYTES):
+                            digest.update(block)
+                        file.seek(0)
+                        shape = shape_of(file, self._max_pixels)
+                except OSError as error:  # A link to nowhere; its record will be quarantined.
+                    return b"", str(error)
+                except ValueError as error:
+                    shape = str(error)
+                return digest.digest(), shape
+
+            digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
+            with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+                for path, (content, shape) in zip(
+                    self._paths, pool.map(look, self._paths), strict=True
+                ):
+                    digest.update(os.fsencode(path) + b"\0" + content)
+                    if isinstance(shape, str):
+                        reason = reason or f"{path}: {shape}"
+                    else:
+                        shapes[shape] += 1
+            if not shapes:
+                raise StageError(
+                    f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
+                    f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
+                    "reads"
+                )
+            most = max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
+            self._scanned = digest.hexdigest(), most
+        return self._scanned
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape that most of the images have."""
+        return self._scan()[1]
+
+    def fingerprint(self) -> str:
+        """sha256 over paths and contents of all images."""
+        return self._scan()[0]
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """Paths below the directory."""
+        return [self._paths[index].encode(errors="backslashreplace") for index in indices]
+
+    def where(self, index: int) -> str:
+        """The file."""
+        return files_lib.join(self._directory, self._paths[index])
+
+    def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
+        """Decodes the files at `indices`, each when it is asked for."""
+        images = source.OneByOne(lambda place: self._image(int(indices[place])), len(indices))
+        return images, self._labels[indices]
+
+    def _image(self, index: int) -> np.ndarray | source.Unreadable:
+        path = self._paths[index]
+        if self._labels[index] < 0:
+            return source.Unreadable(_NO_CLASS)
+        if refusal := self._refusal(path):
+            return source.Unreadable(refusal)
+        try:
+            with self._opened(path) as file:
+                data = file.read()
+            return decode(data, self._max_pixels)
+        except (ValueError, OSError) as error:
+            return source.Unreadable(str(error))
+
+
+def _images_of(tree: trees.Tree) -> dict[str, str]:
+    return {p: stamp for p, stamp in tree.stamps.items() if p.lower().endswith(_EXTENSIONS)}
+
+
+def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXELS) -> FolderSource:
+    """The image set in a directory of image files.
+
+    Args:
+      directory: local path or URL. If all directories in it are named for splits (train,
+        test, val, …) the classes lie in those, else they are the classes.
+      max_image_pixels: of an image, height × width.
+
+    Raises:
+      StageError: no such directory, no images, or no telling what is a class.
+    """
+    if not directory:
+        raise UsageError("--source=folder: names no directory; write --source=folder:DIR")
+    if not files_lib.is_dir(directory):
+        raise StageError(f"--source=folder:{directory}: no such directory; expected images in it")
+    return FolderSource(directory.rstrip("/") or "/", max_image_pixels)

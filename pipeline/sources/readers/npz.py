@@ -1,0 +1,176 @@
+"""NumPy archives: `x_train`, `y_train`, … as Keras has them, `train_images`, … as MedMNIST has."""
+
+import io
+import math
+import re
+import shutil
+import tempfile
+import tokenize
+import zipfile
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.cli.errors import StageError, UsageError
+from pipeline.sources import source
+from pipeline.sources.local_file import OpenFile
+from pipeline.sources.readers import arrays
+from pipeline.sources.splits import in_order, split_named
+from pipeline.storage import files, names, stamps
+
+_WORDS = r"train|training|val|valid|validation|test|testing"
+# What reading a damaged or encrypted archive raises.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
+_KEYS = {
+    "images": re.compile(rf"(x|images?)(_({_WORDS}))?|({_WORDS})_(x|images?)"),
+    "labels": re.compile(rf"(y|labels?)(_({_WORDS}))?|({_WORDS})_(y|labels?)"),
+}
+
+
+# zipfile unpacks what these pack in steps of a bounded size; of LZMA and bzip2 a few bytes may
+# become gigabytes in one step.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What is looked at of an array before it is unpacked: NumPy's header is shorter.
+_HEAD_BYTES = 1 << 16
+
+
+class _Member:
+    """An array of an archive, of which the header is read."""
+
+    def __init__(self, archive: zipfile.ZipFile, key: str, path: str):
+        """Reads the header.
+
+        Raises:
+          StageError: no array of numbers, or not as large as its header promises.
+        """
+        self._archive, self._info = archive, archive.getinfo(f"{key}.npy")
+        self.key, self._path, self._where = key, path, f"{path}: {key}"
+        if self._info.compress_type not in _METHODS:
+            raise StageError(
+                f"{self._where} is packed by another method than zip's own; expected deflate or "
+                "none, as numpy.savez_compressed and numpy.savez pack: save it again"
+            )
+        with archive.open(self._info) as packed:
+            head = io.BytesIO(packed.read(_HEAD_BYTES))
+        self.shape, self._fortran_order, self.dtype = _read_header(head, self._where)
+        if self.dtype.hasobject:
+            raise StageError(
+                f"{self._where} holds Python objects, which are never unpickled; expected numbers: "
+                "save the array with another dtype"
+            )
+        self._offset = head.tell()
+        self._check_size(self._info.file_size)
+
+    def _check_size(self, num_bytes: int) -> None:
+        """Raises a StageError if so many bytes, header included, are not the array's."""
+        found, promised = num_bytes - self._offset, math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or found != promised:
+            raise StageError(
+                f"{self._where} promises {self.dtype} {self.shape}, and holds {found} bytes; save "
+                "it again"
+            )
+
+    def read(self) -> np.ndarray | arrays.FileRows:
+        """Unpacks the array; images of bytes stay in an unnamed file. Never unpickled."""
+        shape, dtype = self.shape, self.dtype
+        plain = tempfile.TemporaryFile()
+        # No more comes out than file_size says, but less may.
+        with self._archive.open(self._info) as packed:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        self._check_size(plain.tell())
+        plain.flush()
+        if dtype == np.uint8 and len(shape) in (3, 4) and not self._fortran_order:
+            return arrays.FileRows(OpenFile(plain, self._path), self._offset, shape)
+        plain.seek(self._offset)
+        order = "F" if self._fortran_order else "C"
+        return np.ndarray(shape, dtype, plain.read(), order=order)
+
+
+def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype of an .npy file."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        return readers[np.lib.format.read_magic(file)](file)
+    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
+        raise StageError(f"{where}: no NumPy array ({error}); save it with numpy.savez") from error
+
+
+def _read_pair(
+    images: _Member, labels: _Member, split: str, path: str
+) -> tuple[np.ndarray | arrays.FileRows, np.ndarray]:
+    """Images (n, H, W, C) and labels (n,), unpacked only if they are such.
+
+    Images may be stored as (n, H, W), and labels as (n, 1), which is MedMNIST's way.
+    """
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+        raise StageError(
+            f"{path}: {images.key}: {images.dtype} {shape}; expected uint8 (n, H, W), "
+            "(n, H, W, 1) or (n, H, W, 3): save pixels as 0 to 255"
+        )
+    images.shape = shape if len(shape) == 4 else (*shape, 1)
+    if labels.shape[1:] == (1,):
+        labels.shape = labels.shape[:1]
+    arrays.check_pair(f"npz:{path}: {split}", images, labels)
+    return images.read(), labels.read()
+
+
+def open_npz(path: str) -> arrays.ArraySource:
+    """The image set in an .npz archive.
+
+    Args:
+      path: local path or URL. Keys say what they hold: x or images, y or labels, before or
+        after the split; without a split the set has none.
+
+    Raises:
+      StageError: no such file, or not such keys, dtypes or shapes.
+    """
+    if not path:
+        raise UsageError("--source=npz: names no file; write --source=npz:FILE")
+    where = f"--source=npz:{path}"
+    try:
+        with files.open_read(path) as file, zipfile.ZipFile(file) as archive:
+            stamp = stamps.of_open(file)
+            members = archive.namelist()
+            for member in members:
+                names.check(
+                    member.removesuffix("/"),
+                    f"{where}: holds a member named",
+                    "do not unpack an archive of such names; save the set anew",
+                )
+            keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
+            found: dict[str, dict[str, str]] = {}
+            for key in keys:
+                for kind, pattern in _KEYS.items():
+                    if pattern.fullmatch(key.lower()):
+                        split = split_named(key.replace("_", " "))
+                        other = found.setdefault(split, {}).setdefault(kind, key)
+                        if other != key:
+                            raise StageError(
+                                f"{where}: {other} and {key} are both {kind} of {split}; expected "
+                                "one: save the set without the other"
+                            )
+            complete = [split for split, kinds in found.items() if len(kinds) == len(_KEYS)]
+            if not complete or len(complete) < len(found):
+                raise StageError(
+                    f"{where}: holds {', '.join(keys) or 'nothing'}; expected images and labels of "
+                    "each split, as x_train and y_train, or train_images and train_labels"
+                )
+            splits = {}
+            for split in in_order(complete):
+                images_key, labels_key = found[split]["images"], found[split]["labels"]
+                images = _Member(archive, images_key, path)
+                labels = _Member(archive, labels_key, path)
+                splits[split] = _read_pair(images, labels, split, path)
+            stamp_after = stamps.of_path(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise StageError(f"{where}: no such file; expected an .npz archive") from error
+    except _DAMAGED as error:
+        raise StageError(f"{where}: no whole .npz archive ({error}); fetch it again") from error
+    if stamp_after != stamp:
+        raise source.changed(path)
+    return arrays.ArraySource(splits, name=f"npz:{path}", listed={path: stamp})

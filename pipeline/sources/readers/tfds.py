@@ -1,0 +1,227 @@
+"""Sets of tensorflow-datasets, prepared as array_record files, which are random access.
+
+Preparing needs TensorFlow and may take minutes; reading what is prepared needs neither.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import sys
+from typing import Any
+
+import numpy as np
+
+from pipeline.cli import quiet
+from pipeline.cli.errors import StageError, UsageError
+from pipeline.sources import image_file, source
+from pipeline.sources.readers import arrays
+from pipeline.sources.splits import in_order
+from pipeline.storage import files, trees
+
+_HASH_RECORDS = 4_096
+
+
+def _prepared(builder: Any, where: str, manual_dir: str | None) -> None:
+    """Prepares the builder's files unless they are there.
+
+    Raises:
+      StageError: they cannot be prepared.
+    """
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        return
+    quiet.import_tensorflow()
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    print(f"preprocess: {where}: preparing in {builder.data_dir}", file=sys.stderr, flush=True)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Results alone go to standard output.
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
+    except Exception as error:  # Anything: each set downloads and parses in its own way.
+        reason = " ".join(str(error).split())[:300]
+        raise StageError(
+            f"{where}: tensorflow-datasets could not prepare it ({type(error).__name__}: "
+            f"{reason}); without access to the internet, put the original files into a directory "
+            "and name it with --tfds_manual_dir"
+        ) from error
+
+
+class TfdsSource:
+    """A source over a prepared set of tensorflow-datasets."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        data_dir: str | None,
+        manual_dir: str | None,
+        max_pixels: int = source.MAX_IMAGE_PIXELS,
+    ):
+        """Opens the set, and prepares it first where needed.
+
+        Raises:
+          StageError: no such set, it cannot be prepared, or holds no labelled images.
+        """
+        where = f"--source=tfds:{name}"
+        for chatty in ("absl", "urllib3"):  # Advice to install OpenCV, and every retry.
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        except tfds.core.registered.DatasetNotFoundError as error:
+            raise StageError(
+                f"{where}: tensorflow-datasets has no such set; see "
+                "https://www.tensorflow.org/datasets/catalog for their names"
+            ) from error
+        except (AssertionError, ValueError, KeyError, RuntimeError) as error:
+            raise StageError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+        _prepared(builder, where, manual_dir)
+        self._directory, self._max_pixels = str(builder.data_dir), max_pixels
+        self.listed = self.listing()
+        features, keys = builder.info.features, builder.info.supervised_keys
+        self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
+        if (
+            not {self._image, self._label} <= set(getattr(features, "keys", list)())
+            or not isinstance(features[self._image], tfds.features.Image)
+            or not isinstance(
+                features[self._label], tfds.features.ClassLabel | tfds.features.Scalar
+            )
+        ):
+            raise StageError(
+                f"{where}: holds {' '.join(str(features).split())}; expected an image and a label, "
+                "a whole number"
+            )
+        self.class_names = list(getattr(features[self._label], "names", None) or [])
+        self._image_feature = features[self._image]
+        self._name = where
+        sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+        splits = in_order(split for split, size in sizes.items() if size)
+        try:
+            # Images as they are stored: what they promise is looked at first.
+            stored = {self._image: tfds.decode.SkipDecoding()}
+            self._data = {s: builder.as_data_source(s, decoders=stored) for s in splits}
+        except (NotImplementedError, ValueError) as error:
+            raise StageError(
+                f"{where}: prepared in {builder.data_dir} in a format without random access; "
+                "expected array_record: name another directory with --tfds_data_dir"
+            ) from error
+        self.split_sizes = {split: sizes[split] for split in splits}
+        self._starts = np.cumsum([0, *self.split_sizes.values()])
+        if not self.class_names:
+            labels = [int(x[self._label]) for data in self._data.values() for x in data]
+            self.class_names = arrays.class_names_up_to(max(labels), where)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of all images, or of the first where they differ."""
+        shape = self._image_feature.shape
+        if None not in shape:
+            return tuple(shape)
+        first = self._decoded(next(iter(self._data.values()))[0][self._image])
+        if isinstance(first, source.Unreadable):
+            raise StageError(
+                f"{self._name}: its first image cannot be had ({first.reason}); expected one that "
+                "shows the shape of the set's images"
+            )
+        return np.shape(first)
+
+    def listing(self) -> dict[str, str]:
+        """Name -> stamp of the prepared files, as they are now."""
+        try:
+            return trees.read_tree(self._directory).stamps
+        except FileNotFoundError:
+            return {}
+
+    def fingerprint(self) -> str:
+        """sha256 over the prepared records."""
+        digest = hashlib.sha256()
+        for split, data in self._data.items():
+            digest.update(f"{split} {len(data)};".encode())
+            for first in range(0, len(data), _HASH_RECORDS):
+                places = range(first, min(first + _HASH_RECORDS, len(data)))
+                for record in data.data_source.__getitems__(list(places)):
+                    digest.update(len(record).to_bytes(8, "little"))
+                    digest.update(record)
+        return digest.hexdigest()
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """`<split>-<index in the split, 7 digits>`."""
+        return arrays.number_ids([s.encode() for s in self._data], self._starts, indices)
+
+    def _place(self, index: int) -> tuple[str, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return list(self._data)[number], int(index - self._starts[number])
+
+    def where(self, index: int) -> str:
+        """The set, the split, and the place in it."""
+        split, place = self._place(index)
+        return f"{self._name} {split}[{place}]"
+
+    def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
+        """Reads the records at `indices`, and decodes each when it is asked for."""
+        stored: list[bytes | source.Unreadable] = [b""] * len(indices)
+        labels = np.full(len(indices), -1, np.int64)
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        for number, data in enumerate(self._data.values()):
+            here = np.flatnonzero(numbers == number).tolist()
+            places = (indices[here] - self._starts[number]).tolist()
+            for i, found in zip(here, _fetch(data, places), strict=True):
+                if isinstance(found, source.Unreadable):
+                    stored[i] = found
+                else:
+                    stored[i] = found[self._image]
+                    labels[i] = int(found[self._label])
+        # What reads them is not ours and keeps them open; of a URL, to list them takes requests.
+        if not files.is_url(self._directory) and self.listing() != self.listed:
+            raise source.changed(self._directory)
+        return source.OneByOne(lambda i: self._decoded(stored[i]), len(indices)), labels
+
+    def _decoded(self, stored: bytes | source.Unreadable) -> np.ndarray | source.Unreadable:
+        """An image from its file's bytes, as tensorflow-datasets decodes it."""
+        if isinstance(stored, source.Unreadable):
+            return stored
+        try:
+            image_file.shape_of(io.BytesIO(stored), self._max_pixels)
+            return np.asarray(self._image_feature.decode_example_np(stored))
+        except Exception as error:  # Decoding fails in as many ways as there are formats.
+            return source.Unreadable(f"a damaged record ({error})")
+
+
+def _fetch(data: Any, places: list[int]) -> list[Any]:
+    """The records at some places of a data source, all at once if they can be."""
+    if not places:
+        return []
+    try:
+        return list(data.__getitems__(places))
+    except Exception as error:  # So does what is not decoded here.
+        if len(places) == 1:
+            return [source.Unreadable(f"a damaged record ({error})")]
+        return [found for place in places for found in _fetch(data, [place])]
+
+
+def open_tfds(
+    name: str,
+    *,
+    data_dir: str | None,
+    manual_dir: str | None,
+    max_image_pixels: int = source.MAX_IMAGE_PIXELS,
+) -> TfdsSource:
+    """The image set of that name in tensorflow-datasets.
+
+    Args:
+      name: NAME or NAME:VERSION, as in its catalog.
+      data_dir: where prepared sets lie, local or a URL; tensorflow-datasets' default if None.
+      manual_dir: where original files lie that would be downloaded otherwise.
+      max_image_pixels: of an image, height × width.
+
+    Raises:
+      StageError: no such set, it cannot be prepared, or holds no labelled images.
+    """
+    if not name:
+        raise UsageError("--source=tfds: names no set; write --source=tfds:NAME")
+    return TfdsSource(name, data_dir=data_dir, manual_dir=manual_dir, max_pixels=max_image_pixels)

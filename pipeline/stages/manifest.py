@@ -1,0 +1,217 @@
+"""What a finished stage hands to the next: a manifest, ids, and files with checksums.
+
+A stage's directory is finished when its `manifest.json` is there, which is written
+last. How the Beam stages get there is in output_directory.py.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from pipeline.cli.errors import StageError
+from pipeline.stages import manifest_check
+from pipeline.storage import files
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+# Which command makes the directory that a reader misses.
+_MADE_BY = {
+    "preprocess": "python -m pipeline.preprocess",
+    "train": "python -m trainer.main",
+    "export": "python -m pipeline.export",
+}
+_SEAL = "sha256_of_the_rest"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of `value`: sorted keys, no spaces. What ids are hashed over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def readable_json(value: Any) -> bytes:
+    """JSON for files that people open; keys stand in the order they were made in."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def through_json(value: Any) -> Any:
+    """`value` as it is when it has been written to a file and read again."""
+    return json.loads(canonical_json(value))
+
+
+def content_id(made_from: Any) -> str:
+    """16 hex digits that name `made_from`, a JSON value free of times and places."""
+    return hashlib.sha256(canonical_json(made_from)).hexdigest()[:16]
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, one readable line a key."""
+    lines = []
+    for key in sorted({*there, *asked}):
+        if there.get(key) != asked.get(key):
+            values = there.get(key), asked.get(key)
+            if all(isinstance(value, Mapping) for value in values):
+                lines += [f"{key}.{line}" for line in differences(*values)]
+            elif isinstance(values[0], Mapping):
+                lines.append(f"{key} is there and not here")
+            elif isinstance(values[1], Mapping):
+                lines.append(f"{key} is here and not there")
+            else:
+                lines.append(f"{key} is {_short(values[0])} there and {_short(values[1])} here")
+    return lines
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a checksum its beginning is enough."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def file_entry(name: str, data: bytes) -> dict[str, Any]:
+    """The entry by which markers and manifests know a file: name, bytes, sha256."""
+    return {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def write_file(directory: str, name: str, data: bytes) -> dict[str, Any]:
+    """Writes a file of the stage atomically and returns its entry."""
+    files.write_bytes(files.join(directory, name), data)
+    return file_entry(name, data)
+
+
+class HashedFile:
+    """A file to write that keeps count and checksum of what is written."""
+
+    def __init__(self, name: str, file: BinaryIO):
+        """Takes the name for the entry, and the file."""
+        self._name, self._file = name, file
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Writes all of `data`."""
+        self._digest.update(data)
+        self._num_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Passes on what is buffered."""
+        self._file.flush()
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of what is written so far."""
+        return {"name": self._name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def writing(directory: str, name: str) -> Iterator[HashedFile]:
+    """As `write_file`, piece by piece: the file appears when the block ends well."""
+    with files.publishing(files.join(directory, name)) as file:
+        yield HashedFile(name, file)
+
+
+def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> dict[str, Any]:
+    """As `write_file`, a line at a time."""
+    with writing(directory, name) as file:
+        for line in lines:
+            file.write(line)
+    return file.entry()
+
+
+def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:
+    """Reads a file that a manifest names.
+
+    Raises:
+      StageError: the file is missing, or its bytes are not the manifest's.
+    """
+    path = files.join(directory, entry["name"])
+    try:
+        data = files.read_bytes(path)
+    except FileNotFoundError as error:
+        raise StageError(
+            f"{path}: missing, though {MANIFEST} lists it; make the directory again"
+        ) from error
+    found = file_entry(entry["name"], data)
+    if found["sha256"] != entry["sha256"]:
+        raise StageError(
+            f"{path}: damaged: {found['bytes']} bytes with sha256 {found['sha256'][:12]}…, but "
+            f"{MANIFEST} lists {entry['bytes']} bytes with {entry['sha256'][:12]}…; delete this "
+            "file and run the command that made the directory again, it remakes what is missing "
+            "(all of it, with --overwrite, if it is a data set that was appended to)"
+        )
+    return data
+
+
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """JSON for files that this program reads again, with a checksum of itself."""
+    return readable_json({**value, _SEAL: hashlib.sha256(canonical_json(value)).hexdigest()})
+
+
+def read_sealed(path: str) -> dict[str, Any] | None:
+    """What `sealed_json` wrote to a file, or None where there is no such file.
+
+    Raises:
+      StageError: the file is not as this program wrote it.
+    """
+    try:
+        value = json.loads(files.read_bytes(path))
+        if value.pop(_SEAL) == hashlib.sha256(canonical_json(value)).hexdigest():
+            return value
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (
+        *(ValueError, AttributeError, TypeError, KeyError, IsADirectoryError),
+        RecursionError,  # Brackets in brackets in brackets.
+    ):
+        pass  # No JSON, no object, or no seal: all the same to its reader.
+    raise StageError(
+        f"{path}: not as this program wrote it; damaged, changed by hand, or another program's: "
+        "delete the directory and make it again, or name another"
+    )
+
+
+def manifest_of(directory: str) -> dict[str, Any] | None:
+    """The manifest of a directory, whichever stage's; None where there is none.
+
+    Raises:
+      StageError: the manifest is not as this program writes it.
+    """
+    path = files.join(directory, MANIFEST)
+    manifest = read_sealed(path)
+    if manifest is None:
+        return None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise StageError(
+            f"{path}: has format version {manifest.get('format_version')!r}, this program reads "
+            f"{FORMAT_VERSION}; delete the directory and make it again, or name another"
+        )
+    manifest_check.manifest(path, manifest)
+    return manifest
+
+
+def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
+    """The manifest of a finished directory of the given stage.
+
+    Args:
+      directory: the stage's output directory.
+      stage: "preprocess", "train" or "export".
+      flag: the flag that named the directory, for the error message.
+
+    Raises:
+      StageError: no such directory, unfinished, or made by something else.
+    """
+    made_by = _MADE_BY[stage]
+    if not files.is_dir(directory):
+        raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
+    manifest = manifest_of(directory)
+    if manifest is None:
+        raise StageError(
+            f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or something else; "
+            f"make it with {made_by}"
+        )
+    if manifest["stage"] != stage:
+        raise StageError(
+            f"{flag}={directory}: {MANIFEST} is of stage {manifest['stage']!r}, "
+            f"expected {stage!r}; name a directory made by {made_by}"
+        )
+    return manifest

@@ -1,0 +1,274 @@
+"""Whether what a stage's files say of the stage can be so: manifests, jobs, markers, reports.
+
+A seal finds damage, and anybody can seal a file. What stands in such a file becomes paths,
+counts and shapes of arrays, so all of that is looked at before any of it is used.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.cli.errors import StageError
+from pipeline.storage import names
+
+# Looks at (place in the file, value there); raises a _Wrong.
+_Rule = Callable[[str, Any], None]
+# Bytes of a file, and records: readers hold a file in memory.
+_MOST = 2**40
+_MOST_NUMBER = 2**63  # A whole number beyond it is no int64, and one far beyond it no float.
+_MOST_PIXELS = 65_535  # Of height and width, and channels.
+_MOST_LATENTS = 2**16  # As trainer/runs/config.py has it.
+# A record's frame in a TFRecord file: its length, and two checksums.
+_FRAME_BYTES = 16
+# No byte of a gzip file unpacks to more: "Maximum Compression Factor" of zlib's documentation.
+_MOST_UNPACKED = 1032
+_ABSENT = object()
+
+
+class _Wrong(Exception):
+    """Its place, the value there, and what was expected."""
+
+
+def _is(expected: str, is_right: Callable[[Any], Any]) -> _Rule:
+    def rule(place: str, value: Any) -> None:
+        if not is_right(value):
+            raise _Wrong(place, value, expected)
+
+    return rule
+
+
+def _whole(least: int, most: int) -> _Rule:
+    def is_right(value: Any) -> bool:
+        return type(value) is int and least <= value <= most  # True is an int, too.
+
+    return _is(f"a whole number from {least} to {most}", is_right)
+
+
+def _hex(num_digits: int) -> _Rule:
+    digits = re.compile(f"[0-9a-f]{{{num_digits}}}")
+    return _is(f"{num_digits} hex digits", lambda v: isinstance(v, str) and digits.fullmatch(v))
+
+
+def _object(required: Mapping[str, _Rule], optional: Mapping[str, _Rule] | None = None) -> _Rule:
+    """An object with these keys; what else stands in it is nobody's business here."""
+
+    def rule(place: str, value: Any) -> None:
+        _OBJECT(place, value)
+        for key, of_value in {**required, **(optional or {})}.items():
+            if key in value or key in required:
+                of_value(f"{place}.{key}".lstrip("."), value.get(key, _ABSENT))
+
+    return rule
+
+
+def _each(of_value: _Rule) -> _Rule:
+    """An object with any keys and such values."""
+
+    def rule(place: str, value: Any) -> None:
+        _OBJECT(place, value)
+        for key, inner in value.items():
+            of_value(f"{place}[{key!r}]", inner)
+
+    return rule
+
+
+def _list(of_item: _Rule, *, least: int = 0, most: float = math.inf) -> _Rule:
+    length = f" of {least}" * (least == most) or f" of at least {least}" * bool(least)
+
+    def rule(place: str, value: Any) -> None:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise _Wrong(place, value, f"a list{length}")
+        for number, item in enumerate(value):
+            of_item(f"{place}[{number}]", item)
+
+    return rule
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= _MOST_NUMBER)
+
+
+_OBJECT = _is("an object", lambda v: isinstance(v, dict))
+_TEXT = _is("text", lambda v: isinstance(v, str))
+_BOOLEAN = _is("true or false", lambda v: isinstance(v, bool))
+_NUMBER = _is("a number", _is_number)
+_WORD = _is(
+    "a word of letters, digits and underscores", lambda v: isinstance(v, str) and v.isidentifier()
+)
+_NAME = _is(names.EXPECTED, names.is_below)
+_ID = _hex(16)
+_COUNT = _whole(0, _MOST)
+_COUNTS = {"read": _COUNT, "written": _COUNT, "quarantined": _COUNT}
+_SHAPE = _list(_whole(1, _MOST_PIXELS), least=3, most=3)
+_PAIR = _list(_NUMBER, least=2, most=2)
+_FILE = {"name": _NAME, "bytes": _COUNT, "sha256": _hex(64)}
+_FILES = _list(
+    _object(
+        _FILE,
+        {"num_examples": _COUNT, "num_quarantined": _COUNT, "split": _WORD, "of_split": _WORD},
+    )
+)
+_METRICS = _each(_is("a number or text", lambda v: isinstance(v, str) or _is_number(v)))
+_DRIFT = _object({"mean": _PAIR, "variance": _PAIR, "statistic": _NUMBER, "p_value": _NUMBER})
+_MANIFESTS = {
+    "preprocess": _object(
+        {
+            "dataset_id": _ID,
+            "name": _WORD,
+            "image_shape": _SHAPE,
+            "class_names": _list(_TEXT),
+            "num_shards": _each(_COUNT),
+            "splits": _each(_COUNT),
+            "records": _object(_COUNTS),
+            "warnings": _list(_TEXT),
+            "files": _FILES,
+            "made_from": _object(
+                {
+                    "name": _WORD,
+                    "seed": _NUMBER,
+                    "validation_fraction": _NUMBER,
+                    "compression": _TEXT,
+                }
+            ),
+        }
+    ),
+    "train": _object(
+        {
+            "model_id": _ID,
+            "image_shape": _SHAPE,
+            "config": _object({"latent_dim": _whole(1, _MOST_LATENTS)}),
+            "step": _COUNT,
+            "trained_steps": _COUNT,
+            "metrics": _each(_METRICS),
+            "files": _FILES,
+            "made_from": _OBJECT,
+        }
+    ),
+    "export": _object(
+        {
+            "export_id": _ID,
+            "dataset_id": _is("text or null", lambda v: v is None or isinstance(v, str)),
+            "model_id": _ID,
+            "records": _object(_COUNTS),
+            "metrics": _each(_NUMBER),
+            "shards": _each(_object({"made_of": _TEXT, "files": _list(_NAME, least=1), **_COUNTS})),
+            "files": _FILES,
+            "made_from": _object({"name": _WORD, "split": _list(_WORD)}, {"fingerprint": _TEXT}),
+        },
+        {
+            "drift": _object(
+                {"reference": _TEXT, "same_model": _BOOLEAN, "warnings": _list(_TEXT)},
+                {"latents": _list(_DRIFT), "reconstruction_loss": _DRIFT},
+            )
+        },
+    ),
+}
+_JOBS = {
+    "preprocess": _object({"made_from": _OBJECT, "names": _list(_NAME)}),
+    "export": _object(
+        {
+            "made_from": _OBJECT,
+            "overwrites": _BOOLEAN,
+            "publishing": _BOOLEAN,
+            "there": _list(_NAME),
+        }
+    ),
+}
+_FAILED = _object({"failed": _TEXT})
+_DONE = _object({"entries": _FILES, "secs": _each(_NUMBER)})
+_REPORT = _object({"export_id": _ID, "files": _FILES})
+# As report.json is while its files are written.
+_BEGUN_REPORT = _object({"export_id": _TEXT, "files": _list(_object({"name": _NAME}))})
+
+
+def manifest(path: str, value: Mapping[str, Any]) -> None:
+    """Refuses a manifest as no stage writes it.
+
+    Args:
+      path: the file's, for the message.
+      value: what stands in the file.
+
+    Raises:
+      StageError: with the place in the file, the value there, and what was expected.
+    """
+
+    def rule(place: str, found: Any) -> None:
+        _of_stage(_MANIFESTS)(place, found)
+        _FITTING.get(found["stage"], _OBJECT)(place, found)
+
+    _check(path, rule, value)
+
+
+def job(path: str, value: Mapping[str, Any]) -> None:
+    """As `manifest`, of job.json."""
+    _check(path, _of_stage(_JOBS), value)
+
+
+def marker(path: str, value: Mapping[str, Any]) -> None:
+    """As `manifest`, of a task's marker."""
+    _check(path, _FAILED if "failed" in value else _DONE, value)
+
+
+def report(path: str, value: Mapping[str, Any]) -> None:
+    """As `manifest`, of report.json."""
+    _check(path, _REPORT if value.get("export_id") else _BEGUN_REPORT, value)
+
+
+def _check(path: str, rule: _Rule, value: Any) -> None:
+    try:
+        rule("", value)
+    except _Wrong as wrong:
+        place, found, expected = wrong.args
+        text = repr(found)
+        text = text if len(text) <= 60 else f"{text[:60]}…"
+        what = f"has no {place}" if found is _ABSENT else f"{place} is {text}"
+        raise StageError(
+            f"{path}: {what}; expected {expected}: this program writes no such file, so delete the "
+            "directory and make it again, or name another"
+        ) from None
+
+
+def _of_stage(rules: Mapping[str, _Rule]) -> _Rule:
+    """The rule of the stage that a file names."""
+    stage = _is(f"one of {', '.join(rules)}", lambda v: isinstance(v, str) and v in rules)
+
+    def rule(place: str, value: Any) -> None:
+        _object({"stage": stage})(place, value)
+        rules[value["stage"]](place, value)
+
+    return rule
+
+
+def _data_set_fits(_: str, value: Any) -> None:
+    """Whether the parts of a data set's manifest fit each other, as far as readers rely on it."""
+    for split in value["splits"]:
+        _WORD("a name in splits", split)
+        _COUNT(f"num_shards.{split}", value["num_shards"].get(split, _ABSENT))
+    for key, made_from in value["made_from"].items():
+        if key == "source" or key.startswith("appended-"):
+            _OBJECT(f"made_from.{key}", made_from)
+    least = _FRAME_BYTES + math.prod(value["image_shape"])
+    for number, entry in enumerate(value["files"]):
+        if "split" in entry:
+            place = f"files[{number}]"
+            if entry["split"] not in value["splits"]:
+                raise _Wrong(f"{place}.split", entry["split"], "a name in splits")
+            unpacked = entry["bytes"] * (_MOST_UNPACKED if entry["name"].endswith(".gz") else 1)
+            count, most = entry.get("num_examples", _ABSENT), unpacked // least
+            if count is _ABSENT or count > most:
+                expected = f"at most {most} records of such images in {entry['bytes']} bytes"
+                raise _Wrong(f"{place}.num_examples", count, expected)
+
+
+def _export_fits(_: str, value: Any) -> None:
+    """The same of an export's manifest."""
+    listed = {entry["name"] for entry in value["files"]}
+    for task, of_shard in value["shards"].items():
+        if not listed.issuperset(of_shard["files"]):
+            raise _Wrong(f"shards[{task!r}].files", of_shard["files"], "names that files lists")
+    if value["dataset_id"] is None:
+        _TEXT("made_from.fingerprint", value["made_from"].get("fingerprint", _ABSENT))
+
+
+_FITTING = {"preprocess": _data_set_fits, "export": _export_fits}

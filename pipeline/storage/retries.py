@@ -1,0 +1,160 @@
+"""What fsspec serves: the file system behind a URL, and patience with it.
+
+What fails for a moment is tried again, with growing pauses, for a minute; what fails for
+good is a StageError that names the URL. So callers meet that and FileNotFoundError alone.
+"""
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pipeline.cli.errors import StageError
+
+# How long one thing is tried; gcsfs tries by itself for half of that.
+_PATIENCE_SECS = 60.0
+_SILENCE_SECS = 30.0
+_FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 0.5, 8.0
+# These are answers, whatever the state of the server; gcsfs says 403 by the second.
+_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL = (PermissionError, ValueError, TypeError, NotImplementedError, ImportError)
+_TRY_AGAIN = (408, 429)
+
+_Result = TypeVar("_Result")
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path within it.
+
+    Raises:
+      StageError: nothing serves such URLs.
+    """
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        # gcsfs asks for the bucket's kind over gRPC, and an emulator would leave it waiting.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec  # Here, because a command over local files has no need of it.
+
+    # Other processes write to the same directories: what was listed once is out of date.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if path.startswith(("gs://", "gcs://")):
+        import aiohttp
+
+        # A server that takes a request and says nothing has failed, too.
+        timeout = aiohttp.ClientTimeout(sock_connect=_SILENCE_SECS, sock_read=_SILENCE_SECS)
+        options["requests_timeout"] = timeout
+        # What it logs as an error it raises too.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    try:
+        return fsspec.core.url_to_fs(path, **options)
+    except (ValueError, ImportError) as error:
+        raise StageError(
+            f"{path}: no file system for this URL ({error}); use a local path, gs://, or "
+            "another scheme that an installed fsspec package serves"
+        ) from error
+
+
+def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
+    """Calls `work` with the file system and the inner path of a URL until it succeeds.
+
+    Args:
+      path: the URL.
+      work: may be called several times, and a failed call may have had its effect.
+
+    Raises:
+      FileNotFoundError, or another of the answers that a file system gives.
+      StageError: it failed for good, or for a minute.
+    """
+    fs, inner = file_system(path)
+    started, pause = time.monotonic(), _FIRST_PAUSE_SECS
+    while True:
+        try:
+            return work(fs, inner)
+        except (*_ANSWERS, StageError):
+            raise
+        except Exception as error:  # Each file system has its own.
+            tried_secs = time.monotonic() - started
+            if _is_final(error):
+                raise StageError(
+                    f"{path}: {_text(error)}; expected a place that this account may read and "
+                    "write: check the URL and the credentials, for gs:// by gcloud auth "
+                    "application-default login"
+                ) from error
+            if tried_secs + pause > _PATIENCE_SECS:
+                raise StageError(
+                    f"{path}: the storage has failed for {tried_secs:.0f} s: {_text(error)}; run "
+                    "the same command again when it answers, what is whole stays"
+                ) from error
+        time.sleep(pause * (1 + os.getpid() % 100 / 100))  # Workers come back one by one.
+        pause = min(2 * pause, _LONGEST_PAUSE_SECS)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether there is no use in trying again."""
+    code = str(getattr(error, "code", None))
+    if code.isdigit():
+        return 400 <= int(code) < 500 and int(code) not in _TRY_AGAIN
+    return isinstance(error, _FINAL) or str(error).startswith("Forbidden")
+
+
+def _text(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+class File(io.RawIOBase):
+    """A file of a URL open for reading, which takes up again where reading has failed."""
+
+    def __init__(self, path: str):
+        """Opens it; raises FileNotFoundError."""
+        self._path, self._place = path, 0
+        self._file = call(path, lambda fs, inner: fs.open(inner, "rb"))
+        self._is_seekable, self._size = self._file.seekable(), getattr(self._file, "size", None)
+
+    def entry(self) -> dict[str, Any]:
+        """What the file system says of the object that was opened."""
+        details = getattr(self._file, "details", None)
+        return details or call(self._path, lambda fs, inner: fs.info(inner))
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether the file system can."""
+        return self._is_seekable
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place; nothing is read before it is asked for."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads at most as many bytes as the buffer holds."""
+        data = call(self._path, lambda fs, inner: self._read(fs, inner, len(buffer)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _read(self, fs: Any, inner: str, num_bytes: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = fs.open(inner, "rb")
+            if self._file.tell() != self._place:
+                self._file.seek(self._place)
+            return self._file.read(num_bytes)
+        except Exception:
+            self._file = None
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        if not self.closed and self._file is not None:
+            self._file.close()
+        super().close()

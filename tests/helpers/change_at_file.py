@@ -1,0 +1,30 @@
+"""Runs one of the commands, and a shell command when it first opens a certain file for writing.
+
+    python -m tests.helpers.change_at_file PART SHELL_COMMAND MODULE FLAG...
+
+PART is a part of the file's path.
+"""
+
+import runpy
+import subprocess
+import sys
+
+from pipeline.storage import files
+
+
+def main() -> None:
+    part, command, module = sys.argv[1:4]
+    left, publishing = [command], files.publishing
+
+    def changing(path: str):
+        if left and part in path:
+            subprocess.run(left.pop(), shell=True, check=True)
+        return publishing(path)
+
+    files.publishing = changing
+    sys.argv = [module, *sys.argv[4:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,411 @@
+"""The stages on an object store: a real one on loopback, which a test may let fail."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from pipeline.cli.errors import SourceChanged, StageError, UsageError
+from pipeline.datasets import reader
+from pipeline.datasets.building import finish as finish_set
+from pipeline.embeddings import model as model_lib
+from pipeline.reports import create as create_report
+from pipeline.stages import manifest as manifest_lib
+from pipeline.storage import files, trees
+from tests.conftest import (
+    REPOSITORY,
+    assert_same_run,
+    make_embeddings,
+    make_folder_set,
+    make_shards,
+    outputs_of,
+    run_command,
+    smoke_config,
+)
+from tests.helpers.object_stores import BUCKET, FAULTS, ObjectStore, failing_every
+
+_PREPROCESS = ["--name=blobs", "--num_shards=4"]
+_EXPORT = ["--split=test", "--fields=mean,z,kl"]
+
+
+@pytest.fixture
+def place(object_store, request):
+    """A URL of a directory of the test's own."""
+    return f"gs://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+def inside(url: str) -> str:
+    """The name of an object, or the beginning of names, within the bucket."""
+    return url.removeprefix(f"gs://{BUCKET}/")
+
+
+def fetched(url: str, target: pathlib.Path) -> pathlib.Path:
+    """A copy of a directory of the store as local files."""
+    for name in trees.read_tree(url).stamps:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(files.read_bytes(files.join(url, *name.split("/"))))
+    return target
+
+
+def without_times(store: ObjectStore, url: str) -> dict[str, bytes]:
+    """What `outputs_of` says of a local directory, of one of the store."""
+    found = store.objects(f"{inside(url)}/")
+    return {
+        name: data
+        for name, data in found.items()
+        if name.rpartition("/")[2] not in ("timings.json", ".lock")
+    }
+
+
+def preprocess(idx_dir, out, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "pipeline.preprocess",
+        *(f"--source=idx:{idx_dir}", f"--output_dir={out}", *_PREPROCESS),
+        check=check,
+    )
+
+
+def train(data_dir, workdir, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "trainer.main",
+        *("--config=configs/smoke.py", "--config.batch_size=27"),
+        *(f"--config.data_dir={data_dir}", f"--workdir={workdir}"),
+        check=check,
+    )
+
+
+def export(data_dir, model_dir, out, check=True) -> subprocess.CompletedProcess:
+    return run_command(
+        "pipeline.export",
+        *(f"--data_dir={data_dir}", f"--model_dir={model_dir}", f"--output_dir={out}", *_EXPORT),
+        check=check,
+    )
+
+
+def test_the_whole_path(object_store, place, idx_dir, data_dir, trained, tmp_path):
+    data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
+    done = preprocess(idx_dir, data)
+    assert (done.stderr, done.stdout.count("\n")) == ("", 1)
+    assert without_times(object_store, data) == outputs_of(data_dir)
+
+    train(data, run)
+    assert_same_run(fetched(run, tmp_path / "run"), trained)
+    assert any(n.startswith("tensorboard/events") for n in object_store.objects(f"{inside(run)}/"))
+
+    export(data, f"{run}/export", out)
+    local = tmp_path / "embeddings"
+    # The SavedModel of the store, since those of two runs differ in bytes of no meaning.
+    make_embeddings(
+        data_dir, tmp_path / "run" / "export", local, fields=("mean", "z", "kl"), images="sheets"
+    )
+    there = without_times(object_store, out)
+    for name, content in outputs_of(local).items():
+        assert there[name] == content, name
+    assert {"report.html", "report.json", "plots/curve_loss.png"} <= there.keys()
+    run_command(
+        "pipeline.report",
+        *(f"--data_dir={data}", f"--model_dir={run}/export", f"--output_dir={out}"),
+    )
+    assert without_times(object_store, out) == there
+
+    again = preprocess(idx_dir, data), train(data, run), export(data, f"{run}/export", out)
+    for done in again:
+        assert "already finished" in done.stdout + done.stderr
+    # Nothing is left of what a stage needs on its way.
+    left = object_store.objects(f"{inside(place)}/")
+    assert not [name for name in left if ".progress" in name or name.endswith(".lock")]
+
+
+def dies_at_change(store: ObjectStore, number: int, command: list[str]) -> bool:
+    """Kills a command at its n-th change of the store; returns whether it came so far.
+
+    Every other time the store has carried it out by then.
+    """
+    process, seen = None, 0
+
+    def decide(request) -> str | None:
+        nonlocal seen
+        seen += request.changes
+        if request.changes and seen == number:
+            if number % 2:
+                os.kill(process.pid, signal.SIGKILL)
+                return "drop"
+            return "lose"
+        if seen >= number:  # It is told by the lost answer; whatever it does then is too late.
+            os.kill(process.pid, signal.SIGKILL)
+            return "drop"
+        return None
+
+    with store.deciding(decide):
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL
+        )
+        return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "number", [1, 14, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5, 8, 11, 19))]
+)
+def test_preprocess_killed_at_any_change_ends_in_the_same_bytes(
+    object_store, place, idx_dir, data_dir, number
+):
+    flags = [f"--source=idx:{idx_dir}", f"--output_dir={place}", *_PREPROCESS]
+    assert dies_at_change(object_store, number, ["pipeline.preprocess", *flags])
+    with pytest.raises(StageError, match="no such directory|has no manifest"):
+        reader.Dataset(place)
+    make_shards(f"idx:{idx_dir}", place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+@pytest.mark.parametrize("number", [6, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 21))])
+def test_a_run_killed_at_any_change_resumes_to_the_last_bit(
+    object_store, place, data_dir, trained, tmp_path, number
+):
+    flags = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={place}"]
+    command = ["trainer.main", *flags, f"--config.data_dir={data_dir}"]
+    assert dies_at_change(object_store, number, command)
+    train(data_dir, place)
+    assert_same_run(fetched(place, tmp_path / "run"), trained)
+
+
+@pytest.mark.parametrize(
+    "number", [12, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4, 7, 9, 14, 17))]
+)
+def test_an_export_killed_at_any_change_ends_in_the_same_bytes(
+    object_store, place, data_dir, trained, tmp_path, number
+):
+    model_dir = trained / "export"
+    flags = [f"--data_dir={data_dir}", f"--model_dir={model_dir}", f"--output_dir={place}"]
+    command = ["pipeline.export", *flags, *_EXPORT, "--noreport"]
+    assert dies_at_change(object_store, number, command)
+    make_embeddings(data_dir, model_dir, place, fields=("mean", "z", "kl"))
+    make_embeddings(data_dir, model_dir, tmp_path / "local", fields=("mean", "z", "kl"))
+    assert without_times(object_store, place) == outputs_of(tmp_path / "local")
+
+
+def whole_or_unfinished(store: ObjectStore, directory: str, finished: list[bool]) -> None:
+    """Whoever looks now finds a stage with all its files, or none.
+
+    But for what describes a data set: an append makes it anew just before the manifest.
+    """
+    found = store.objects(f"{directory}/")
+    finished.append(manifest_lib.MANIFEST in found)
+    if finished[-1]:
+        entries = json.loads(found[manifest_lib.MANIFEST])["files"]
+        described = finish_set.NAMES if any("split" in entry for entry in entries) else ()
+        for entry in (entry for entry in entries if entry["name"] not in described):
+            data = found.get(entry["name"])
+            assert data is not None, entry["name"]
+            assert manifest_lib.file_entry(entry["name"], data)["sha256"] == entry["sha256"]
+
+
+def test_a_reader_never_sees_half_a_stage(
+    object_store, place, idx_dir, data_dir, trained, tmp_path
+):
+    from tests.conftest import make_idx_set
+
+    finished: list[bool] = []
+    failures: list[BaseException] = []
+    looked_at = f"{inside(place)}/out"
+
+    def look(request) -> None:
+        if request.changes:
+            try:
+                whole_or_unfinished(object_store, looked_at, finished)
+            except AssertionError as error:
+                failures.append(error)
+
+    with object_store.deciding(look):
+        make_shards(f"idx:{idx_dir}", f"{place}/out")
+        more = make_idx_set(tmp_path / "more", num_train=20, num_test=5)
+        make_shards(f"idx:{more}", f"{place}/out", append=True, id_prefix="more-")
+        assert {True, False} == set(finished)
+        looked_at = f"{inside(place)}/export"
+        for data in (data_dir, f"{place}/out"):
+            make_embeddings(data, trained / "export", f"{place}/export")
+    assert not failures
+    whole_or_unfinished(object_store, looked_at, finished)
+    assert finished[-1]
+
+
+@pytest.mark.parametrize(
+    "fault", [*FAULTS[2:], *(pytest.param(f, marks=pytest.mark.long) for f in FAULTS[:2])]
+)
+def test_single_requests_may_fail(object_store, place, idx_dir, data_dir, fault):
+    with object_store.deciding(lambda request: None if request.number % 30 else fault):
+        make_shards(f"idx:{idx_dir}", place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [5, 9])
+def test_every_few_requests_fail_on_the_whole_path(
+    object_store, place, idx_dir, data_dir, trained, tmp_path, number
+):
+    data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
+    with object_store.deciding(failing_every(number)):
+        preprocess(idx_dir, data)
+        train(data, run)
+        export(data, f"{run}/export", out)
+    assert without_times(object_store, data) == outputs_of(data_dir)
+    assert_same_run(fetched(run, tmp_path / "run"), trained)
+    manifest = manifest_lib.read_manifest(out, "export", "output_dir")
+    assert manifest["records"] == {"read": 50, "written": 50, "quarantined": 0}
+    for entry in manifest["files"]:
+        manifest_lib.read_file(out, entry)
+
+
+@pytest.mark.long
+def test_a_store_that_is_gone_is_an_error_and_no_loss(object_store, place, idx_dir, data_dir):
+    with object_store.deciding(lambda request: "refuse" if request.number > 12 else None):
+        done = preprocess(idx_dir, place, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the storage has failed for" in done.stderr
+    assert "run the same command again when it answers" in done.stderr
+    preprocess(idx_dir, place)
+    assert without_times(object_store, place) == outputs_of(data_dir)
+
+
+def test_no_such_bucket(object_store, idx_dir):
+    done = preprocess(idx_dir, "gs://nosuchbucket/data", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no such bucket" in done.stderr
+    config = smoke_config("gs://nosuchbucket/data")
+    from trainer.runs import train as train_lib
+
+    with pytest.raises(StageError, match="no such directory"):
+        train_lib.train(config, workdir="gs://nosuchbucket/run")
+
+
+def test_thousands_of_objects(object_store, place):
+    names = [f"{number:05d}.txt" for number in range(1_200)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: object_store.put(f"{inside(place)}/{name}", b"1"), names))
+    object_store.put(f"{inside(place)}/below/this", b"1")
+    # As a console's "create folder" leaves it.
+    object_store.put(f"{inside(place)}/", b"")
+    assert files.list_names(place) == sorted([*names, "below"])
+    assert [*trees.read_tree(place).stamps] == sorted([*names, "below/this"])
+    files.remove(place)
+    assert not object_store.objects(inside(place))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../../x", "/etc/x", "a//x", "./x"])
+def test_objects_named_as_to_lead_elsewhere_are_refused_in_listings(object_store, place, name):
+    for whole in ("a", "folder/", "folder/a.png"):
+        object_store.put(f"{inside(place)}/{whole}", b"")
+    assert [*trees.read_tree(place).stamps] == ["a", "folder/a.png"]
+    assert files.list_names(place) == ["a", "folder"]
+    object_store.put(f"{inside(place)}/{name}", b"1")
+    with pytest.raises(StageError, match=f"{place}: holds an object named '{name}'; expected a pa"):
+        trees.read_tree(place)
+    if name.startswith("."):
+        with pytest.raises(StageError, match="holds an object named '[.]+'; expected a path below"):
+            files.list_names(place)
+
+
+def test_a_model_is_fetched_once_and_by_its_manifest_alone(
+    object_store, place, data_dir, trained, tmp_path, monkeypatch
+):
+    """The bytes that are checked are those that are loaded, and no other object is looked at."""
+    model = trained / "export"
+    names = [str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()]
+    for name in names:
+        object_store.put(f"{inside(place)}/{name}", (model / name).read_bytes())
+    for name in ("../../x", f"/{tmp_path}/x", "other"):
+        object_store.put(f"{inside(place)}/{name}", b"1")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    read: list[str] = []
+
+    def note(request) -> None:
+        if "alt=media" in request.path:
+            path = urllib.parse.unquote(request.path).partition("?")[0]
+            read.append(path.partition(f"/{inside(place)}/")[2])
+
+    with object_store.deciding(note):
+        loaded = model_lib.PublishedModel(place, manifest_lib.manifest_of(place))
+    assert sorted(read) == sorted(names)
+    assert not list(scratch.iterdir()) and [p.name for p in tmp_path.iterdir()] == ["scratch"]
+    images = reader.Dataset(str(data_dir)).read_images("test")
+    local = model_lib.PublishedModel(str(model), manifest_lib.manifest_of(str(model)))
+    np.testing.assert_array_equal(loaded.reconstruct(images), local.reconstruct(images))
+    data = "variables/variables.data-00000-of-00001"
+    object_store.put(f"{inside(place)}/{data}", (model / data).read_bytes()[::-1])
+    with pytest.raises(StageError, match=f"{place}/{data}: damaged"):
+        model_lib.PublishedModel(place, manifest_lib.manifest_of(place))
+
+
+def test_a_report_made_from_the_store(object_store, place, data_dir, trained):
+    from pipeline.embeddings import inputs
+
+    make_embeddings(data_dir, trained / "export", place)
+    input_ = inputs.ShardsInput(str(data_dir), ["test"], "fail")
+    page = create_report.make_report(
+        place, input_=input_, model_dir=str(trained / "export"), run_dir=None
+    )
+    assert page == f"{place}/report.html"
+    assert b"loss" in files.read_bytes(page)
+
+
+def test_shards_are_fetched_once_with_a_cache(object_store, place, idx_dir, tmp_path):
+    make_shards(f"idx:{idx_dir}", place)
+    fetched_shards, cache = [], str(tmp_path / "cache")
+
+    def note(request) -> None:
+        if request.method == "GET" and "alt=media" in request.path and "tfrecord-" in request.path:
+            fetched_shards.append(request.path)
+
+    with object_store.deciding(note):
+        dataset = reader.Dataset(place, cache_dir=cache)
+        first = dataset.read_images("train")
+        num_shards = len(dataset.shards("train"))
+        assert len(fetched_shards) == num_shards
+        assert len(os.listdir(cache)) == num_shards
+        np.testing.assert_array_equal(dataset.read_images("train"), first)
+        assert len(fetched_shards) == num_shards
+        # What the disk has damaged is fetched again, and whole from then on.
+        damaged = pathlib.Path(cache) / os.listdir(cache)[0]
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        for _ in range(2):
+            np.testing.assert_array_equal(dataset.read_images("train"), first)
+            assert len(fetched_shards) == num_shards + 1
+    with pytest.raises(UsageError, match="--cache_dir=gs://a: is a URL; expected a directory of"):
+        reader.Dataset(place, cache_dir="gs://a")
+
+
+def test_an_object_that_is_replaced_is_refused_and_to_list_takes_no_request_more(
+    object_store, place, tmp_path
+):
+    from pipeline.sources import conversion
+
+    folder = make_folder_set(tmp_path / "set", num_train=12, num_test=3)
+    for path in folder.rglob("*.png"):
+        object_store.put(f"{inside(place)}/{path.relative_to(folder)}", path.read_bytes())
+    requests = []
+    with object_store.deciding(lambda request: requests.append(request.path)):
+        source = conversion.open_reading(conversion.Reading(f"folder:{place}"))
+    # Two of whether it is a directory, and a list; then each image, for the shape of most.
+    assert len(requests) == 2 + 1 + 15, requests
+    reading = source.for_workers()
+    assert len(source.read(np.arange(15)).places) == 15
+    name = str(path.relative_to(folder))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    object_store.put(f"{inside(place)}/{name}", bytes(data))
+    with pytest.raises(SourceChanged, match=f"{name}: was changed while it was in use"):
+        source.read(np.arange(15))
+    with pytest.raises(SourceChanged, match=f"folder:{place}: {name} was changed since the job"):
+        source.check_unchanged()
+    conversion.open_source_once.cache_clear()
+    with pytest.raises(SourceChanged, match="a worker finds other files"):
+        conversion.open_reading(reading)

@@ -1,0 +1,1 @@
+"""The five KL routes against each other: trials, and tables of them."""

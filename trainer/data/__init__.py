@@ -1,0 +1,1 @@
+"""Which records a step sees, and where the records lie."""

@@ -1,0 +1,1 @@
+"""The model and what it minimises: networks, likelihoods, losses, weights."""

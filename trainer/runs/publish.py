@@ -1,0 +1,151 @@
+"""The published model directory: SavedModel, weights and manifest, the contract with export."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from pipeline.cli import quiet
+from pipeline.formats import tf_example
+from pipeline.stages import manifest as manifest_lib
+from pipeline.storage import files as files_lib
+from pipeline.storage import trees
+from trainer.model import likelihoods, losses
+from trainer.model import weights as weights_lib
+from trainer.model.networks import VAE
+
+
+def signatures(
+    vae: VAE, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Name -> (function, its input specification)."""
+    pixels = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
+    latents = [tf.TensorSpec((None, config.latent_dim), tf.float32, name="z")]
+
+    likelihood = likelihoods.make(config)
+
+    def embed(images):
+        floats = tf_example.to_floats(images)
+        mean, log_var = vae.encoder(floats)
+        logits = vae.decoder(mean)
+        return {
+            "mean": mean,
+            "log_var": log_var,
+            "reconstruction": likelihood.mean(logits),
+            "reconstruction_loss": likelihood.negative_log(floats, logits),
+            "kl": losses.kl(mean, log_var),
+        }
+
+    def encode(images):
+        out = embed(images)
+        return {"mean": out["mean"], "log_var": out["log_var"]}
+
+    def reconstruct(images):
+        return {"images": embed(images)["reconstruction"]}
+
+    def decode(z):
+        return {"images": likelihood.mean(vae.decoder(z))}
+
+    return {
+        "encode": (encode, pixels),
+        "decode": (decode, latents),
+        "reconstruct": (reconstruct, pixels),
+        "embed": (embed, pixels),
+    }
+
+
+def _save(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    weights: list[np.ndarray],
+    directory: str,
+) -> None:
+    """Writes weights and SavedModel of a copy that knows nothing of strategies and replicas."""
+    vae = VAE(config, image_shape)
+    for variable, value in zip(vae.variables, weights, strict=True):
+        variable.assign(value)
+    with open(os.path.join(directory, weights_lib.FILE), "wb") as file:
+        file.write(weights_lib.serialize(vae))
+    archive = keras.export.ExportArchive()
+    archive.track(vae.encoder)
+    archive.track(vae.decoder)
+    for name, (function, specification) in signatures(vae, config, image_shape).items():
+        archive.add_endpoint(name=name, fn=function, input_signature=specification)
+    with quiet.quiet_stderr():
+        archive.write_out(directory, verbose=False)
+
+
+def publish(
+    export_dir: str,
+    *,
+    config: ml_collections.ConfigDict,
+    run: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    weights: list[np.ndarray],
+    step: int,
+    trained_steps: int,
+    metrics: Mapping[str, Any],
+    records: Mapping[str, int],
+) -> dict[str, Any]:
+    """Writes the model directory; its manifest comes last and makes it one.
+
+    Signatures: `encode` (uint8 images -> mean, log_var), `decode` (z -> images in [0, 1]),
+    `reconstruct` (uint8 images -> images in [0, 1]), and `embed`, which export calls: all of
+    these and both loss terms from one pass, at z = mean.
+
+    Args:
+      export_dir: local path or fsspec URL.
+      config: of the run.
+      run: what the run is a function of.
+      image_shape: (H, W, C).
+      weights: values of `VAE.variables`.
+      step: after how many steps the weights were these.
+      trained_steps: how many steps were trained; more, if the best weights are not the last.
+      metrics: those of the weights, by split.
+      records: how many of the data set were read, used and quarantined.
+
+    Returns:
+      The manifest.
+    """
+    digest = hashlib.sha256()
+    for value in weights:
+        digest.update(np.ascontiguousarray(value))
+    made_from = {**run, "step": step, "weights_sha256": digest.hexdigest()}
+    identity = {"format_version": manifest_lib.FORMAT_VERSION, "made_from": made_from}
+    with tempfile.TemporaryDirectory() as scratch:
+        _save(config, image_shape, weights, scratch)
+        files = []
+        for root, _, names in sorted(os.walk(scratch)):
+            for name in sorted(names):
+                path = os.path.join(root, name)
+                with open(path, "rb") as file:
+                    files.append(
+                        manifest_lib.file_entry(os.path.relpath(path, scratch), file.read())
+                    )
+        manifest = {
+            "stage": "train",
+            "model_id": manifest_lib.content_id(identity),
+            "dataset_id": run["dataset_id"],
+            **identity,
+            "config": {k: v for k, v in config.to_dict().items() if k != "data_dir"},
+            "image_shape": list(image_shape),
+            "step": step,
+            "trained_steps": trained_steps,
+            "metrics": dict(metrics),
+            "records": dict(records),
+            "files": files,
+        }
+        # Without its manifest the old model is none any more, so no reader sees half a new one.
+        files_lib.remove(files_lib.join(export_dir, manifest_lib.MANIFEST))
+        files_lib.remove(export_dir)
+        trees.publish_tree(scratch, export_dir)
+    files_lib.write_bytes(
+        files_lib.join(export_dir, manifest_lib.MANIFEST), manifest_lib.sealed_json(manifest)
+    )
+    return manifest
