@@ -4,7 +4,7 @@
     python -m pipeline.preprocess --source=idx:DIR --output_dir=DIR [Beam options]
 
 Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers, …).
-This file holds flags and nothing else; the job is in datasets/building/create.py.
+This file holds flags only; the job is in datasets/building/create.py.
 """
 
 import sys
@@ -35,7 +35,7 @@ flags.mark_flags_as_required(["source", "output_dir"])
 
 
 def run(beam_args: list[str]) -> None:
-    """Runs the job that the flags describe and prints what it made."""
+    """Runs the job of the flags and prints its account."""
     quiet.import_beam()
     from pipeline.datasets.building import append as append_set
     from pipeline.datasets.building import create as create_set
@@ -68,19 +68,22 @@ def run(beam_args: list[str]) -> None:
 
 
 def _account(manifest: dict) -> str:
-    """What became of every record, in a line."""
+    """The account of all records, in one line."""
     splits = ", ".join(f"{split} {count:,}" for split, count in manifest["splits"].items())
     records = manifest["records"]
     done = "already finished" if manifest.get("reused") else "finished"
     if _APPEND.value and manifest.get("reused"):
-        return f"nothing to append: all of it is there ({splits}), {_id(manifest)}"
+        return (
+            f"nothing to append: every record is already in the data set ({splits}), "
+            f"{_id(manifest)}"
+        )
     if _APPEND.value:
         done, records = "appended", manifest["last_append"]
     account = f"{records['read']:,} read = {records['written']:,} written"
     if records["quarantined"]:
         account += f" + {records['quarantined']:,} quarantined"
     if records.get("there"):
-        account += f" + {records['there']:,} there before"
+        account += f" + {records['there']:,} already in the data set"
     return f"{done}: {account} ({splits}), {_id(manifest)}"
 
 

@@ -3,9 +3,9 @@
     python -m pipeline.verify DIR
 
 Checks the sha256 of every file, the checksums of every record, their schema and counts,
-that ids are unique and splits disjoint, and that no record is unaccounted for. Exit
-status 1 if anything is wrong.
-This file holds flags and nothing else; the work is in datasets/verification.py.
+that ids are unique and splits disjoint, and that every record is accounted for. Exits with status 1
+if there is a fault.
+This file holds flags only; the checks are in datasets/verification.py.
 """
 
 from absl import flags
@@ -19,7 +19,7 @@ _MAX_SHOWN = flags.DEFINE_integer(
 
 
 def run(arguments: list[str]) -> None:
-    """Verifies the directory and prints what is wrong with it."""
+    """Verifies the directory and prints its faults."""
     if len(arguments) != 1:
         raise UsageError(
             f"{len(arguments)} arguments; expected one directory: python -m pipeline.verify DIR"
@@ -27,22 +27,22 @@ def run(arguments: list[str]) -> None:
     from pipeline.datasets import verification
 
     manifest, faults = verification.verify(arguments[0])
-    count, of_append = 0, 0
+    count, num_of_append = 0, 0
     for fault in faults:
         count += 1
-        of_append += fault.of_append
+        num_of_append += fault.of_append
         if count <= _MAX_SHOWN.value:
             print(fault)
     records = manifest["records"]
     text = f"{records['written']:,} records, {len(manifest['files'])} files"
     if count:
         faults = "1 fault" if count == 1 else f"{count} faults"
-        if count == of_append:
-            remedy = "finish the --append that was begun"
-        elif of_append or any(key.startswith("appended") for key in manifest["made_from"]):
-            remedy = "make the set again with --overwrite, and append to it what was appended"
+        if count == num_of_append:
+            remedy = "finish the unfinished --append"
+        elif num_of_append or any(key.startswith("appended") for key in manifest["made_from"]):
+            remedy = "make the data set again with --overwrite, and repeat its appends"
         else:
-            remedy = "delete the files that are named and run the preprocess command again"
+            remedy = "delete the named files and run the preprocess command again"
         raise StageError(f"{arguments[0]}: {faults} in {text}; expected none: {remedy}")
     print(f"verify: whole: {text}, dataset_id {manifest['dataset_id']}, {arguments[0]}")
 

@@ -255,7 +255,7 @@ def when_written(monkeypatch):
     def when(part: str, act) -> None:
         from pipeline.storage import files
 
-        left, publishing = [act], files.publishing
+        left, publishing = [act], files.open_atomic
 
         def acting(path: str):
             if left and part in path:

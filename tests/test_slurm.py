@@ -183,7 +183,7 @@ def test_a_job_that_a_person_cancels_saves_and_stays_away(slurm, data_dir, tmp_p
 
 def test_a_worker_that_fails_ends_those_that_wait_for_it(slurm, data_dir, tmp_path):
     # Only the chief holds the directory, so only the chief fails; the other one has met it.
-    with lock.held(str(tmp_path)):
+    with lock.hold(str(tmp_path)):
         job = slurm.submit(*flags_of(data_dir, tmp_path, 3000))
         assert job.end() == "FAILED 1:0", job.log()  # Not the other one's 75.
     assert "worker 0 at" in job.log()

@@ -1,4 +1,4 @@
-"""What every command does alike: flags, progress, errors, exit status.
+"""What all commands share: flags, progress, errors, exit status.
 
 The commands themselves are modules of pipeline and trainer.
 """

@@ -1,7 +1,7 @@
 """How a command starts and ends: signals, errors, exit status.
 
-Exit status: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted and
-worth starting again. Its flags are read in flag_parsing.py.
+Exit status: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted: run the same command
+again. flag_parsing.py reads the flags.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pipeline.cli import flag_parsing, proxies, quiet
 from pipeline.cli.errors import Interrupted, StageError
 
-# What libraries print at start-up is not the user's business; a value that the
-# user has set stays.
+# Silences libraries at their start; a value that the user has set stays.
 _QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "ERROR",
@@ -24,17 +23,17 @@ _QUIET = {
 
 
 def end(name: str, work: Callable[[], None]) -> int:
-    """Runs `work` and returns the exit status, with a one-line error where it failed."""
+    """Runs `work` and returns the exit status; prints an error in one line."""
     try:
         work()
     except StageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        # Disk full, no permission, a path that is a file: the message names it.
+        # A full disk, no permission, a file in place of a directory: the message has the path.
         print(
-            f"{name}: {error}; expected a path that can be read and written, with room: mend that "
-            "and run the same command again, it goes on from the files that are whole",
+            f"{name}: {error}; expected a readable and writable path with free space: mend that "
+            "and run the same command again, it resumes from the completed files",
             file=sys.stderr,
         )
         return 1
@@ -53,12 +52,12 @@ def run(
     """Runs a command from its flags to its exit status, and ends the process.
 
     Args:
-      main: the command; takes the arguments that its own flags leave over.
-      name: how the command calls itself in messages.
+      main: the command; takes the arguments that are not its own flags.
+      name: the command's name in messages.
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
-      beam: whether flags that are not the command's may be Beam's.
-      arguments: whether there may be arguments that are no flags.
+      beam: whether other flags go to Beam.
+      arguments: whether positional arguments are allowed.
     """
     proxies.reach_directly()
     for variable, value in _QUIET.items():
@@ -73,13 +72,13 @@ def run(
         )
 
     def interrupt(number: int, _) -> None:
-        # At once and without unwinding: what is on disk is whole at any moment, while a
-        # runner would go on with its work, or take an exception for a failure of it.
+        # Without unwinding: files on disk are complete at any moment, while a runner would go on
+        # with its work, or take an exception for a failure.
         text = (
             f"\n{name}: stopped by {signal.Signals(number).name}; run the same command again, "
-            "files that are whole stay\n"
+            "completed files are kept\n"
         )
-        with contextlib.suppress(OSError):  # Whoever read it may be gone.
+        with contextlib.suppress(OSError):  # The reader of standard error may be gone.
             os.write(quiet.real_stderr, text.encode())
         os._exit(Interrupted.exit_status)
 

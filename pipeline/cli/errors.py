@@ -1,28 +1,27 @@
-"""The errors a command shows its user, each with the exit status it ends in.
+"""The errors that a command shows its user, each with its exit status.
 
-Every message says the value found, what was expected and what to do about it.
-Anything that is not one of these is a defect of the program and keeps its
-traceback.
+Every message names the value, the expectation and the remedy. Any other exception is a defect of
+the program and keeps its traceback.
 """
 
 
 class StageError(Exception):
-    """A stage cannot do what was asked: its inputs or the machine are at fault."""
+    """A stage failed because of its inputs or the machine."""
 
     exit_status = 1
 
 
 class SourceChanged(StageError):
-    """The image set is not the one that the job began with."""
+    """The image set has changed since the job began."""
 
 
 class UsageError(StageError):
-    """The command or its configuration is wrong, whatever the inputs hold."""
+    """The command or its configuration is wrong."""
 
     exit_status = 2
 
 
 class Interrupted(StageError):
-    """A signal stopped the stage; its state is saved and it is worth starting again."""
+    """A signal stopped the stage; its state is saved, and the same command resumes."""
 
     exit_status = 75

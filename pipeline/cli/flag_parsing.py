@@ -1,6 +1,6 @@
-"""A command's flags: --help, and what is said of flags that are wrong.
+"""Parses a command's flags, prints --help, and explains wrong flags.
 
-The flags themselves are defined in the commands.
+The commands define the flags.
 """
 
 import os
@@ -12,18 +12,18 @@ from absl import flags
 
 from pipeline.cli.errors import UsageError
 
-# A home directory where no shell puts in its path: --flag=~/x, --flag=KIND:~/x.
+# A home directory that no shell expands: --flag=~/x, --flag=KIND:~/x.
 _HOME = re.compile(r"(--?[\w.]+=(?:\w+:)?)(~(?:/.*)?)", re.DOTALL)
 
 
 def _with_home(argument: str) -> str:
-    """An argument whose value is a path below ~, with the path of the home directory."""
-    found = _HOME.fullmatch(argument)
-    return f"{found[1]}{os.path.expanduser(found[2])}" if found else argument
+    """The argument with ~ expanded."""
+    match = _HOME.fullmatch(argument)
+    return f"{match[1]}{os.path.expanduser(match[2])}" if match else argument
 
 
 def _help(doc: str, module: str) -> str:
-    """The text of --help: what the command does, then its flags."""
+    """The text of --help: the command's docstring, then its flags."""
     lines = [doc.strip(), "", "Flags:"]
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda f: f.name):
         kind = flag.flag_type()
@@ -45,11 +45,11 @@ def parse_flags(
       argv: program name and arguments.
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
-      beam: whether flags that are not the command's may be Beam's.
-      arguments: whether there may be arguments that are no flags.
+      beam: whether other flags go to Beam.
+      arguments: whether positional arguments are allowed.
 
     Returns:
-      What is left over: Beam's flags or those arguments, if there may be any.
+      The remaining arguments: Beam's flags or positional arguments.
 
     Raises:
       UsageError: a flag is unknown, malformed or missing.
@@ -63,22 +63,22 @@ def parse_flags(
             # Any access raises what went wrong when the file was loaded.
             hasattr(flags.FLAGS.config, "lock")
     except flags.Error as error:
-        # Of an error inside a config file it holds the traceback; the first line names the
-        # flag, the last one says what is wrong.
+        # An error inside a config file comes with its traceback: the first line names the flag, the
+        # last line the error.
         lines = str(error).strip().splitlines()
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         raise UsageError(f"{text}; see --help") from error
     except OSError as error:
         names = " ".join(str(error).split())
         raise UsageError(
-            f"no such config file: {names}; see configs/ for those there are"
+            f"no such config file: {names}; see configs/ for the existing files"
         ) from error
-    except AttributeError as error:  # How ml_collections reports a key that is not there.
+    except AttributeError as error:  # ml_collections reports an unknown key like this.
         key = re.search(r"\w+", str(error))[0]
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
         raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error
-    except Exception as error:  # Whatever a config file, which is the user's code, may raise.
+    except Exception as error:  # A config file is the user's code and may raise anything.
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(
             f"the config file failed at {where.filename}:{where.lineno}: "

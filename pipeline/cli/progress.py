@@ -1,7 +1,7 @@
-"""One line that tells how far long work has come: done, total, rate, time left.
+"""The progress line of long work: done, total, rate, time left.
 
-On a terminal the line updates in place; elsewhere a plain line is printed now
-and then. It goes to standard error, results go to standard output.
+On a terminal the line updates in place; elsewhere a new line is printed every 10 s. Progress goes
+to standard error, results go to standard output.
 """
 
 import os
@@ -26,10 +26,10 @@ class Progress:
         """Starts the clock.
 
         Args:
-          label: what the work is; stands first on the line.
-          total: units of work in all.
-          unit: their name, in the plural.
-          stream: where to write; standard error by default.
+          label: first word of the line.
+          total: number of units of work.
+          unit: name of the units, in the plural.
+          stream: standard error by default.
         """
         self.label, self._total, self._unit = label, total, unit
         self._stream = stream or sys.stderr
@@ -39,15 +39,15 @@ class Progress:
         self._width = 0
 
     def update(self, done: int, note: str = "") -> None:
-        """Says that `done` units are done; prints when it is time to.
+        """Sets the number of finished units; prints the line if the last one is old enough.
 
         Args:
-          done: units done, those of earlier tries included.
-          note: what else to show at the end of the line.
+          done: finished units, those of earlier tries included.
+          note: text for the end of the line.
         """
         now = time.monotonic()
         if self._first is None:
-            # Work of an earlier try, and what came before the first unit, are no part of the rate.
+            # The rate excludes the units of earlier tries and the time before the first unit.
             self._first, self._started = done, now
         every = _TERMINAL_EVERY_SECS if self._terminal else _PLAIN_EVERY_SECS
         if now - self._shown >= every:
@@ -65,7 +65,7 @@ class Progress:
         return f"{text}, {note}" if note else text
 
     def close(self, text: str = "") -> None:
-        """Ends the line: `text` takes its place and stays, or the line is cleared."""
+        """Ends the line: replaces it by `text`, or clears it."""
         if text or (self._terminal and self._width):
             self._write(text, end="\n" if text else "")
         self._width = 0
@@ -73,7 +73,7 @@ class Progress:
     def _write(self, text: str, *, end: str) -> None:
         if self._terminal:
             if not end:
-                # A line that wraps could not be taken back.
+                # A wrapped line could not be overwritten.
                 text = text[: (os.get_terminal_size(self._stream.fileno()).columns or 1000) - 1]
             padding = " " * max(0, self._width - len(text))
             self._stream.write(f"\r{text}{padding}{end or chr(13)}")

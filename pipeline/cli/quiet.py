@@ -1,4 +1,4 @@
-"""Libraries that are imported without what they print at their start."""
+"""Imports libraries without their start-up messages."""
 
 import contextlib
 import logging
@@ -7,15 +7,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# Where standard error really goes while something is held back from it.
+# File descriptor of the real standard error while `quiet_stderr` redirects 2.
 real_stderr = 2
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Holds back what native code writes to standard error, unless the block fails.
+    """Suppresses what native code writes to standard error, unless the block fails.
 
-    TensorFlow logs its start before any setting of its own can silence it.
+    TensorFlow logs its start before any of its settings can silence it.
     """
     global real_stderr
     sys.stderr.flush()

@@ -174,7 +174,7 @@ def _finish(
     faults = (
         fault
         for entry in entries
-        for fault in quarantine.read_all(output.tasks.place_of(entry), [entry])
+        for fault in quarantine.read_all(output.tasks.directory_of(entry), [entry])
     )
     quarantine.check(
         request.max_quarantined,
@@ -227,7 +227,7 @@ def _finish(
         for task, marker in markers.items()
     }
     request.input.check_unchanged()
-    written = output.publish(manifest, {**tasks_lib.timings(markers), "done": done})
+    written = output.commit(manifest, {**tasks_lib.timings(markers), "done": done})
     return {**written, "done": done}
 
 
@@ -239,7 +239,7 @@ def _drift(
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
     then = summary.read(request.reference_dir, reference["files"])["summary"]
-    ours = row_sample.heads(manifest, output.tasks.place_of, drift.MAX_ROWS)
+    ours = row_sample.heads(manifest, output.tasks.directory_of, drift.MAX_ROWS)
     theirs = row_sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
     nothing = rows.Rows([], [], [], {})
     compared = drift.compare(

@@ -158,4 +158,9 @@ def embed_shards(
         names = ", ".join(f"{number}: {own[gpus.VISIBLE]}" for number, own in enumerate(own_gpus))
         print(f"export: GPUs of the worker processes: {names}", file=sys.stderr)
     progress = Progress("export", total=sum(input_.sizes.values()), unit="records")
-    runner.run(build, options, progress=progress, count_done=lambda: tasks.num_noted(input_.sizes))
+    runner.run(
+        build,
+        options,
+        progress=progress,
+        count_done=lambda: tasks.num_records_done(input_.sizes),
+    )

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 def heads(
-    manifest: Mapping[str, Any], place_of: Callable[[Mapping[str, Any]], str], max_rows: int
+    manifest: Mapping[str, Any], directory_of: Callable[[Mapping[str, Any]], str], max_rows: int
 ) -> Sample | None:
     """The first rows of every shard, in proportion.
 
@@ -34,7 +34,7 @@ def heads(
 
     Args:
       manifest: the export's.
-      place_of: a file's entry -> the directory that it is in.
+      directory_of: a file's entry -> the directory that it is in.
       max_rows: how many rows at most, but for one a shard.
 
     Returns:
@@ -47,7 +47,7 @@ def heads(
         count = -(-of_shard["written"] * min(max_rows, total) // total) if total else 0
         if count:
             entries = [files[name] for name in of_shard["files"]]
-            directory = place_of(entries[0])
+            directory = directory_of(entries[0])
             parts.append(row_files.read(directory, task, entries, num_rows=count))
             tasks += [task] * count
     return Sample(rows.concatenated(parts), tasks) if parts else None

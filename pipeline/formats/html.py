@@ -1,4 +1,4 @@
-"""What the pages of a data set and of an export share: their looks, tables and images."""
+"""HTML that the pages of data sets and exports share: style, tables, images."""
 
 import base64
 import html
@@ -43,16 +43,16 @@ nav { margin: .8rem 0; font-size: .9rem } nav a { color: var(--bar); margin-righ
 
 
 def document(title: str, parts: Sequence[str]) -> bytes:
-    """A whole page as UTF-8, which fetches nothing.
+    """A whole page as UTF-8; the page fetches nothing.
 
     Args:
       title: text.
-      parts: HTML; empty ones are left out.
+      parts: HTML; empty parts are left out.
     """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Else a browser asks the page's server for one.
+        # Otherwise a browser asks the page's server for an icon.
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
@@ -61,7 +61,7 @@ def document(title: str, parts: Sequence[str]) -> bytes:
 
 
 def warnings(texts: Sequence[str]) -> str:
-    """A list that catches the eye; nothing for no text."""
+    """A highlighted list of warnings; "" without warnings."""
     if not texts:
         return ""
     items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
@@ -69,14 +69,20 @@ def warnings(texts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """A table, of a CSS class, of cells that are HTML already."""
+    """A table.
+
+    Args:
+      head: cells of the header row, HTML.
+      rows: rows of cells as from `cell`, HTML.
+      kind: CSS class.
+    """
     header = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>" if head else ""
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="scroll"><table class="{kind}">{header}{body}</table></div>'
 
 
 def cell(value: Any) -> str:
-    """A table's cell of a number, a text or a list of numbers."""
+    """A table cell with a number, a text or a list of numbers; "–" for None."""
     if value is None:
         text = "–"
     elif isinstance(value, list):
@@ -89,10 +95,10 @@ def cell(value: Any) -> str:
 
 
 def data_url(png: bytes) -> str:
-    """A PNG as the address of an image."""
+    """A PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def image(png: bytes, *, width: int, height: int, alt: str) -> str:
-    """An image at a size in pixels."""
+    """An <img> element; width and height in pixels."""
     return f'<img width="{width}" height="{height}" alt="{html.escape(alt)}" src="{data_url(png)}">'

@@ -1,4 +1,4 @@
-"""Pictures as PNG: one image, rows of them, and originals above their reconstructions."""
+"""Pictures as PNG: single images, grids, and originals above their reconstructions."""
 
 import io
 
@@ -7,7 +7,7 @@ import numpy as np
 NUM_COLUMNS = 16
 # Pixels of margin around each pair, and between rows of pairs.
 _GAP = 4
-# A picture is enlarged to at least this many pixels a side; 28 becomes 56.
+# Images are enlarged to at least this many pixels a side; 28 becomes 56.
 _MIN_SIDE = 48
 _BACKGROUND = 96
 
@@ -16,7 +16,7 @@ def contact_sheet(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
     """A PNG with each original directly above its reconstruction.
 
     Args:
-      originals: uint8 (n, H, W, C); n ≥ 1. With other than 1 or 3 channels the first is shown.
+      originals: uint8 (n, H, W, C); n ≥ 1. Unless C is 1 or 3, the first channel is shown.
       reconstructions: the same shape.
 
     Returns:
@@ -28,12 +28,12 @@ def contact_sheet(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
 def grid(
     tiles: np.ndarray, *, num_columns: int = NUM_COLUMNS, side: int | None = None, gap: int = _GAP
 ) -> bytes:
-    """A PNG of equal pictures in rows, enlarged to be seen.
+    """A PNG of a grid of equally large images, enlarged.
 
     Args:
-      tiles: uint8 (n, H, W, C); n ≥ 1. With other than 1 or 3 channels the first is shown.
+      tiles: uint8 (n, H, W, C); n ≥ 1. Unless C is 1 or 3, the first channel is shown.
       num_columns: pictures in a row.
-      side: height by which they are enlarged, if that is not H.
+      side: height that decides the enlargement; H by default.
       gap: pixels between rows and between columns.
 
     Returns:
@@ -59,7 +59,7 @@ def grid(
 
 
 def png(image: np.ndarray) -> bytes:
-    """An image, uint8 (H, W, C), as a PNG; with other than 1 or 3 channels the first is shown."""
+    """An image, uint8 (H, W, C), as a PNG; unless C is 1 or 3, the first channel is shown."""
     from PIL import Image
 
     picture = image if image.shape[-1] == 3 else image[..., 0]

@@ -40,7 +40,7 @@ def _field(number: int, payload: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _bytes_prefix(name: bytes, length: int) -> bytes:
-    """All that stands before the value in the map entry of a bytes feature."""
+    """The bytes before the value in the map entry of a bytes feature."""
     # Features.feature (field 1): entry {key (1), value (2): Feature {bytes_list (1): {value (1)}}}.
     value = b"\x0a" + _varint(length)
     bytes_list = b"\x0a" + _varint(len(value) + length) + value
@@ -62,7 +62,7 @@ _LABEL_BYTES = len(_label_entry(0))
 
 @functools.lru_cache(maxsize=64)
 def _header(length: int) -> bytes:
-    """What stands before the features: Example.features (field 1)."""
+    """The bytes before the features: Example.features (field 1)."""
     return b"\x0a" + _varint(length)
 
 
@@ -103,14 +103,14 @@ def _example_class() -> Any:
     repeated, single = field.LABEL_REPEATED, field.LABEL_OPTIONAL
 
     def message(into, name: str, *fields: tuple) -> Any:
-        made = into.add(name=name)
+        descriptor = into.add(name=name)
         for number, (field_name, label, kind) in enumerate(fields, 1):
-            added = made.field.add(name=field_name, number=number, label=label)
+            added = descriptor.field.add(name=field_name, number=number, label=label)
             if isinstance(kind, str):
                 added.type, added.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
             else:
                 added.type = kind
-        return made
+        return descriptor
 
     messages = file.message_type
     message(messages, "BytesList", ("value", repeated, field.TYPE_BYTES))
@@ -140,18 +140,18 @@ def _example_class() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _image_bytes(length: int) -> int:
-    """How long the image is where its map entry has so many bytes."""
+    """Length of the image in a map entry of `length` bytes."""
     size = max(0, length)
     while size > 0 and size + len(_bytes_prefix(b"image", size)) > length:
         size -= 1
     return size
 
 
-def _own(data: bytes) -> Record | None:
-    """The record in bytes that `encode` has written, or None; several times as fast as protobuf.
+def _parse_encoded(data: bytes) -> Record | None:
+    """Parses bytes that `encode` wrote, several times as fast as protobuf; None for others.
 
-    Where things stand is worked out for a short id and a label below 128, and then what
-    `encode` makes of it has to be these very bytes.
+    Computes the positions for a short id and a label below 128, and then checks that `encode`
+    gives the same bytes.
     """
     if len(data) < 128:
         return None
@@ -168,7 +168,7 @@ def parse(serialized: bytes) -> Record:
     Raises:
       ValueError: the bytes are no tf.Example, or a feature is missing or of another type.
     """
-    record = _own(serialized)
+    record = _parse_encoded(serialized)
     if record:
         return record
     from google.protobuf.message import DecodeError
@@ -177,7 +177,7 @@ def parse(serialized: bytes) -> Record:
         feature = _example_class().FromString(serialized).features.feature
     except DecodeError as error:
         raise ValueError(f"{len(serialized)} bytes that are no tf.Example ({error})") from error
-    # Looking up a key that is not there gives an empty feature, which _only refuses.
+    # A missing key gives an empty feature, which _only refuses.
     return Record(
         id=_only("id", feature["id"].bytes_list.value),
         image=_only("image", feature["image"].bytes_list.value),
@@ -186,7 +186,7 @@ def parse(serialized: bytes) -> Record:
 
 
 def encode_features(features: Mapping[str, bytes | int | np.ndarray]) -> bytes:
-    """Any features as a tf.Example, keys in order: bytes, a whole number, or float32 (n,)."""
+    """Features as a tf.Example, keys in order; values are bytes, an int, or float32 (n,)."""
     example = _example_class()()
     for name, value in sorted(features.items()):
         feature = example.features.feature[name]
@@ -200,15 +200,15 @@ def encode_features(features: Mapping[str, bytes | int | np.ndarray]) -> bytes:
 
 
 def parse_features(serialized: bytes) -> dict[str, Any]:
-    """Reads what `encode_features` wrote; lists of floats for arrays."""
-    found = {}
+    """Parses the bytes of `encode_features`; arrays become lists of floats."""
+    features: dict[str, Any] = {}
     for name, feature in _example_class().FromString(serialized).features.feature.items():
         if feature.HasField("float_list"):
-            found[name] = list(feature.float_list.value)
+            features[name] = list(feature.float_list.value)
         else:
             values = feature.bytes_list.value or feature.int64_list.value
-            found[name] = _only(name, values)
-    return found
+            features[name] = _only(name, values)
+    return features
 
 
 def _only(name: str, values: Any) -> Any:
@@ -224,8 +224,8 @@ def to_floats(pixels: Any) -> Any:
     """uint8 pixels in 0..255 to float32 in [0, 1]; a tf.Tensor of any shape."""
     import tensorflow as tf
 
-    # Written as what TensorFlow makes of `/ 255.0` in most graphs, and not in all: so every graph
-    # has the same bits.
+    # TensorFlow turns `/ 255.0` into this product in most graphs, but not in all; written as a
+    # product, every graph has the same bits.
     return tf.cast(pixels, tf.float32) * (1 / 255)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.cli.errors import StageError
 
 COMPRESSIONS = ("none", "gzip")
-# Beam and gunzip tell a packed file by this.
+# Beam and gunzip recognise a packed file by this suffix.
 _GZIP_SUFFIX = ".gz"
 _FRAME = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -31,14 +31,14 @@ _UNPACK_BYTES = 1 << 16
 
 
 class Fault(NamedTuple):
-    """A place in a file where something else stands than a record should be."""
+    """A place in a file that holds no whole record."""
 
-    offset: int  # Bytes from the beginning of the file; of the unpacked file if it is packed.
+    offset: int  # Bytes from the beginning of the (unpacked) file.
     reason: str
 
 
 def suffix(compression: str) -> str:
-    """What the names of such files end in."""
+    """The suffix of file names."""
     return _GZIP_SUFFIX if compression == "gzip" else ""
 
 
@@ -54,7 +54,7 @@ def _frame_header(length: int) -> bytes:
 
 
 def write(file: BinaryIO, name: str, records: Iterable[bytes]) -> int:
-    """Writes records to an open file, and leaves it open.
+    """Writes records to an open file; does not close the file.
 
     Args:
       file: takes the bytes of a whole TFRecord file.
@@ -62,21 +62,21 @@ def write(file: BinaryIO, name: str, records: Iterable[bytes]) -> int:
       records: the records, in order.
 
     Returns:
-      How many records there were.
+      The number of records.
     """
     num_examples = 0
-    # Without name and time, so that equal records give equal bytes.
+    # The gzip header gets no name and no time, so that equal records give equal bytes.
     packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if _is_packed(name) else None
     out = packed or file
     records = iter(records)
-    while some := list(itertools.islice(records, _RECORDS_A_WRITE)):
+    while chunk := list(itertools.islice(records, _RECORDS_A_WRITE)):
         frames = (
             part
-            for record in some
+            for record in chunk
             for part in (_frame_header(len(record)), record, _CRC.pack(_masked_crc(record)))
         )
         out.write(b"".join(frames))
-        num_examples += len(some)
+        num_examples += len(chunk)
     if packed:
         packed.close()
     return num_examples
@@ -87,7 +87,7 @@ def _is_packed(name: str) -> bool:
 
 
 def _unpacked(data: bytes) -> tuple[bytes, str]:
-    """What can be had of a gzip file, and why not all of it."""
+    """The readable bytes of a gzip file, and the reason if they are not all; else ""."""
     parts, unpacker = [], zlib.decompressobj(wbits=31)  # 31: gzip's header and checksum.
     try:
         for first in range(0, len(data), _UNPACK_BYTES):
@@ -103,13 +103,13 @@ def _unpacked(data: bytes) -> tuple[bytes, str]:
 
 
 def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
-    """All that a TFRecord file holds, and every fault in it; every checksum is checked.
+    """All records of a TFRecord file, and every fault; every checksum is checked.
 
-    After a fault it goes on with the next frame that is whole.
+    After a fault the scan resumes at the next whole frame.
 
     Args:
-      data: the whole file.
-      name: its name; tells whether it is packed.
+      data: the bytes of the file.
+      name: name of the file; packed with gzip if the name ends in .gz.
 
     Yields:
       (offset, record) or a Fault, in the order of their offsets.
@@ -123,9 +123,9 @@ def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
             offset = end
             continue
         if reason and end > len(data):
-            break  # The one fault that is reported below.
+            break  # Reported below.
         yield Fault(offset, fault)
-        # Only the data is wrong if a frame begins where this one ends; else search for one.
+        # If a frame begins at this frame's end, only its data is wrong; else search for a frame.
         is_next = end == len(data) or (end < len(data) and _length_at(data, end) is not None)
         offset = end if is_next else _find_frame(data, offset + 1)
     if reason:
@@ -133,7 +133,7 @@ def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
 
 
 def _length_at(data: bytes, offset: int) -> int | None:
-    """The length that a frame's header says, if its checksum is right."""
+    """The length in a frame's header; None if its checksum is wrong."""
     if offset + _FRAME.size > len(data):
         return None
     length, _ = _FRAME.unpack_from(data, offset)
@@ -141,7 +141,7 @@ def _length_at(data: bytes, offset: int) -> int | None:
 
 
 def _look(data: bytes, offset: int) -> tuple[int, str]:
-    """Where the frame at an offset ends, and what is wrong with it."""
+    """The end of the frame at an offset, and its fault; "" if the frame is whole."""
     length = _length_at(data, offset)
     if length is None:
         left = len(data) - offset
@@ -158,7 +158,7 @@ def _look(data: bytes, offset: int) -> tuple[int, str]:
 
 
 def _find_frame(data: bytes, start: int) -> int:
-    """Offset of the first whole frame at or after `start`, or else the end of the data."""
+    """Offset of the first whole frame at or after `start`; the end of the data if none follows."""
     view = np.frombuffer(data, np.uint8)
     for first in range(start, len(data) - _FRAME.size, _SEARCH_BYTES):
         block = view[first : first + _SEARCH_BYTES + 7]
@@ -177,15 +177,15 @@ def records(data: bytes, path: str) -> Iterator[bytes]:
     """The records in the bytes of a TFRecord file.
 
     Args:
-      data: the whole file.
-      path: its path, for messages; packed with gzip if it ends in .gz.
+      data: the bytes of the file.
+      path: path of the file; packed with gzip if the path ends in .gz.
 
     Raises:
-      StageError: something is wrong with the file.
+      StageError: the file has a fault.
     """
-    for found in scan(data, path):
-        if isinstance(found, Fault):
+    for part in scan(data, path):
+        if isinstance(part, Fault):
             raise StageError(
-                f"{path}: at byte {found.offset} {found.reason}; make the data set again"
+                f"{path}: at byte {part.offset} {part.reason}; make the data set again"
             )
-        yield found[1]
+        yield part[1]

@@ -1,9 +1,9 @@
-"""All pictures of a shard as a .tar that WebDataset reads: three members a record.
+"""All pictures of a shard as a .tar for WebDataset: three members a record.
 
     <key>.original.png, <key>.reconstruction.png, <key>.json
 
-Ids come from outside, and readers unpack archives: a key holds nothing that a file
-system takes for anything but a name.
+Ids come from outside, and readers unpack archives, so a key holds only characters that are safe in
+file names.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ import numpy as np
 
 from pipeline.formats import png
 
-# Of 255 bytes in a file name; the longest suffix takes 19.
+# A file name has at most 255 bytes; the longest suffix takes 19.
 _MAX_KEY = 200
 _DIGEST = 32
 
 
 def key(record_id: str) -> str:
-    """A record's id as the name of its files: letters, digits, - and _; all else as %XX.
+    """A record's id as a file name: letters, digits, - and _; all other bytes as %XX.
 
-    No dot either, since for WebDataset a key ends at the first one. What is too long for a
-    file name is cut, and ends in %- and a hash of the whole, as no other key does.
+    A dot is escaped too, since WebDataset ends a key at the first dot. A key that is too long is
+    cut, and ends in %- and a hash of the id, as no other key does.
     """
     data = record_id.encode()
-    escaped = re.sub(rb"[^A-Za-z0-9_-]", lambda found: b"%%%02X" % found[0][0], data).decode()
+    escaped = re.sub(rb"[^A-Za-z0-9_-]", lambda match: b"%%%02X" % match[0][0], data).decode()
     if not escaped or len(escaped) > _MAX_KEY:
         digest = hashlib.sha256(data).hexdigest()[:_DIGEST]
         return f"{escaped[: _MAX_KEY - _DIGEST - 2]}%-{digest}"
@@ -37,11 +37,11 @@ def key(record_id: str) -> str:
 
 
 class Archive:
-    """A .tar that grows record by record; a function of what is put in."""
+    """A .tar that grows record by record; its bytes are a function of the records."""
 
     def __init__(self, file: BinaryIO):
-        """Begins an archive in a file open for writing."""
-        # GNU's format, since it knows long names and writes no times of its own.
+        """Begins an archive in a file that is open for writing."""
+        # GNU's format has long names and adds no times.
         self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT)
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray, about: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Archive:
         Args:
           original: uint8 (H, W, C).
           reconstruction: the same shape.
-          about: what the JSON says, "id" among it.
+          about: content of the JSON member, with the key "id".
         """
         name = key(about["id"])
         self._member(f"{name}.original.png", png.png(original))

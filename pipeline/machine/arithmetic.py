@@ -1,15 +1,15 @@
-"""Which kind of arithmetic this process computes with: device, instruction set, TensorFlow.
+"""The kind of arithmetic of this process: device, instruction set, TensorFlow version.
 
-The last digits of a model's outputs depend on it: oneDNN, which TensorFlow computes with on a
-CPU, has other kernels for other instruction sets. So it stands beside times, in timings.json and
-timings.jsonl, and in nothing that is a function of the inputs.
+The last digits of a model's outputs depend on the kind: oneDNN, with which TensorFlow computes on a
+CPU, has different kernels for different instruction sets. So the kind is recorded with the times,
+in timings.json and timings.jsonl, and in no file that is a function of the inputs.
 """
 
 import os
 import platform
 
-# oneDNN's names of instruction sets, and the flags in /proc/cpuinfo that each takes beside those
-# before it; https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html.
+# oneDNN's names of instruction sets, and the flags in /proc/cpuinfo that each needs beside the
+# flags of those before it; https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html.
 _ISAS = (
     ("SSE41", {"sse4_1"}),
     ("AVX", {"avx"}),
@@ -20,9 +20,9 @@ _ISAS = (
     ("AVX512_CORE_FP16", {"avx512_fp16"}),
     ("AVX512_CORE_AMX", {"amx_tile", "amx_int8", "amx_bf16"}),
 )
-# The variables by which oneDNN is kept from the newest of them.
+# Environment variables that limit oneDNN to older instruction sets.
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-# Stands for the kind where a version before this module wrote the rows.
+# The kind of rows from a version that did not record the kind.
 NOT_RECORDED = "not recorded"
 
 

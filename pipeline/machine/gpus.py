@@ -1,4 +1,4 @@
-"""The GPUs that a process may use, told without TensorFlow, which would take their memory."""
+"""The GPUs that a process may use; TensorFlow, which would take their memory, is not imported."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ import subprocess
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DEVICES = "/dev"  # Where the driver puts a file for each GPU.
 _QUERY_SECS = 30
-# What TensorFlow 2.19 to 2.21 loads beside the driver, in the order in which they need each other.
+# Libraries that TensorFlow 2.19 to 2.21 loads, in the order of their dependencies.
 _LIBRARIES = (
     *("libcuda.so.1", "libcudart.so.12", "libcublasLt.so.12", "libcublas.so.12"),
     *("libcufft.so.11", "libcusparse.so.12", "libcusolver.so.11", "libcudnn.so.9"),
@@ -21,10 +21,9 @@ _LIBRARIES = (
 
 
 def visible() -> list[str]:
-    """The GPUs as CUDA_VISIBLE_DEVICES would name them; none on a machine without.
+    """Names of the GPUs, as in CUDA_VISIBLE_DEVICES; empty on a machine without GPUs.
 
-    The variable alone is no proof of a GPU: schedulers set it to words of their own where a job
-    has none.
+    The variable alone proves no GPU: schedulers set it to words of their own for jobs without one.
     """
     files = os.listdir(DEVICES) if os.path.isdir(DEVICES) else []
     # A container has some of the host's files, under the host's numbers; CUDA counts from 0 there.
@@ -42,16 +41,16 @@ def visible() -> list[str]:
 
 
 def environment_of(worker: int, num_workers: int) -> dict[str, str]:
-    """What a worker process has in its environment to have GPUs of its own.
+    """Environment variables that give a worker process GPUs of its own.
 
-    With more workers than GPUs several share one.
+    With more workers than GPUs, several workers share a GPU.
 
     Args:
-      worker: its number, from 0.
-      num_workers: of this machine.
+      worker: number of the worker, from 0.
+      num_workers: number of workers on this machine.
 
     Returns:
-      CUDA_VISIBLE_DEVICES, or nothing on a machine without GPUs.
+      CUDA_VISIBLE_DEVICES; nothing on a machine without GPUs.
     """
     gpus = visible()
     if not gpus:
@@ -63,7 +62,7 @@ def environment_of(worker: int, num_workers: int) -> dict[str, str]:
 
 @functools.cache
 def free_bytes() -> int | None:
-    """Memory that is free on the smallest visible GPU now; None if the driver does not say."""
+    """Free memory of the visible GPU that has least; None if nvidia-smi does not tell."""
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     if os.environ.get(VISIBLE) is not None:
         command.append(f"--id={','.join(visible())}")
@@ -77,7 +76,7 @@ def free_bytes() -> int | None:
 
 
 def why_unused() -> str:
-    """Why TensorFlow finds no GPU although there is a device file, and what to do."""
+    """The reason why TensorFlow uses no GPU although a device file exists, and the remedy."""
     library = missing_library()
     if library == _LIBRARIES[0]:
         return f"the driver's {library} cannot be loaded; expected an NVIDIA driver: see nvidia-smi"
@@ -90,7 +89,7 @@ def why_unused() -> str:
 
 
 def missing_library() -> str | None:
-    """The first of CUDA's libraries that is not installed; None if all of them are."""
+    """The first CUDA library that is not installed; None if all are installed."""
     return next((name for name in _LIBRARIES if not _is_installed(name)), None)
 
 

@@ -55,7 +55,7 @@ def is_current(export_dir: str, export_id: str) -> bool:
     asked = _FORMAT_VERSION, export_id
     if not state or (state.get("format_version"), state["export_id"]) != asked:
         return False
-    return output_directory.are_there(export_dir, state["files"])
+    return output_directory.are_complete(export_dir, state["files"])
 
 
 def make_report(
@@ -83,7 +83,7 @@ def make_report(
     from pipeline.reports import sections
 
     manifest = manifest_lib.read_manifest(export_dir, "export", "output_dir")
-    with lock.held(export_dir):
+    with lock.hold(export_dir):
         read = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
         )

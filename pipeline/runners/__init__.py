@@ -1,4 +1,4 @@
-"""How a Beam pipeline is run: its options, in this process, or on a cluster.
+"""Runs Beam pipelines: in this process, in worker processes, or on a cluster.
 
 The pipelines themselves are in datasets/building and embeddings.
 """

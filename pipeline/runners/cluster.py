@@ -1,7 +1,7 @@
-"""A Beam job on workers that are not this command's: Flink, Spark, Prism, Dataflow.
+"""A Beam job on a cluster: Flink, Spark, Prism, Dataflow.
 
-What is checked before such a job is submitted, how it is cancelled when the command is
-stopped, and what its errors mean. Running it is in run.py.
+Checks before the job is submitted, cancels it when the command is stopped, and explains its errors.
+run.py runs the job.
 """
 
 import atexit
@@ -32,30 +32,30 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 
-# Job servers start their listener first, so one that runs answers at once.
+# A running job server answers at once, because it starts its listener first.
 _CONNECT_SECS = 10.0
-# A stopped command ends in this time, whether or not the cluster answers.
+# A stopped command ends within this time, even if the cluster does not answer.
 _CANCEL_SECS = 10.0
 _LOOK_EVERY_SECS = 0.2
-# States in which a Flink job stays.
+# Final states of a Flink job.
 _OVER = ("FINISHED", "CANCELED", "FAILED")
-# Sources whose REST is a path.
-_PATHS = ("idx", "npz", "csv", "folder")
+# Kinds of sources that are followed by a path.
+_PATH_KINDS = ("idx", "npz", "csv", "folder")
 
 
 def is_portable(options: PipelineOptions) -> bool:
-    """Whether the job goes through a job server: Flink, Spark, Prism, or any other's."""
+    """Whether the job goes through a job server, such as Flink's, Spark's or Prism."""
     name = options.view_as(StandardOptions).runner
     return bool(name) and isinstance(create_runner(name), PortableRunner)
 
 
 def _is_elsewhere(options: PipelineOptions) -> bool:
-    """Whether workers may stand in another directory, or on another machine."""
+    """Whether workers may run in another directory or on another machine."""
     name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
     environment = options.view_as(PortableOptions).environment_type
     if environment and is_portable(options):
         return environment != "LOOPBACK"
-    # Beam's own choice for what it starts itself are workers inside this command.
+    # For job servers that Beam itself starts, the workers are inside this command.
     if name == "flinkrunner":
         return options.view_as(FlinkRunnerOptions).flink_master not in ("[auto]", "[local]")
     if name == "sparkrunner":
@@ -64,35 +64,35 @@ def _is_elsewhere(options: PipelineOptions) -> bool:
 
 
 def check_paths(options: PipelineOptions, **paths: str | None) -> None:
-    """Refuses paths that mean something else to a worker than to the command.
+    """Refuses relative paths if workers run in other directories than the command.
 
     Args:
       options: Beam's.
       **paths: flag -> its value: a path, a URL, or a source as in --source.
 
     Raises:
-      UsageError: a path is relative, and the workers are elsewhere.
+      UsageError: a path is relative, and workers may run elsewhere.
     """
     if not _is_elsewhere(options):
         return
     for flag, value in paths.items():
         kind, _, rest = (value or "").partition(":")
-        path = rest if flag == "source" and kind in _PATHS else value
-        if flag == "source" and kind not in _PATHS or not path or "://" in path:
+        path = rest if flag == "source" and kind in _PATH_KINDS else value
+        if flag == "source" and kind not in _PATH_KINDS or not path or "://" in path:
             continue
         if not os.path.isabs(path):
             raise UsageError(
-                f"--{flag}={value}: relative, and workers of this runner stand elsewhere; expected "
-                "a URL, or the absolute path of a directory that all of them share"
+                f"--{flag}={value}: is a relative path, and this runner's workers run elsewhere; "
+                "expected a URL, or the absolute path of a directory that all workers share"
             )
 
 
 @contextlib.contextmanager
 def submitting(options: PipelineOptions) -> Iterator[None]:
-    """While the block submits a job to a runner that the user named, what fails is its options.
+    """Turns errors of the block, which submits a job, into a message about the runner's options.
 
     Raises:
-      StageError: it failed.
+      StageError: the runner refused the job.
     """
     name = options.view_as(StandardOptions).runner
     try:
@@ -104,25 +104,25 @@ def submitting(options: PipelineOptions) -> Iterator[None]:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise StageError(
-            f"--runner={name}: took no job: {text}; expected options that Beam's documentation of "
-            "this runner asks for: mend them and run the same command again"
+            f"--runner={name}: refused the job: {text}; expected the options that Beam's "
+            "documentation of this runner lists: mend them and run the same command again"
         ) from error
 
 
 def check_reachable(options: PipelineOptions) -> None:
-    """Refuses a cluster that does not answer, for which Beam would wait for a minute.
+    """Refuses a cluster that does not answer; Beam itself would wait for a minute.
 
     Raises:
-      UsageError: an address that is none, or --runner=PortableRunner without one.
-      StageError: nobody listens there.
+      UsageError: an address is malformed, or --runner=PortableRunner has no address.
+      StageError: nothing listens at the address.
     """
     name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower()
     endpoint = options.view_as(PortableOptions).job_endpoint
     master = options.view_as(FlinkRunnerOptions).flink_master
     if name == "dataflowrunner" and not importlib.util.find_spec("google_auth_httplib2"):
         raise UsageError(
-            "--runner=DataflowRunner: takes what Beam calls its extra gcp; expected it installed: "
-            "pip install 'vae-pipeline[gcp]'"
+            "--runner=DataflowRunner: needs Beam's extra gcp; expected it to be installed: pip "
+            "install 'vae-pipeline[gcp]'"
         )
     if endpoint and is_portable(options) and endpoint != "embed":
         _connect("job_endpoint", endpoint, "Beam's job server")
@@ -132,7 +132,7 @@ def check_reachable(options: PipelineOptions) -> None:
         _connect("flink_master", master, "Flink's job manager (its REST port)")
 
 
-def _connect(flag: str, address: str, what: str) -> None:
+def _connect(flag: str, address: str, server: str) -> None:
     url = urlsplit(address if "://" in address else f"//{address}")
     try:
         port = url.port or {"http": 80, "https": 443}[url.scheme]
@@ -143,20 +143,20 @@ def _connect(flag: str, address: str, what: str) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_SECS).close()
     except OSError as error:
         raise StageError(
-            f"--{flag}={address}: no answer ({error}); expected {what} to listen there: start it "
-            "or mend the address, then run the same command again"
+            f"--{flag}={address}: no answer ({error}); expected {server} to listen there: start "
+            "it or mend the address, then run the same command again"
         ) from error
 
 
 def name_job(options: PipelineOptions) -> None:
-    """Gives a job on a Flink cluster a name of its own, unless the user did."""
+    """Gives a job on a Flink cluster a unique name, unless the user named the job."""
     named = options.view_as(GoogleCloudOptions)
     if _flink_url(options) and not named.job_name:
         named.job_name = f"vae-pipeline-{uuid.uuid4().hex[:12]}"
 
 
 def _flink_url(options: PipelineOptions) -> str | None:
-    """Where the REST interface of the Flink cluster is, if the options say."""
+    """URL of the Flink cluster's REST interface; None if the options do not name a cluster."""
     master = options.view_as(FlinkRunnerOptions).flink_master
     if master in ("[auto]", "[local]"):
         return None
@@ -164,9 +164,9 @@ def _flink_url(options: PipelineOptions) -> str | None:
 
 
 def _cancel_on_flink(url: str, job_name: str) -> None:
-    """Cancels a job, and waits until it is over.
+    """Cancels a job, and waits until the job has ended.
 
-    Beam's job server only ends its own waiting for a batch job, which goes on.
+    Beam's job server only stops waiting for a batch job; the job itself goes on.
     """
     pause = threading.Event()
     while True:
@@ -186,20 +186,20 @@ def _cancel_on_flink(url: str, job_name: str) -> None:
 
 @contextlib.contextmanager
 def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> Iterator[None]:
-    """While the block waits for a job, a SIGTERM or SIGINT cancels it before it ends the command.
+    """Within the block, SIGTERM and SIGINT first cancel the job, then end the command.
 
-    Else the cluster would go on with a job that nobody publishes, and write among the files of
-    the next try. What Beam started for the job, such as a job server, is stopped too.
+    Otherwise the cluster would go on with the job and write among the files of the next try.
+    Processes that Beam started for the job, such as a job server, are stopped too.
     """
     if not isinstance(result, PortableResult):
-        yield  # In this process, or a child of it.
+        yield  # The job runs in this process or a child process.
         return
     url = _flink_url(options)
     job_name = options.view_as(GoogleCloudOptions).job_name
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def cancel() -> None:
-        with contextlib.suppress(Exception):  # A cluster that is gone has nothing to cancel.
+        with contextlib.suppress(Exception):  # A cluster that has ended needs no cancel.
             result.cancel()
         if url:
             with contextlib.suppress(OSError):
@@ -207,7 +207,7 @@ def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> 
         atexit._run_exitfuncs()
 
     def stop(number: int, frame: object) -> None:
-        # In a thread, since the call that the signal has interrupted may hold a lock of gRPC's.
+        # In a thread, since the interrupted call may hold a lock of gRPC.
         thread = threading.Thread(target=cancel, daemon=True)
         thread.start()
         thread.join(_CANCEL_SECS)
@@ -224,31 +224,32 @@ def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> 
 
 
 def explain(error: Exception) -> StageError | None:
-    """What an error that a runner raised means to its user; None if it is a defect of ours.
+    """The error to show for an error that a runner raised; None for a defect of this program.
 
     Args:
-      error: as Beam raised it: of a worker it has the traceback as text.
+      error: as Beam raised it; a worker's error carries its traceback as text.
     """
     text = str(error)
-    if isinstance(error, StageError):  # Of a worker in this process, it is one still.
+    if isinstance(error, StageError):  # From a worker in this process.
         return type(error)(re.sub(r" \[while running .*\Z", "", text))
-    ours = re.search(
+    own_error = re.search(
         r"^(?:.*\s)?pipeline\.cli\.errors\.(\w+): (.+?)( \[while running .*)?$", text, re.M
     )
-    if ours:
-        return SourceChanged(ours[2]) if ours[1] == SourceChanged.__name__ else StageError(ours[2])
-    of_system = re.search(r"\w: (\[Errno \d+\] .+?)( \[while running .*)?$", text, re.M)
-    if of_system:
+    if own_error:
+        is_change = own_error[1] == SourceChanged.__name__
+        return SourceChanged(own_error[2]) if is_change else StageError(own_error[2])
+    os_error = re.search(r"\w: (\[Errno \d+\] .+?)( \[while running .*)?$", text, re.M)
+    if os_error:
         return StageError(
-            f"{of_system[1]}; expected paths that every worker can read and write: mend that and "
-            "run the same command again, it goes on from the files that are whole"
+            f"{os_error[1]}; expected paths that every worker can read and write: mend that and "
+            "run the same command again, it resumes from the completed files"
         )
     missing = re.search(r"ModuleNotFoundError: (No module named '\S+')", text)
     if missing:
         return StageError(
-            f"a worker of the runner: {missing[1]}; expected this package, of this version, on "
-            "every worker: install it there, or in the image that --sdk_container_image names, or "
-            "pass --setup_file=./setup.py"
+            f"a worker of the runner: {missing[1]}; expected this version of the package on every "
+            "worker: install it there, or in the image that --sdk_container_image names, or pass "
+            "--setup_file=./setup.py"
         )
     cancelled = re.search(r"failed in state (CANCELLED|CANCELLING|DRAINED|STOPPED)", text)
     if cancelled:
@@ -256,14 +257,14 @@ def explain(error: Exception) -> StageError | None:
     if re.search(r"StatusCode\.(UNAVAILABLE|CANCELLED)", text):
         return StageError(
             "the runner's job server ended while the job ran; expected it to outlive the job: "
-            "start it and run the same command again, files that are whole stay"
+            "start it and run the same command again, completed files are kept"
         )
     return None
 
 
 def ended_as(state: str) -> StageError:
-    """The error for a job that ended in a state other than done."""
+    """The error for a job that ended in another state than DONE."""
     return StageError(
         f"the Beam job ended as {state}; expected DONE: see the runner's log, then run the same "
-        "command again, it goes on from the files that are whole"
+        "command again, it resumes from the completed files"
     )

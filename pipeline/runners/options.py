@@ -1,4 +1,4 @@
-"""The options of Beam that a user gave beside a command's own flags."""
+"""Parses the Beam options among a command's flags."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from pipeline.cli.errors import UsageError
 
 
 def parse_options(args: Sequence[str]) -> PipelineOptions:
-    """Beam's options from the arguments that a command's own flags left over.
+    """Beam's options from the arguments that are not a command's own flags.
 
     Raises:
-      UsageError: an argument that Beam doesn't know, with the nearest name.
+      UsageError: Beam does not know an argument; the message has the nearest name.
     """
     parser = _parser()
-    known = [option for action in parser._actions for option in action.option_strings]
+    beam_flags = [option for action in parser._actions for option in action.option_strings]
     _, unknown = parser.parse_known_args(list(args))
     if unknown:
         from absl import flags
 
         name = unknown[0].split("=", 1)[0]
-        ours = [f"--{flag}" for flag in flags.FLAGS]
-        near = difflib.get_close_matches(name, [*ours, *known], n=1)
+        own_flags = [f"--{flag}" for flag in flags.FLAGS]
+        near = difflib.get_close_matches(name, [*own_flags, *beam_flags], n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help for this command's flags"
         raise UsageError(f"unknown flag {unknown[0]!r}: neither this command's nor Beam's; {hint}")
     options = PipelineOptions(list(args))
@@ -36,23 +36,23 @@ def parse_options(args: Sequence[str]) -> PipelineOptions:
     if direct.direct_num_workers < 0:
         raise UsageError(
             f"--direct_num_workers={direct.direct_num_workers}: expected at least 1, or 0 for one "
-            "a core"
+            "worker a core"
         )
     if direct.direct_num_workers != 1 and not any("direct_running_mode" in a for a in args):
-        # Beam's default would run one worker and warn that it does.
+        # Beam's default would run a single worker, with a warning.
         direct.direct_running_mode = "multi_processing"
     return options
 
 
 def _parser():
-    """An argument parser that knows the options of every PipelineOptions class."""
+    """An argument parser with the options of every PipelineOptions class."""
     from apache_beam.options import pipeline_options
 
     def refuse(message: str) -> None:
         raise UsageError(f"Beam option: {message}")
 
     parser = pipeline_options._BeamArgumentParser(allow_abbrev=False, add_help=False)
-    parser.error = refuse  # In place of printing two screens of usage.
+    parser.error = refuse  # Instead of two screens of usage.
     for options_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
         options_class._add_argparse_args(parser)
     return parser

@@ -1,6 +1,6 @@
-"""Runs a Beam pipeline: on any runner, in this process by default.
+"""Runs a Beam pipeline on any runner, by default in this process.
 
-Its options are parsed in options.py.
+options.py parses the options.
 """
 
 import contextlib
@@ -22,36 +22,36 @@ _PROGRESS_EVERY_SECS = 0.5
 
 
 def num_worker_processes(options: PipelineOptions) -> int:
-    """How many worker processes the in-process runner starts; 0 if it or another starts none."""
+    """The number of worker processes that this command starts; 0 for other runners and modes."""
     direct = options.view_as(DirectOptions)
-    other = options.view_as(StandardOptions).runner
-    if other or direct.direct_running_mode != "multi_processing":
+    runner_name = options.view_as(StandardOptions).runner
+    if runner_name or direct.direct_running_mode != "multi_processing":
         return 0
     return direct.direct_num_workers or os.cpu_count() or 1
 
 
 def make_runner(options: PipelineOptions) -> PipelineRunner | None:
-    """The runner the user named, or else Beam's in-process one.
+    """The runner for the options; None if beam.Pipeline makes the runner that the user named.
 
-    Named by us, since Beam's own default first tries to download another one.
+    Beam's default runner first tries to download another runner, so this makes the in-process one.
     """
     if options.view_as(StandardOptions).runner:
         cluster.check_reachable(options)
         cluster.name_job(options)
         if cluster.is_portable(options):
-            # What it logs is about its own processes, or comes as an exception as well. Of all
-            # loggers, since Prism's lines come from two of its own.
+            # Runners log their own processes, and errors that they also raise. All loggers, since
+            # Prism has two of its own.
             logging.disable(logging.ERROR)
         return None  # beam.Pipeline reads it from the options.
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    # Whatever it logs as an error it raises too, and its warnings are about its own insides.
+    # Beam also raises the errors that it logs, and its warnings concern its internals.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     num_workers = num_worker_processes(options)
     if not num_workers:
         return FnApiRunner()
-    # Beam's multi_processing mode is this environment with another command; the
-    # runner keeps ours as long as the mode is the default one.
+    # Beam's multi_processing mode is this environment with another command; the runner keeps our
+    # command if the mode is the default.
     options.view_as(DirectOptions).direct_running_mode = "in_memory"
     from pipeline.runners import worker_processes
 
@@ -65,22 +65,22 @@ def run(
     progress: Progress,
     count_done: Callable[[], int],
 ) -> None:
-    """Builds and runs a pipeline to its end, showing its progress.
+    """Builds and runs a pipeline, and shows its progress.
 
     Args:
       build: adds the pipeline's transforms.
       options: Beam's options.
-      progress: the line to show.
-      count_done: how much is done; asked for now and then from another thread.
+      progress: the progress line.
+      count_done: returns the finished units of work; called every half second by another thread.
 
     Raises:
-      StageError: the job did not end well.
+      StageError: the job failed.
     """
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_PROGRESS_EVERY_SECS):
-            with contextlib.suppress(StageError):  # A storage that fails: the work meets that too.
+            with contextlib.suppress(StageError):  # The storage fails: so does the job.
                 progress.update(count_done())
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -96,11 +96,10 @@ def run(
             with cluster.cancelled_when_stopped(result, options):
                 state = result.wait_until_finish()
     except Exception as error:
-        # From a worker it comes as text: its traceback, and our message at the end.
-        ours = cluster.explain(error)
-        if not ours:
+        explained = cluster.explain(error)
+        if not explained:
             raise
-        raise ours from error
+        raise explained from error
     finally:
         ended.set()
         watcher.join()

@@ -1,7 +1,7 @@
-"""The worker processes of the in-process runner's multi_processing mode, as the command has them.
+"""Starts and watches the worker processes of the in-process runner's multi_processing mode.
 
-Beam starts such processes too, but would wait for ever for one that does not come, or that has
-ended. What runs in them is in worker.py.
+Beam itself would wait for ever for a process that does not connect, or that has ended. The
+processes run worker.py.
 """
 
 import os
@@ -21,19 +21,19 @@ from google.protobuf import json_format, text_format
 from pipeline.machine import gpus
 from pipeline.runners import worker as worker_lib
 
-# How long a worker that has not connected yet may be silent. Its imports take seconds, on a busy
-# machine minutes, in which it tells every half second that it lives. Then Beam lets it try to
-# connect for as long.
+# How long a worker that has not connected may be silent. Its imports take seconds, or minutes on a
+# busy machine; meanwhile the worker sends a sign of life every half second. Then Beam lets the
+# worker try to connect for 60 s.
 SILENCE_SECS = 60.0
 
 _ending = threading.Lock()
 
 
 def environment(num_workers: int) -> environments.Environment:
-    """Makes the runner start its workers as this module does.
+    """The Beam environment whose workers are of this module.
 
     Args:
-      num_workers: how many the runner starts; they share this machine's GPUs.
+      num_workers: number of workers of the runner; they share this machine's GPUs.
     """
     WorkerProcess._num_workers = num_workers
     command = [sys.executable, "-m", "pipeline.runners.worker", str(os.getpid())]
@@ -42,14 +42,19 @@ def environment(num_workers: int) -> environments.Environment:
 
 @worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
 class WorkerProcess(worker_handlers.GrpcWorkerHandler):
-    """One worker process; Beam makes them, in place of its own class for such an environment."""
+    """One worker process; Beam creates it, because this class is registered for the environment."""
 
     _all: list["WorkerProcess"] = []
     _num_workers = 1
 
-    def __init__(self, command: bytes, *of_runner: object):
-        """Takes the command line, and what Beam gives every handler of a worker."""
-        super().__init__(*of_runner)
+    def __init__(self, command: bytes, *runner_arguments: object):
+        """Called by Beam.
+
+        Args:
+          command: command line of the process.
+          *runner_arguments: the arguments of every GrpcWorkerHandler.
+        """
+        super().__init__(*runner_arguments)
         self._command = shlex.split(command.decode())
         self._is_closed = False
 
@@ -63,27 +68,28 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             "WORKER_ID": self.worker_id,
             **gpus.environment_of(len(self._all) % self._num_workers, self._num_workers),
         }
-        self._link, its_end = socket.socketpair()
+        self._link, worker_end = socket.socketpair()
         self._link.settimeout(SILENCE_SECS)
-        with its_end:
+        with worker_end:
             self._process = subprocess.Popen(
-                self._command, stdin=its_end, env={**os.environ, **variables}
+                self._command, stdin=worker_end, env={**os.environ, **variables}
             )
         self._all.append(self)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def _has_come(self) -> bool:
+    def _has_connected(self) -> bool:
+        # Beam has no public name for this; tests/runners/test_worker_processes.py would fail.
         return self.control_conn._state != worker_handlers.BeamFnControlServicer.UNSTARTED_STATE
 
     def _watch(self) -> None:
-        """Ends the command if the process stays away, or ends before it is told to."""
+        """Ends the command if the process does not connect, or ends too early."""
         with self._link:
             try:
-                while self._is_heard():
+                while self._awaits_signs():
                     pass
             except TimeoutError:
-                self._end_for_want(f"has been silent for {SILENCE_SECS:g} s")
+                self._end_unconnected(f"has been silent for {SILENCE_SECS:g} s")
         status = self._process.wait()
         if self._is_closed:
             return
@@ -95,45 +101,47 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             ended = f"was killed by {signal.Signals(-status).name}"
         if status == worker_lib.UNCONNECTED:
             ended = "has tried to connect for 60 s"
-        if not self._has_come():
-            self._end_for_want(ended)
-        for_want = ", perhaps for want of memory" * (status == -signal.SIGKILL)
+        if not self._has_connected():
+            self._end_unconnected(ended)
+        if status == -signal.SIGKILL:
+            ended += ", perhaps because memory ran out"
         self._end_command(
-            f"a Beam worker process {ended}{for_want}; expected all of them to live: run the same "
+            f"a Beam worker process {ended}; expected it to run until the job ends: run the same "
             "command again, with fewer --direct_num_workers or more shards"
         )
 
-    def _is_heard(self) -> bool:
-        """Waits for a sign of life; returns whether there may be more."""
+    def _awaits_signs(self) -> bool:
+        """Waits for a sign of life; returns False when the process has ended."""
         try:
             return bool(self._link.recv(64))
         except TimeoutError:
-            if self._has_come() or self._is_closed:
+            if self._has_connected() or self._is_closed:
                 return True
             raise
 
     def _end_command(self, text: str) -> None:
-        """Ends the command, whose main thread waits for the workers, and all of them."""
-        with _ending:  # For good: where many end at once, the first is the one that says why.
+        """Ends all workers, and the command, whose main thread waits for them."""
+        with _ending:  # Never released: if several workers end, the first one prints its reason.
             for worker in self._all:
                 worker._process.kill()
             print(text, file=sys.stderr, flush=True)
             os._exit(1)
 
-    def _end_for_want(self, what: str) -> None:
+    def _end_unconnected(self, fault: str) -> None:
         workers = [worker for worker in self._all if not worker._is_closed]
+        num_connected = sum(worker._has_connected() for worker in workers)
         self._end_command(
-            f"a Beam worker process {what}: {sum(worker._has_come() for worker in workers)} of the "
-            f"{len(workers)} started have connected to this command; expected all of them, over "
-            "localhost: see that this machine reaches itself by that name, or run with "
-            "--direct_num_workers=1, which takes no connection"
+            f"a Beam worker process {fault}: {num_connected} of the {len(workers)} started have "
+            "connected to this command; expected all of them, over localhost: check that this "
+            "machine reaches itself by that name, or use --direct_num_workers=1, which needs no "
+            "connection"
         )
 
     def close(self) -> None:
-        """Ends the connection, and with it the process."""
+        """Closes the connection, which ends the process."""
         self._is_closed = True
-        if not self._has_come():
-            self._process.kill()  # The end of a connection would not end it.
+        if not self._has_connected():
+            self._process.kill()  # Without a connection, closing it ends nothing.
         super().close()
 
     def stop_worker(self) -> None:

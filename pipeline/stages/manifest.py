@@ -1,7 +1,7 @@
 """What a finished stage hands to the next: a manifest, ids, and files with checksums.
 
-A stage's directory is finished when its `manifest.json` is there, which is written
-last. How the Beam stages get there is in output_directory.py.
+A stage writes `manifest.json` last, so a directory with a manifest is finished. How a Beam stage
+fills its directory is in output_directory.py.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pipeline.storage import files
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-# Which command makes the directory that a reader misses.
+# Stage -> the command that makes its directory.
 _MADE_BY = {
     "preprocess": "python -m pipeline.preprocess",
     "train": "python -m trainer.main",
@@ -27,31 +27,35 @@ _SEAL = "sha256_of_the_rest"
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of `value`: sorted keys, no spaces. What ids are hashed over."""
+    """The canonical JSON of `value`: sorted keys, no spaces. Ids are hashes of canonical JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def readable_json(value: Any) -> bytes:
-    """JSON for files that people open; keys stand in the order they were made in."""
+    """JSON for files that people open; keys keep their order."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def through_json(value: Any) -> Any:
-    """`value` as it is when it has been written to a file and read again."""
+    """`value` as written to a JSON file and read back."""
     return json.loads(canonical_json(value))
 
 
 def content_id(made_from: Any) -> str:
-    """16 hex digits that name `made_from`, a JSON value free of times and places."""
+    """16 hex digits that identify `made_from`, a JSON value without times and places."""
     return hashlib.sha256(canonical_json(made_from)).hexdigest()[:16]
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, one readable line a key."""
+def differences(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """The differences between the settings in a directory and those of this command.
+
+    Returns:
+      A readable line for each key that differs; "there" is the directory, "here" this command.
+    """
     lines = []
-    for key in sorted({*there, *asked}):
-        if there.get(key) != asked.get(key):
-            values = there.get(key), asked.get(key)
+    for key in sorted({*existing, *requested}):
+        if existing.get(key) != requested.get(key):
+            values = existing.get(key), requested.get(key)
             if all(isinstance(value, Mapping) for value in values):
                 lines += [f"{key}.{line}" for line in differences(*values)]
             elif isinstance(values[0], Mapping):
@@ -64,13 +68,13 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 
 def _short(value: Any) -> str:
-    """A value for a message; of a checksum its beginning is enough."""
+    """A value for a message; long values are cut."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:12]}…"
 
 
 def file_entry(name: str, data: bytes) -> dict[str, Any]:
-    """The entry by which markers and manifests know a file: name, bytes, sha256."""
+    """The entry of a file in markers and manifests: name, bytes, sha256."""
     return {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -81,10 +85,10 @@ def write_file(directory: str, name: str, data: bytes) -> dict[str, Any]:
 
 
 class HashedFile:
-    """A file to write that keeps count and checksum of what is written."""
+    """A file to write that counts and hashes the written bytes."""
 
     def __init__(self, name: str, file: BinaryIO):
-        """Takes the name for the entry, and the file."""
+        """Wraps an open file; `name` goes to the entry."""
         self._name, self._file = name, file
         self._digest, self._num_bytes = hashlib.sha256(), 0
 
@@ -95,18 +99,18 @@ class HashedFile:
         return self._file.write(data)
 
     def flush(self) -> None:
-        """Passes on what is buffered."""
+        """Flushes the file."""
         self._file.flush()
 
     def entry(self) -> dict[str, Any]:
-        """The entry of what is written so far."""
+        """The entry of the bytes written so far."""
         return {"name": self._name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
 
 
 @contextlib.contextmanager
 def writing(directory: str, name: str) -> Iterator[HashedFile]:
-    """As `write_file`, piece by piece: the file appears when the block ends well."""
-    with files.publishing(files.join(directory, name)) as file:
+    """As `write_file`, piece by piece: the file appears when the block succeeds."""
+    with files.open_atomic(files.join(directory, name)) as file:
         yield HashedFile(name, file)
 
 
@@ -131,27 +135,27 @@ def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:
         raise StageError(
             f"{path}: missing, though {MANIFEST} lists it; make the directory again"
         ) from error
-    found = file_entry(entry["name"], data)
-    if found["sha256"] != entry["sha256"]:
+    actual = file_entry(entry["name"], data)
+    if actual["sha256"] != entry["sha256"]:
         raise StageError(
-            f"{path}: damaged: {found['bytes']} bytes with sha256 {found['sha256'][:12]}…, but "
+            f"{path}: damaged: {actual['bytes']} bytes with sha256 {actual['sha256'][:12]}…, but "
             f"{MANIFEST} lists {entry['bytes']} bytes with {entry['sha256'][:12]}…; delete this "
-            "file and run the command that made the directory again, it remakes what is missing "
-            "(all of it, with --overwrite, if it is a data set that was appended to)"
+            "file and run the command that made the directory again: it remakes missing files "
+            "(remake a data set with appended records as a whole, with --overwrite)"
         )
     return data
 
 
 def sealed_json(value: Mapping[str, Any]) -> bytes:
-    """JSON for files that this program reads again, with a checksum of itself."""
+    """JSON with a checksum of itself, for files that this program reads back."""
     return readable_json({**value, _SEAL: hashlib.sha256(canonical_json(value)).hexdigest()})
 
 
 def read_sealed(path: str) -> dict[str, Any] | None:
-    """What `sealed_json` wrote to a file, or None where there is no such file.
+    """Reads a file written with `sealed_json`; None if no such file exists.
 
     Raises:
-      StageError: the file is not as this program wrote it.
+      StageError: the checksum does not fit: the file was damaged or changed.
     """
     try:
         value = json.loads(files.read_bytes(path))
@@ -161,20 +165,20 @@ def read_sealed(path: str) -> dict[str, Any] | None:
         return None
     except (
         *(ValueError, AttributeError, TypeError, KeyError, IsADirectoryError),
-        RecursionError,  # Brackets in brackets in brackets.
+        RecursionError,  # Deeply nested brackets.
     ):
-        pass  # No JSON, no object, or no seal: all the same to its reader.
+        pass  # Not JSON, not an object, or without a checksum.
     raise StageError(
-        f"{path}: not as this program wrote it; damaged, changed by hand, or another program's: "
-        "delete the directory and make it again, or name another"
+        f"{path}: not as this program wrote it: damaged, changed by hand, or made by another "
+        "program; delete the directory and make it again, or name another directory"
     )
 
 
 def manifest_of(directory: str) -> dict[str, Any] | None:
-    """The manifest of a directory, whichever stage's; None where there is none.
+    """The manifest of a directory of any stage; None if the directory has no manifest.
 
     Raises:
-      StageError: the manifest is not as this program writes it.
+      StageError: the manifest is damaged, or has values that this program never writes.
     """
     path = files.join(directory, MANIFEST)
     manifest = read_sealed(path)
@@ -183,7 +187,7 @@ def manifest_of(directory: str) -> dict[str, Any] | None:
     if manifest.get("format_version") != FORMAT_VERSION:
         raise StageError(
             f"{path}: has format version {manifest.get('format_version')!r}, this program reads "
-            f"{FORMAT_VERSION}; delete the directory and make it again, or name another"
+            f"{FORMAT_VERSION}; delete the directory and make it again, or name another directory"
         )
     manifest_check.manifest(path, manifest)
     return manifest
@@ -198,7 +202,7 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
       flag: the flag that named the directory, for the error message.
 
     Raises:
-      StageError: no such directory, unfinished, or made by something else.
+      StageError: the directory does not exist, is unfinished, or belongs to another stage.
     """
     made_by = _MADE_BY[stage]
     if not files.is_dir(directory):
@@ -206,8 +210,8 @@ def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
     manifest = manifest_of(directory)
     if manifest is None:
         raise StageError(
-            f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or something else; "
-            f"make it with {made_by}"
+            f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output "
+            f"directory; make it with {made_by}"
         )
     if manifest["stage"] != stage:
         raise StageError(

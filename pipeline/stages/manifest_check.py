@@ -1,7 +1,7 @@
-"""Whether what a stage's files say of the stage can be so: manifests, jobs, markers, reports.
+"""Checks the values in manifests, jobs, markers and reports before they are used.
 
-A seal finds damage, and anybody can seal a file. What stands in such a file becomes paths,
-counts and shapes of arrays, so all of that is looked at before any of it is used.
+A checksum finds damage, but anybody can write a file with a valid checksum. The values become
+paths, counts and array shapes, so every value is checked against the range that a stage writes.
 """
 
 import math
@@ -12,22 +12,22 @@ from typing import Any
 from pipeline.cli.errors import StageError
 from pipeline.storage import names
 
-# Looks at (place in the file, value there); raises a _Wrong.
+# Checks a value, given its key path in the file; raises a _Wrong.
 _Rule = Callable[[str, Any], None]
-# Bytes of a file, and records: readers hold a file in memory.
+# Largest number of bytes and of records in a file: readers hold a file in memory.
 _MOST = 2**40
-_MOST_NUMBER = 2**63  # A whole number beyond it is no int64, and one far beyond it no float.
-_MOST_PIXELS = 65_535  # Of height and width, and channels.
+_MOST_NUMBER = 2**63  # Larger whole numbers fit no int64, and much larger ones no float.
+_MOST_PIXELS = 65_535  # Largest height, width and number of channels.
 _MOST_LATENTS = 2**16  # As trainer/runs/config.py has it.
 # A record's frame in a TFRecord file: its length, and two checksums.
 _FRAME_BYTES = 16
-# No byte of a gzip file unpacks to more: "Maximum Compression Factor" of zlib's documentation.
+# A byte of gzip unpacks to at most this many ("Maximum Compression Factor", zlib's manual).
 _MOST_UNPACKED = 1032
 _ABSENT = object()
 
 
 class _Wrong(Exception):
-    """Its place, the value there, and what was expected."""
+    """Its arguments: the key path, the value, and the expectation."""
 
 
 def _is(expected: str, is_right: Callable[[Any], Any]) -> _Rule:
@@ -51,36 +51,38 @@ def _hex(num_digits: int) -> _Rule:
 
 
 def _object(required: Mapping[str, _Rule], optional: Mapping[str, _Rule] | None = None) -> _Rule:
-    """An object with these keys; what else stands in it is nobody's business here."""
+    """An object with these keys; other keys are ignored."""
 
     def rule(place: str, value: Any) -> None:
         _OBJECT(place, value)
-        for key, of_value in {**required, **(optional or {})}.items():
+        for key, value_rule in {**required, **(optional or {})}.items():
             if key in value or key in required:
-                of_value(f"{place}.{key}".lstrip("."), value.get(key, _ABSENT))
+                value_rule(f"{place}.{key}".lstrip("."), value.get(key, _ABSENT))
 
     return rule
 
 
-def _each(of_value: _Rule) -> _Rule:
-    """An object with any keys and such values."""
+def _each(value_rule: _Rule) -> _Rule:
+    """An object with any keys, whose values follow one rule."""
 
     def rule(place: str, value: Any) -> None:
         _OBJECT(place, value)
         for key, inner in value.items():
-            of_value(f"{place}[{key!r}]", inner)
+            value_rule(f"{place}[{key!r}]", inner)
 
     return rule
 
 
-def _list(of_item: _Rule, *, least: int = 0, most: float = math.inf) -> _Rule:
-    length = f" of {least}" * (least == most) or f" of at least {least}" * bool(least)
+def _list(item_rule: _Rule, *, least: int = 0, most: float = math.inf) -> _Rule:
+    length = ""
+    if least:
+        length = f" of {least}" if least == most else f" of at least {least}"
 
     def rule(place: str, value: Any) -> None:
         if not isinstance(value, list) or not least <= len(value) <= most:
             raise _Wrong(place, value, f"a list{length}")
         for number, item in enumerate(value):
-            of_item(f"{place}[{number}]", item)
+            item_rule(f"{place}[{number}]", item)
 
     return rule
 
@@ -178,40 +180,40 @@ _JOBS = {
 _FAILED = _object({"failed": _TEXT})
 _DONE = _object({"entries": _FILES, "secs": _each(_NUMBER)})
 _REPORT = _object({"export_id": _ID, "files": _FILES})
-# As report.json is while its files are written.
+# report.json while the report's files are written.
 _BEGUN_REPORT = _object({"export_id": _TEXT, "files": _list(_object({"name": _NAME}))})
 
 
 def manifest(path: str, value: Mapping[str, Any]) -> None:
-    """Refuses a manifest as no stage writes it.
+    """Refuses a manifest with values that no stage writes.
 
     Args:
-      path: the file's, for the message.
-      value: what stands in the file.
+      path: path of the file, for the message.
+      value: content of the file.
 
     Raises:
-      StageError: with the place in the file, the value there, and what was expected.
+      StageError: names the key path, the value, and the expectation.
     """
 
-    def rule(place: str, found: Any) -> None:
-        _of_stage(_MANIFESTS)(place, found)
-        _FITTING.get(found["stage"], _OBJECT)(place, found)
+    def rule(place: str, content: Any) -> None:
+        _of_stage(_MANIFESTS)(place, content)
+        _FITTING.get(content["stage"], _OBJECT)(place, content)
 
     _check(path, rule, value)
 
 
 def job(path: str, value: Mapping[str, Any]) -> None:
-    """As `manifest`, of job.json."""
+    """As `manifest`, for job.json."""
     _check(path, _of_stage(_JOBS), value)
 
 
 def marker(path: str, value: Mapping[str, Any]) -> None:
-    """As `manifest`, of a task's marker."""
+    """As `manifest`, for a task's marker."""
     _check(path, _FAILED if "failed" in value else _DONE, value)
 
 
 def report(path: str, value: Mapping[str, Any]) -> None:
-    """As `manifest`, of report.json."""
+    """As `manifest`, for report.json."""
     _check(path, _REPORT if value.get("export_id") else _BEGUN_REPORT, value)
 
 
@@ -219,18 +221,18 @@ def _check(path: str, rule: _Rule, value: Any) -> None:
     try:
         rule("", value)
     except _Wrong as wrong:
-        place, found, expected = wrong.args
-        text = repr(found)
+        place, actual, expected = wrong.args
+        text = repr(actual)
         text = text if len(text) <= 60 else f"{text[:60]}…"
-        what = f"has no {place}" if found is _ABSENT else f"{place} is {text}"
+        fault = f"has no {place}" if actual is _ABSENT else f"{place} is {text}"
         raise StageError(
-            f"{path}: {what}; expected {expected}: this program writes no such file, so delete the "
-            "directory and make it again, or name another"
+            f"{path}: {fault}; expected {expected}: this program never writes such a value, so "
+            "delete the directory and make it again, or name another directory"
         ) from None
 
 
 def _of_stage(rules: Mapping[str, _Rule]) -> _Rule:
-    """The rule of the stage that a file names."""
+    """The rule for the stage that the file names."""
     stage = _is(f"one of {', '.join(rules)}", lambda v: isinstance(v, str) and v in rules)
 
     def rule(place: str, value: Any) -> None:
@@ -241,7 +243,7 @@ def _of_stage(rules: Mapping[str, _Rule]) -> _Rule:
 
 
 def _data_set_fits(_: str, value: Any) -> None:
-    """Whether the parts of a data set's manifest fit each other, as far as readers rely on it."""
+    """Checks that the parts of a data set's manifest fit each other, as readers assume."""
     for split in value["splits"]:
         _WORD("a name in splits", split)
         _COUNT(f"num_shards.{split}", value["num_shards"].get(split, _ABSENT))
@@ -262,11 +264,11 @@ def _data_set_fits(_: str, value: Any) -> None:
 
 
 def _export_fits(_: str, value: Any) -> None:
-    """The same of an export's manifest."""
+    """Checks that the parts of an export's manifest fit each other."""
     listed = {entry["name"] for entry in value["files"]}
-    for task, of_shard in value["shards"].items():
-        if not listed.issuperset(of_shard["files"]):
-            raise _Wrong(f"shards[{task!r}].files", of_shard["files"], "names that files lists")
+    for task, shard in value["shards"].items():
+        if not listed.issuperset(shard["files"]):
+            raise _Wrong(f"shards[{task!r}].files", shard["files"], "names that files lists")
     if value["dataset_id"] is None:
         _TEXT("made_from.fingerprint", value["made_from"].get("fingerprint", _ABSENT))
 

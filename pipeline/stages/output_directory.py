@@ -1,8 +1,7 @@
 """How a Beam stage fills its output directory, in as many tries as it takes.
 
-Until `manifest.json` is there, `.progress/` holds `job.json` (what is being made,
-and the names of all files it will consist of) and one marker for each task that is
-done (tasks.py).
+Until the stage writes `manifest.json`, `.progress/` holds `job.json` (the job's inputs and the
+names of all its files) and one marker for each finished task (tasks.py).
 """
 
 import contextlib
@@ -27,14 +26,13 @@ from pipeline.storage import lock
 TIMINGS = "timings.json"
 
 
-def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether files that a manifest lists are whole.
+def are_complete(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the files that a manifest lists are complete.
 
-    Those that hold records are large; of them it sees that they are there at their size,
-    and who reads them checks what they hold.
+    Files of records are large, so only their size is checked; their readers check the content.
     """
 
-    def is_there(entry: Mapping[str, Any]) -> bool:
+    def is_complete(entry: Mapping[str, Any]) -> bool:
         try:
             if files_lib.num_bytes(files_lib.join(directory, entry["name"])) != entry["bytes"]:
                 return False
@@ -44,26 +42,26 @@ def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
             return False
         return True
 
-    return all(files_lib.each(directory, is_there, files))
+    return all(files_lib.each(directory, is_complete, files))
 
 
 class OutputDirectory:
     """One stage's output directory, from its first file to its manifest.
 
-    The command opens it with `opened`; workers see no more than its `tasks`.
+    The command opens the directory with `opened`; workers get its `tasks` only.
     """
 
     def __init__(self, directory: str, *, stage: str, made_from: Mapping[str, Any]):
-        """Names the directory and what is to be made in it.
+        """Describes the job; touches no file.
 
         Args:
           directory: local path or fsspec URL.
           stage: "preprocess" or "export".
-          made_from: inputs and settings, a JSON value free of times and places.
+          made_from: inputs and settings, a JSON value without times and places.
         """
         self.directory = directory
         self.stage = stage
-        # Through JSON and back, so that it equals what is read from a file.
+        # Through JSON and back, so that the value equals one read from a file.
         self.made_from = through_json(made_from)
         self.tasks = tasks.Tasks(directory)
 
@@ -71,39 +69,40 @@ class OutputDirectory:
         return files_lib.join(self.directory, *names)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Holds the directory for this process, and makes it if it is not there.
+    def locked(self) -> Iterator[None]:
+        """Locks the directory for this process; creates the directory if necessary.
 
         Raises:
-          StageError: something else is in the directory, or another process writes to it.
+          StageError: the directory holds other files, or another process writes to it.
         """
-        self._refuse_foreign()  # Before the lock, which would leave its file there.
+        self._refuse_foreign()  # Before the lock leaves its file in the directory.
         files_lib.make_dirs(self.directory)
-        with lock.held(self.directory):
+        with lock.hold(self.directory):
             yield
 
     @contextlib.contextmanager
     def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[dict[str, Any] | None]:
-        """Holds the directory for this process, made ready for this job.
+        """Locks the directory for this process and prepares it for this job.
 
         Args:
           names: every file that the job will make, without manifest and timings.
-          overwrite: whether what another job of this stage made here may go.
+          overwrite: whether output of another job of this stage may be removed.
 
         Yields:
-          The manifest, if this very job is finished and its files are all there.
+          The manifest, if this same job is finished and its files are complete; else None.
 
         Raises:
-          StageError: something else is in the directory, or another process writes to it.
+          StageError: the directory holds other files or output of other inputs, or another
+            process writes to it.
         """
-        with self.held():
+        with self.locked():
             yield self._begin(names, overwrite=overwrite)
 
     def _refuse_foreign(self) -> None:
-        """Raises a StageError if what is in the directory is not of this stage."""
-        known = [k for k in (manifest_of(self.directory), self.tasks.job()) if k]
-        if not known:
-            # A job killed before its first file leaves these two and nothing else.
+        """Raises a StageError if the directory holds files that are not of this stage."""
+        records = [r for r in (manifest_of(self.directory), self.tasks.job()) if r]
+        if not records:
+            # A job killed before its first file leaves .progress/ and the lock, nothing else.
             names = files_lib.list_names(self.directory)
             foreign = [n for n in names if n != tasks.DIRECTORY and not lock.is_ours(n)]
             foreign += files_lib.list_finished_names(self.tasks.path())
@@ -113,27 +112,27 @@ class OutputDirectory:
                     f"nor {tasks.DIRECTORY}/, so it is no output of this command; name a new "
                     "directory"
                 )
-        elif any(k["stage"] != self.stage for k in known):
+        elif any(record["stage"] != self.stage for record in records):
             raise StageError(
                 f"--output_dir={self.directory}: is the output of another stage; expected a new "
-                f"directory, or one of {self.stage}"
+                f"directory, or output of {self.stage}"
             )
 
     def _begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
-        """Clears or keeps what is there; returns the manifest if nothing is left to do."""
+        """Removes or keeps existing output; returns the manifest if the job is finished."""
         manifest = manifest_of(self.directory)
         job = self.tasks.job()
-        known = manifest or job
-        if known:
-            differ = differences(known["made_from"], self.made_from)
-            if differ and not overwrite:
+        existing = manifest or job
+        if existing:
+            differing = differences(existing["made_from"], self.made_from)
+            if differing and not overwrite:
                 state = "finished" if manifest else "unfinished"
                 raise StageError(
                     f"--output_dir={self.directory}: holds {state} output of other inputs "
-                    f"({'; '.join(differ)}); name another directory, or pass --overwrite"
+                    f"({'; '.join(differing)}); name another directory, or pass --overwrite"
                 )
             if overwrite:
-                self._clear(known, job)
+                self._clear(existing, job)
                 manifest = job = None
         if manifest and self.is_complete(manifest["files"]):
             self.forget_finished(manifest)
@@ -146,7 +145,7 @@ class OutputDirectory:
         return None
 
     def undo_append(self, base: Mapping[str, Any]) -> None:
-        """Removes what an unfinished append has added to a held, finished directory.
+        """Removes the files of an unfinished append from a locked, finished directory.
 
         Args:
           base: the directory's manifest.
@@ -158,10 +157,10 @@ class OutputDirectory:
             files_lib.remove(self.tasks.path())
 
     def begin_append(self, names: Sequence[str]) -> None:
-        """Makes a held, finished directory ready for further files; it stays finished.
+        """Prepares a locked, finished directory for further files; the directory stays finished.
 
         Args:
-          names: every file that the job will make or make anew.
+          names: every file that the job will make or replace.
         """
         job = self.tasks.job()
         if job and job["made_from"] != self.made_from:
@@ -170,17 +169,17 @@ class OutputDirectory:
         self._write_job(self.made_from, names)
 
     def forget_finished(self, manifest: Mapping[str, Any]) -> None:
-        """Removes what is left of the job that made `manifest`, and of none other."""
+        """Removes the leftovers of the job that made `manifest`, and of no other job."""
         job = self.tasks.job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
             files_lib.remove(self.tasks.path())
 
     def _other_append(self, job: Mapping[str, Any]) -> StageError:
-        differ = "; ".join(differences(job["made_from"], self.made_from))
+        differing = "; ".join(differences(job["made_from"], self.made_from))
         return StageError(
             f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
-            f"({differ}); run that one to its end first, or pass --overwrite to undo it"
+            f"({differing}); finish that append first, or pass --overwrite to undo it"
         )
 
     def _remove_unfinished(self) -> None:
@@ -193,20 +192,20 @@ class OutputDirectory:
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
     def is_complete(self, files: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether files of the manifest are whole, as far as `are_there` looks."""
-        return are_there(self.directory, files)
+        """Whether files of the manifest are complete, see `are_complete`."""
+        return are_complete(self.directory, files)
 
-    def _clear(self, known: Mapping[str, Any], job: Mapping[str, Any] | None) -> None:
-        """Removes what earlier jobs made here, and nothing else.
+    def _clear(self, existing: Mapping[str, Any], job: Mapping[str, Any] | None) -> None:
+        """Removes the output of earlier jobs, and nothing else.
 
         Args:
-          known: the manifest, or job.json if there is none.
-          job: job.json, if there is one.
+          existing: the manifest, or job.json if there is no manifest.
+          job: job.json, if it exists.
         """
-        names = [entry["name"] for entry in known.get("files", ())]
+        names = [entry["name"] for entry in existing.get("files", ())]
         names += job["names"] if job else []
-        # Killed from here on, the next try finds an unfinished job and clears the rest.
-        self._write_job(known["made_from"], names)
+        # If this process is killed from here on, the next try finds an unfinished job to clear.
+        self._write_job(existing["made_from"], names)
         files_lib.remove(self._path(MANIFEST))
         self._remove_files(names)
         files_lib.remove(self._path(TIMINGS))
@@ -217,7 +216,7 @@ class OutputDirectory:
         files_lib.remove_empty(self._path(quarantine.DIRECTORY))
 
     def _stamped(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """A manifest with what every one says."""
+        """A manifest with the keys that every manifest has."""
         return {
             "stage": self.stage,
             "format_version": FORMAT_VERSION,
@@ -231,16 +230,16 @@ class OutputDirectory:
         """Writes timings.json and then the manifest, which makes the directory finished.
 
         Args:
-          manifest: what the manifest says beside stage, version and made_from.
+          manifest: all keys but stage, format_version and made_from.
           markers: task -> marker; their seconds go to timings.json.
 
         Returns:
           The manifest as written.
         """
-        whole = self._stamped(manifest)
-        # A cluster repeats what a worker was killed at within the job, which so ends well.
+        complete = self._stamped(manifest)
+        # A cluster repeats a killed task within the job; the first attempt may have left a file.
         self._remove_unfinished()
         files_lib.write_bytes(self._path(TIMINGS), readable_json(tasks.timings(markers)))
-        files_lib.write_bytes(self._path(MANIFEST), sealed_json(whole))
+        files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
         files_lib.remove(self.tasks.path())
-        return whole
+        return complete

@@ -1,4 +1,4 @@
-"""Records that could not be had: how they are named, and how many of them are too many."""
+"""Unreadable records: how they are listed, and how many are too many."""
 
 import itertools
 import json
@@ -13,25 +13,25 @@ DIRECTORY = "quarantine"
 
 
 class Limit(NamedTuple):
-    """How many quarantined records a stage bears."""
+    """The largest number of quarantined records that a stage accepts."""
 
     text: str  # As the user wrote it.
-    count: int | None  # So many,
-    share: float | None  # or this share of all, but no fewer than one if it is above 0.
+    count: int | None  # Either a number of records,
+    share: float | None  # or a share of all records; a share above 0 always allows one record.
 
     def allows(self, num_quarantined: int, num_records: int) -> bool:
-        """Whether so many of so many records may be quarantined."""
+        """Whether `num_quarantined` of `num_records` is within the limit."""
         if self.count is not None:
             return num_quarantined <= self.count
-        # A share of a small set is less than a record, and only 0 means none.
+        # A share of a small set can be less than one record.
         return num_quarantined <= (max(1, self.share * num_records) if self.share else 0)
 
 
 def parse_limit(text: str) -> Limit:
-    """The limit that a flag says: a count (25) or a share (0.1% or 0.001).
+    """Parses a limit: a number of records (25) or a share (0.1% or 0.001).
 
     Raises:
-      UsageError: it says neither.
+      UsageError: the text is neither.
     """
     try:
         if text.isdecimal():
@@ -51,40 +51,40 @@ DEFAULT_LIMIT = parse_limit("0.1%")
 
 
 def file_name(task: str) -> str:
-    """Where a task names its quarantined records, below the stage's directory."""
+    """Name of the file that lists a task's quarantined records, below the stage's directory."""
     return f"{DIRECTORY}/{task}.jsonl"
 
 
 def write(
     directory: str, task: str, faults: Iterable[Mapping[str, Any]], *, num_quarantined: int
 ) -> list[dict[str, Any]]:
-    """Writes a task's file of quarantined records, if there are any.
+    """Writes a task's list of quarantined records, unless the list is empty.
 
     Args:
       directory: the stage's output directory.
       task: name of the task.
-      faults: one JSON object for each fault, its place and its reason among the rest.
-      num_quarantined: how many records these faults cost.
+      faults: one JSON object for each fault, with "where" and "reason" among its keys.
+      num_quarantined: number of records that these faults cost.
 
     Returns:
-      The file's entry with num_quarantined, in a list; an empty list if there is no fault.
+      The file's entry with num_quarantined, in a list; an empty list without faults.
     """
     lines = [json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults]
     if not lines:
         return []
     files.make_dirs(files.join(directory, DIRECTORY))
-    # A path of bytes that are no UTF-8 has them written out.
+    # Bytes of a path that are not UTF-8 are written as escapes.
     data = "".join(lines).encode(errors="backslashreplace")
     entry = manifest_lib.write_file(directory, file_name(task), data)
     return [{**entry, "num_quarantined": num_quarantined}]
 
 
 def read_all(directory: str, entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every fault that a stage has named.
+    """Every fault that a stage has listed.
 
     Args:
       directory: the stage's output directory.
-      entries: of the stage's files, those of quarantine among them.
+      entries: entries of the stage's files, the quarantine lists among them.
     """
     for entry in entries:
         if "num_quarantined" in entry:
@@ -97,19 +97,20 @@ def check(
     """Refuses too many quarantined records.
 
     Args:
-      limit: how many are borne.
-      faults: as `write` takes them; the first are shown.
-      num_quarantined: records that are quarantined.
-      num_records: all records that the stage read.
+      limit: the largest accepted number.
+      faults: as for `write`; the message shows the first three.
+      num_quarantined: number of quarantined records.
+      num_records: number of records that the stage read.
 
     Raises:
-      StageError: more than the limit.
+      StageError: `num_quarantined` is above the limit.
     """
     if limit.allows(num_quarantined, num_records):
         return
     shown = [f"{fault['where']}: {fault['reason']}" for fault in itertools.islice(faults, 3)]
     raise StageError(
-        f"{num_quarantined} of {num_records} records cannot be had, --max_quarantined={limit.text} "
-        f"allows fewer ({'; '.join(shown)}); run the same command with a higher --max_quarantined, "
-        "which keeps what is done, or mend the input and pass --overwrite"
+        f"{num_quarantined} of {num_records} records are unreadable, "
+        f"--max_quarantined={limit.text} allows fewer ({'; '.join(shown)}); run the same "
+        "command with a higher --max_quarantined, which keeps the completed files, or mend the "
+        "input and pass --overwrite"
     )

@@ -1,7 +1,7 @@
-"""What a Beam stage has done so far: a marker for each task, in `.progress/`.
+"""The progress of a Beam stage: a marker for each finished task, in `.progress/`.
 
-A marker carries size and sha256 of the task's files, so a file is taken for whole
-because of what it holds and not because something of its name exists.
+A marker carries size and sha256 of the task's files, so a file counts as complete because of its
+content and not because of its name.
 """
 
 import time
@@ -14,41 +14,41 @@ from pipeline.stages.manifest import read_file, read_sealed, sealed_json
 from pipeline.storage import files
 
 DIRECTORY = ".progress"
-# What is being made; output_directory.py writes it.
+# Describes the job; output_directory.py writes this file.
 JOB = "job.json"
-# Where files wait, below it, that are to appear all at once; see staged_directory.py.
+# Directory in `.progress/` for files that wait for the job's end; see staged_directory.py.
 _STAGED = "files"
-# What a task under way has noted of its progress, and how often it does.
+# Suffix of the file that holds the progress of a running task, and how often the task writes it.
 _NOTE = ".count"
 _NOTE_EVERY_SECS = 1.0
 
 
 class Tasks:
-    """The tasks of the job in one output directory; all that its workers know of it."""
+    """The tasks of the job in one output directory; workers see nothing else of it."""
 
     def __init__(self, directory: str, *, staged: bool = False):
-        """Names where tasks write.
+        """Describes the directory; touches no file.
 
         Args:
           directory: the output directory, local path or fsspec URL.
-          staged: whether files wait in `.progress/` until the whole job is done.
+          staged: whether files wait in `.progress/` until the whole job is finished.
         """
         self.directory = directory
         self.files_directory = self.path(_STAGED) if staged else directory
         self._noted = 0.0
 
     def path(self, *names: str) -> str:
-        """Path of a file that the job needs on its way; it goes when the job is finished."""
+        """Path of a temporary file of the job; removed when the job is finished."""
         return files.join(self.directory, DIRECTORY, *names)
 
     def _marker_path(self, task: str) -> str:
         return self.path(f"{task}.json")
 
     def job(self) -> dict[str, Any] | None:
-        """What is being made in the directory; None if nothing is.
+        """The content of job.json; None if no job is unfinished.
 
         Raises:
-          StageError: job.json is not as this program writes it.
+          StageError: job.json is damaged, or has values that this program never writes.
         """
         path = self.path(JOB)
         job = read_sealed(path)
@@ -64,7 +64,7 @@ class Tasks:
         return marker
 
     def clear(self) -> None:
-        """Forgets all tasks, and removes files that wait; the note of the job stays."""
+        """Removes all markers and waiting files; job.json stays."""
         for name in files.list_names(self.path()):
             if name != JOB:
                 files.remove(self.path(name))
@@ -72,28 +72,28 @@ class Tasks:
     def make_once(
         self, task: str, make: Callable[[], Mapping[str, Any]], *, made_of: str | None = None
     ) -> dict[str, Any] | None:
-        """Does one task unless an earlier try has; afterwards its marker stands.
+        """Does one task unless an earlier try has done it; then writes its marker.
 
         Args:
           task: name of the task, unique in the job.
           make: writes the task's files and returns its marker: their "entries", the seconds
             it spent on each kind of work as "secs", and whatever else the job's end needs.
-          made_of: names what the task is a function of, where that may change between two
-            tries; then the marker has it as "made_of".
+          made_of: identifies the task's input, if the input may change between two tries; stands
+            in the marker as "made_of".
 
         Returns:
           The marker, whose "reused" says whether an earlier try did it; None if the task
           failed.
         """
-        marker = self._whole_task(task)
+        marker = self._completed_marker(task)
         if marker is None or marker.get("made_of") != made_of:
             try:
                 made = make()
             except SourceChanged:
-                raise  # Then all tasks are to be done again.
+                raise  # Then all tasks must be done again.
             except (StageError, OSError) as error:
-                # Not raised, so that the other tasks go on; `markers` raises it in the end. On a
-                # disk that takes no marker either no other task can go on.
+                # Not raised, so that the other tasks go on; `markers` raises it at the end. If the
+                # marker cannot be written either, no other task can succeed.
                 self._write_marker(task, {"failed": str(error)})
                 return None
             marker = {**made, "reused": False}
@@ -106,45 +106,45 @@ class Tasks:
         files.write_bytes(self._marker_path(task), sealed_json(marker))
 
     def marker(self, task: str) -> dict[str, Any] | None:
-        """What a try has written about a task; None if nothing, or it failed, or is damaged."""
+        """The marker of a finished task; None if it failed or the marker is damaged or missing."""
         try:
             marker = self._read_marker(task)
         except StageError:
             return None
         return None if marker is None or "failed" in marker else marker
 
-    def _whole_task(self, task: str) -> dict[str, Any] | None:
-        """The marker of a task whose files are all as they were when it was marked."""
+    def _completed_marker(self, task: str) -> dict[str, Any] | None:
+        """The marker of a task whose files still have the marker's checksums."""
         marker = self.marker(task)
         try:
             for entry in marker["entries"] if marker else ():
-                read_file(self.place_of(entry), entry)
+                read_file(self.directory_of(entry), entry)
         except StageError:
-            return None  # A file is damaged: the task is done again.
+            return None  # A damaged file: the task must be done again.
         return marker
 
-    def place_of(self, entry: Mapping[str, Any]) -> str:
-        """The directory in which a task's file is: where it was written, or its last place."""
+    def directory_of(self, entry: Mapping[str, Any]) -> str:
+        """The directory that holds a task's file now: that of waiting files, or the output."""
         staged = files.exists(files.join(self.files_directory, entry["name"]))
         return self.files_directory if staged else self.directory
 
     def num_done(self) -> int:
-        """How many tasks are done so far; what a progress line counts."""
+        """The number of tasks that have ended."""
         names = files.list_names(self.path())
         return sum(name.endswith(".json") and name != JOB for name in names)
 
     def note(self, task: str, count: int) -> None:
-        """Notes how far a task under way has come, now and then."""
+        """Records the progress of a running task, at most once a second."""
         now = time.monotonic()
         if now - self._noted >= _NOTE_EVERY_SECS:
             self._noted = now
             files.write_bytes(self.path(f"{task}{_NOTE}"), b"%d" % count)
 
-    def num_noted(self, sizes: Mapping[str, int]) -> int:
-        """How many records are done so far, by what tasks under way have noted.
+    def num_records_done(self, sizes: Mapping[str, int]) -> int:
+        """The number of finished records, those of running tasks included.
 
         Args:
-          sizes: task -> how many records it has.
+          sizes: task -> number of its records.
         """
         names = set(files.list_names(self.path()))
         total = 0
@@ -169,16 +169,18 @@ class Tasks:
         markers = files.each(self.directory, read, tasks)
         failed = [marker["failed"] for marker in markers if "failed" in marker]
         if failed:
-            more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)" * (len(failed) > 1)
+            more = ""
+            if len(failed) > 1:
+                more = f" (and {len(failed) - 1} more of {len(tasks)} files failed)"
             raise StageError(
                 f"{failed[0]}{more}; then run the same command again: it keeps the "
-                f"{len(tasks) - len(failed)} files that are whole"
+                f"{len(tasks) - len(failed)} completed files"
             )
         return markers
 
 
 def timings(markers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the time of a job went: the contents of timings.json.
+    """The content of timings.json: where the time of a job went.
 
     Args:
       markers: task -> marker.

@@ -8,11 +8,10 @@ from pipeline.storage import files
 
 
 def check(cache_dir: str | None) -> None:
-    """Raises a UsageError for a directory that is no local one."""
+    """Raises a UsageError if the directory is a URL."""
     if cache_dir and files.is_url(cache_dir):
         raise UsageError(
-            f"--cache_dir={cache_dir}: is a URL; expected a directory of this machine, where what "
-            "was fetched from one is kept"
+            f"--cache_dir={cache_dir}: is a URL; expected a local directory for fetched files"
         )
 
 
@@ -22,15 +21,15 @@ def read_file(
     entry: Mapping[str, Any],
     cache_dir: str | None,
 ) -> bytes:
-    """As `read`, but a file of a URL is fetched only once.
+    """As `read`, but fetches each file of a URL only once.
 
     Args:
       read: takes a directory and an entry; gives bytes that have the entry's sha256, or
         raises a StageError.
       directory: the stage's; local path or fsspec URL.
       entry: the file's, of the manifest.
-      cache_dir: local directory that keeps what is fetched, each file under its sha256, so that
-        it can serve any data sets and processes; nothing is ever removed from it. None for none.
+      cache_dir: local directory that keeps fetched files under their sha256, for any data sets
+        and processes; nothing is ever removed from it. None: no cache.
 
     Raises:
       StageError: the file is missing, or its bytes are not the manifest's.
@@ -40,7 +39,7 @@ def read_file(
     try:
         return read(cache_dir, {**entry, "name": entry["sha256"]})
     except StageError:
-        pass  # Not there, or damaged.
+        pass  # Not in the cache, or damaged.
     data = read(directory, entry)
     files.make_dirs(cache_dir)
     files.write_bytes(files.join(cache_dir, entry["sha256"]), data)

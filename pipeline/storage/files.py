@@ -23,24 +23,24 @@ from pipeline.cli.errors import StageError
 from pipeline.storage import names, retries
 
 _TEMPORARY = ".writing-"
-# What makes a path a pattern to fsspec.
+# Characters that make a path a pattern to fsspec.
 _MAGIC = re.compile(r"[*?[\]]")
-# Of a URL, by one who reads a little at a time.
+# Bytes fetched from a URL for a reader that asks for a few at a time.
 _READ_AT_ONCE = 1 << 20
-# Of an object store, where each costs little but waiting.
+# Parallel requests to an object store; a request costs little but waiting.
 _REQUESTS_AT_ONCE = 16
-# What a volume, or a system that shows volumes, puts into directories; nobody's data.
-_OF_VOLUMES = (
+# Names that file systems and desktops put into directories; never data.
+_VOLUME_NAMES = (
     "lost+found",  # mkfs of ext2 to ext4, at the top; only root may read it.
-    ".snapshot",  # NetApp and Isilon, in any directory: its earlier states.
+    ".snapshot",  # NetApp and Isilon, in any directory: earlier states of it.
     ".DS_Store",  # macOS, in directories that were looked at.
 )
-_OF_VOLUMES_BEGIN = (
+_VOLUME_PREFIXES = (
     ".nfs",  # An NFS client: a file that was removed while a process had it open.
     ".Trash-",  # A desktop, at the top: the files that a user has thrown away.
     "._",  # macOS, beside files on a volume that takes no extended attributes.
 )
-# A disk, or what an account may use of it.
+# A full disk, or an account's full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _IRREGULAR = {
@@ -67,10 +67,10 @@ def join(directory: str, *names: str) -> str:
 
 
 def each(directory: str, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """What `work` gives for each item; on an object store it is called for several at a time.
+    """The results of `work` for each item; on an object store several calls run in parallel.
 
     Raises:
-      What `work` raises; items that it was not called for by then are left out.
+      The first error that `work` raises; remaining items are skipped.
     """
     if not is_url(directory):
         return list(map(work, items))
@@ -82,7 +82,7 @@ def each(directory: str, work: Callable[[_Item], _Result], items: Iterable[_Item
 
 
 def exists(path: str) -> bool:
-    """Whether a file or a directory is there."""
+    """Whether a file or a directory exists."""
     if is_url(path):
         return retries.call(path, lambda fs, inner: fs.exists(inner))
     return os.path.exists(path)
@@ -103,38 +103,38 @@ def is_within(path: str, directory: str) -> bool:
     return os.path.commonpath([inner, outer]) == outer
 
 
-def is_of_volume(name: str) -> bool:
-    """Whether a file or directory of that name is a volume's own, and no output and no record."""
-    return name in _OF_VOLUMES or name.startswith(_OF_VOLUMES_BEGIN)
+def is_volume_file(name: str) -> bool:
+    """Whether a file system or a desktop made a file of this name; such files are never data."""
+    return name in _VOLUME_NAMES or name.startswith(_VOLUME_PREFIXES)
 
 
 def list_names(directory: str) -> list[str]:
-    """Sorted names of what lies in `directory` but a volume's own; empty if it does not exist.
+    """Sorted names in `directory`, without volume files; empty if the directory does not exist.
 
     Raises:
       StageError: an object has a name that leads out of `directory`.
     """
     if is_url(directory):
-        found = [check_object(directory, n) for n in retries.call(directory, _names_of_objects)]
+        entries = [check_object(directory, n) for n in retries.call(directory, _object_names)]
     else:
-        found = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(name for name in found if not is_of_volume(name))
+        entries = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(name for name in entries if not is_volume_file(name))
 
 
-def _names_of_objects(fs: Any, inner: str) -> list[str]:
+def _object_names(fs: Any, inner: str) -> list[str]:
     inner = inner.rstrip("/")
     if not fs.isdir(inner):
         return []
-    found = (path.rstrip("/") for path in fs.ls(inner, detail=False))
-    # A console's "create folder" makes an object of the directory's own name.
-    return [os.path.basename(path) for path in found if path != inner]
+    paths = (path.rstrip("/") for path in fs.ls(inner, detail=False))
+    # "Create folder" in a console makes an object with the directory's own name.
+    return [os.path.basename(path) for path in paths if path != inner]
 
 
 def check_object(directory: str, name: str) -> str:
-    """Gives back the name of an object below `directory`, if it is that of a file there.
+    """Returns the name of an object if the name lies below `directory`.
 
     Raises:
-      StageError: the name leads out of the directory; in a bucket any text is a name.
+      StageError: the name leads out of the directory; a bucket allows any text as a name.
     """
     return names.check(
         name,
@@ -151,7 +151,7 @@ def num_bytes(path: str) -> int:
 
 
 def make_dirs(directory: str) -> None:
-    """Creates `directory` and its parents; nothing happens if it is there."""
+    """Creates `directory` and its parents unless they exist."""
     if is_url(directory):
         retries.call(directory, lambda fs, inner: fs.makedirs(inner, exist_ok=True))
         return
@@ -170,7 +170,7 @@ def make_dirs(directory: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes a file or a whole directory; nothing happens if it is not there."""
+    """Removes a file or a whole directory, if it exists."""
     if is_url(path):
         with contextlib.suppress(FileNotFoundError):
             retries.call(path, _remove_objects)
@@ -185,14 +185,14 @@ def _remove_objects(fs: Any, inner: str) -> None:
     if not _MAGIC.search(inner):
         fs.rm(inner, recursive=True)
         return
-    # `rm` would take the path for a pattern, and remove what lies elsewhere.
-    for found in fs.find(inner):
+    # `rm` would take the path for a pattern and remove other objects.
+    for path in fs.find(inner):
         with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(found)
+            fs.rm_file(path)
 
 
 def remove_empty(directory: str) -> None:
-    """Removes a directory unless something is in it, a volume's own included."""
+    """Removes a directory if it is empty; a volume file counts."""
     if not is_url(directory):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
@@ -201,14 +201,14 @@ def remove_empty(directory: str) -> None:
 
 
 def move(path: str, target: str) -> None:
-    """Moves a file to another path of the same kind, in place of what is there.
+    """Moves a file to another path of the same kind and replaces an existing file.
 
-    At once on a local disk; on an object store the file is copied, whole, and then removed.
+    Atomic on a local disk. On an object store the file is copied whole and then removed.
     """
     if is_url(path):
-        place = retries.file_system(target)[1]
-        # Each by itself, since a call that is said to have failed may have had its effect.
-        retries.call(path, lambda fs, inner: fs.cp_file(inner, place))
+        inner_target = retries.file_system(target)[1]
+        # Two calls, because a call that reports failure may have taken effect.
+        retries.call(path, lambda fs, inner: fs.cp_file(inner, inner_target))
         with contextlib.suppress(FileNotFoundError):
             retries.call(path, lambda fs, inner: fs.rm_file(inner))
         return
@@ -216,7 +216,7 @@ def move(path: str, target: str) -> None:
 
 
 def irregular(status: os.stat_result) -> str:
-    """What a path names if neither a file nor a directory; "" for those."""
+    """The kind of a path that is neither a file nor a directory, as text; "" for those two."""
     return _IRREGULAR.get(stat.S_IFMT(status.st_mode), "")
 
 
@@ -225,7 +225,7 @@ def open_read(path: str) -> BinaryIO:
 
     Raises:
       FileNotFoundError: no such file.
-      StageError: a pipe, which would be waited for, or a device, which may have no end.
+      StageError: the path is a pipe, a socket or a device; reading these may never end.
     """
     if is_url(path):
         return io.BufferedReader(retries.File(path), _READ_AT_ONCE)
@@ -235,7 +235,7 @@ def open_read(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole of a file; raises FileNotFoundError."""
+    """The bytes of a whole file; raises FileNotFoundError."""
     if is_url(path):
         return retries.call(path, lambda fs, inner: fs.cat_file(inner))
     with open_read(path) as file:
@@ -244,17 +244,17 @@ def read_bytes(path: str) -> bytes:
 
 def _no_bucket(path: str, error: Exception) -> StageError:
     return StageError(
-        f"{path}: cannot be written, since there is no such bucket ({error}); make it, or name "
-        "another"
+        f"{path}: cannot be written, because the bucket does not exist ({error}); create the "
+        "bucket, or name another one"
     )
 
 
 @contextlib.contextmanager
-def publishing(path: str) -> Iterator[BinaryIO]:
-    """A binary file to write, which appears at `path` only if the block ends well.
+def open_atomic(path: str) -> Iterator[BinaryIO]:
+    """A binary file to write, which appears at `path` only if the block succeeds.
 
-    No fsync: after a power cut a file may be torn, and the checksums that stand
-    in markers and manifests say so. A killed process tears nothing.
+    There is no fsync: after a power cut a file may be torn, and the checksums in markers and
+    manifests show that. A killed process never leaves a torn file.
     """
     if is_url(path):
         with tempfile.TemporaryDirectory() as scratch:
@@ -267,7 +267,7 @@ def publishing(path: str) -> Iterator[BinaryIO]:
                 raise _no_bucket(path, error) from error
         return
     directory, name = os.path.split(path)
-    # Two workers may have been handed the same shard, on two machines too.
+    # Two workers, on two machines even, may write the same shard.
     temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{uuid.uuid4().hex}")
     try:
         with _open_write(temporary, path=path) as file:
@@ -280,7 +280,7 @@ def publishing(path: str) -> Iterator[BinaryIO]:
 
 
 class _File(io.FileIO):
-    """A local file to write whose errors, which name none, name a path."""
+    """A local file to write; its errors name the path that the user knows."""
 
     def __init__(self, local: str, path: str):
         super().__init__(local, "wb")
@@ -294,7 +294,7 @@ class _File(io.FileIO):
 
 
 def _open_write(local: str, *, path: str) -> BinaryIO:
-    """A new local file, as part of what is to be written to `path`."""
+    """Creates a local file that holds what will be written to `path`."""
     try:
         return io.BufferedWriter(_File(local, path))
     except OSError as error:
@@ -302,20 +302,22 @@ def _open_write(local: str, *, path: str) -> BinaryIO:
 
 
 def _cannot_write(path: str, error: OSError) -> Exception:
-    """What an error at a file means to who reads it: a worker of a runner passes on only text."""
+    """The error to raise for a failed write; it must say all in its text, which is all that a
+    runner's worker passes on.
+    """
     if error.errno in FULL:
-        return StageError(f"{path}: {error.strerror}; make room on that disk")
+        return StageError(f"{path}: {error.strerror}; free some space on that disk")
     return OSError(error.errno, error.strerror, path)
 
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file, atomically."""
-    with publishing(path) as file:
+    with open_atomic(path) as file:
         file.write(data)
 
 
 def create(path: str, data: bytes) -> bool:
-    """Writes a whole file of a URL unless there is one; returns whether it did."""
+    """Writes a whole file of a URL unless the file exists; returns whether it was written."""
     try:
         retries.call(path, lambda fs, inner: fs.pipe_file(inner, data, mode="create"))
     except FileExistsError:
@@ -326,12 +328,12 @@ def create(path: str, data: bytes) -> bool:
 
 
 def list_finished_names(directory: str) -> list[str]:
-    """As `list_names`, without what a killed process left half-written."""
+    """As `list_names`, without files that a killed process left half-written."""
     return [name for name in list_names(directory) if not name.startswith(_TEMPORARY)]
 
 
 def remove_unfinished(directory: str) -> None:
-    """Removes what a killed process left half-written in `directory`."""
+    """Removes files that a killed process left half-written in `directory`."""
     for name in list_names(directory):
         if name.startswith(_TEMPORARY):
             remove(join(directory, name))

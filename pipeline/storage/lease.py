@@ -1,6 +1,6 @@
-"""A lease: the object by which one process holds a directory on an object store.
+"""A lease: an object by which one process holds a directory on an object store.
 
-A directory of a local disk is held by a lock of the kernel's, see lock.py.
+On a local disk a kernel lock holds the directory, see lock.py.
 """
 
 import contextlib
@@ -17,14 +17,19 @@ from collections.abc import Iterator
 from pipeline.cli.errors import StageError
 from pipeline.storage import files
 
-# The file by which a process holds a directory; a local one stays, empty.
+# Name of the lock or lease; a local lock file stays, empty.
 NAME = ".lock"
-# A holder of a lease changes its object so often; one that has not changed for so long is dead.
+# A holder changes its object every _BEAT_SECS; a lease unchanged for _LEASE_SECS is dead.
 _BEAT_SECS, _LEASE_SECS, _LOOK_EVERY_SECS = 10.0, 40.0, 1.0
 
 
 def refusal(directory: str, who: str) -> StageError:
-    """The error for a directory that another process holds."""
+    """The error for a directory that another process holds.
+
+    Args:
+      directory: the directory.
+      who: the process in brackets, or "".
+    """
     return StageError(
         f"{directory}: another process is writing here{who}; wait for it to end, or name another "
         "directory"
@@ -32,8 +37,8 @@ def refusal(directory: str, who: str) -> StageError:
 
 
 @contextlib.contextmanager
-def held(directory: str) -> Iterator[None]:
-    """Holds a directory of an object store; waits for a dead holder, see `_Lease`."""
+def hold(directory: str) -> Iterator[None]:
+    """Holds a directory of an object store; waits until a dead holder is known as dead."""
     lease = _Lease(directory)
     lease.take()
     ended = threading.Event()
@@ -53,11 +58,11 @@ def held(directory: str) -> Iterator[None]:
 
 
 def _this_process() -> dict[str, str]:
-    """What names this process among all, as far as the system says."""
+    """Identifies this process among all machines, as far as the system can tell."""
     return {
         "host": platform.node(),
         "boot": _read("/proc/sys/kernel/random/boot_id"),
-        "pids": _link("/proc/self/ns/pid"),  # Containers of one host count for themselves.
+        "pids": _link("/proc/self/ns/pid"),  # Each container has process numbers of its own.
         "pid": str(os.getpid()),
         "started": _started(os.getpid()),
     }
@@ -76,112 +81,111 @@ def _link(path: str) -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since the machine did; "" if there is none."""
+    """Start of a process in ticks since boot; "" if no such process exists."""
     return (_read(f"/proc/{pid}/stat").rpartition(")")[2].split() or [""] * 20)[19]
 
 
 class _Lease:
-    """The object by which this process holds a directory on an object store."""
+    """The lease object of this process in one directory."""
 
     def __init__(self, directory: str):
         self._directory, self._path = directory, files.join(directory, NAME)
         self._nonce, self._beats = uuid.uuid4().hex, 0
-        self._seen_claims: dict[str, float] = {}  # When they were seen first.
+        self._seen_claims: dict[str, float] = {}  # Claim -> time at which it was first seen.
 
     def _text(self) -> bytes:
         self._beats += 1
         state = {**_this_process(), "nonce": self._nonce, "beats": self._beats}
         return json.dumps(state).encode()
 
-    def _there(self) -> dict | None:
-        """What the object says; None if there is none."""
+    def _read_state(self) -> dict | None:
+        """The holder's state in the object; None if no object exists, {} if it is unreadable."""
         try:
-            found = json.loads(files.read_bytes(self._path))
+            state = json.loads(files.read_bytes(self._path))
         except FileNotFoundError:
             return None
         except ValueError:
-            found = {}
-        return found if isinstance(found, dict) else {}
+            state = {}
+        return state if isinstance(state, dict) else {}
 
-    def _is_ours(self, found: dict | None) -> bool:
-        return found is not None and found.get("nonce") == self._nonce
+    def _is_ours(self, state: dict | None) -> bool:
+        return state is not None and state.get("nonce") == self._nonce
 
     def take(self) -> None:
-        """Waits for the object to be free, or its holder to be known as dead, and creates it.
+        """Creates the object, once no live process holds it.
 
         Raises:
-          StageError: its holder is alive.
+          StageError: the holder is alive.
         """
-        seen, since = None, 0.0
+        first_state, since = None, 0.0
         while not files.create(self._path, self._text()):
-            found = self._there()
-            if self._is_ours(found):
-                return  # Created, and the answer was lost.
-            if found is None:
+            state = self._read_state()
+            if self._is_ours(state):
+                return  # Created, but the answer was lost.
+            if state is None:
                 continue
-            if seen is not None and found != seen:
-                raise refusal(
-                    self._directory, f" (process {found.get('pid')} of {found.get('host')})"
-                )
-            if seen is None:
-                seen, since = found, time.monotonic()
-                if not _is_dead(found):
+            holder = f"process {state.get('pid')} of {state.get('host')}"
+            if first_state is not None and state != first_state:
+                raise refusal(self._directory, f" ({holder})")
+            if first_state is None:
+                first_state, since = state, time.monotonic()
+                if not _is_dead(state):
                     print(
-                        f"{self._path}: of process {found.get('pid')} of {found.get('host')}; "
-                        f"waiting up to {_LEASE_SECS:.0f} s to see if it lives",
+                        f"{self._path}: belongs to {holder}; waiting up to {_LEASE_SECS:.0f} s "
+                        "for a sign of life",
                         file=sys.stderr,
                     )
-            if _is_dead(found) or time.monotonic() - since > _LEASE_SECS:
-                self._remove_dead(found)
+            if _is_dead(state) or time.monotonic() - since > _LEASE_SECS:
+                self._remove_dead(state)
             time.sleep(_LOOK_EVERY_SECS)
 
     def _remove_dead(self, dead: dict) -> None:
-        """Removes the object of a dead holder; of several that want to, one does.
+        """Removes the object of a dead holder; of several processes that try, one succeeds.
 
-        Else the slower of two would remove what the faster one has created since.
+        Otherwise a slow process would remove the object that a faster one has created since.
         """
         claim = f"{self._path}-{hashlib.sha256(json.dumps(dead).encode()).hexdigest()[:16]}"
         if not files.create(claim, self._text()):
-            # Its owner is about to, unless it died at that; nobody waits for it longer than so.
+            # The claim's owner removes the object, unless it has died too.
             self._seen_claims.setdefault(claim, time.monotonic())
             if time.monotonic() - self._seen_claims[claim] > _LEASE_SECS:
                 del self._seen_claims[claim]
                 files.remove(claim)
             return
-        if self._there() == dead:
+        if self._read_state() == dead:
             files.remove(self._path)
         files.remove(claim)
 
     def renew(self) -> None:
-        """Changes the object; ends the process if it is another's by now, or gone."""
+        """Changes the object; ends this process if another process holds the directory."""
         try:
-            found = self._there()
-            if self._is_ours(found):
+            state = self._read_state()
+            if self._is_ours(state):
                 files.write_bytes(self._path, self._text())
                 return
         except StageError:
-            return  # If the storage is gone for long, the work itself fails.
-        # Gone: whoever took it has come to its end already.
-        who = f"process {found.get('pid')} of {found.get('host')}" if found else "another process"
+            return  # If the storage stays unreachable, the work itself fails.
+        # No object: the process that took over has ended already.
+        who = f"process {state.get('pid')} of {state.get('host')}" if state else "another process"
         text = (
-            f"\n{self._directory}: this process was out of reach for so long that {who} has taken "
+            f"\n{self._directory}: this process was unreachable for too long, and {who} has taken "
             "over; stopped\n"
         )
         os.write(2, text.encode())
         os._exit(StageError.exit_status)
 
     def drop(self) -> None:
-        """Removes the object, if it is still ours."""
+        """Removes the object if this process still holds it."""
         with contextlib.suppress(StageError):
-            if self._is_ours(self._there()):
+            if self._is_ours(self._read_state()):
                 files.remove(self._path)
 
 
-def _is_dead(found: dict) -> bool:
-    """Whether a holder was a process of this machine, and is none any more."""
-    here = _this_process()
+def _is_dead(state: dict) -> bool:
+    """Whether a holder was a process of this machine that has ended."""
+    process = _this_process()
     same_machine = all(
-        here[key] and here[key] == found.get(key) for key in ("host", "boot", "pids")
+        process[key] and process[key] == state.get(key) for key in ("host", "boot", "pids")
     )
-    pid = str(found.get("pid"))
-    return same_machine and pid.isdigit() and _started(int(pid)) != found.get("started")
+    pid = str(state.get("pid"))
+    return same_machine and pid.isdigit() and _started(int(pid)) != state.get("started")

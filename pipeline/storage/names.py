@@ -1,14 +1,14 @@
-"""Names of files as they come from outside: in listings, manifests, markers and archives.
+"""File names from outside: from listings, manifests, markers and archives.
 
-Such a name is a path below the directory that it stands for, with slashes. Any other would be
-read, written or removed somewhere else.
+A valid name is a path below its directory, with slashes. Any other name would make the program
+read, write or remove a file elsewhere.
 """
 
 from typing import Any
 
 from pipeline.cli.errors import StageError
 
-_MAX_PART_BYTES = 255  # Of a file's name, on nearly all file systems.
+_MAX_PART_BYTES = 255  # Limit of a file name on nearly all file systems.
 EXPECTED = "a path below the directory: none from the root, and no '..', '.' or empty part"
 
 
@@ -19,21 +19,21 @@ def is_below(name: Any) -> bool:
     try:
         if any(len(part.encode()) > _MAX_PART_BYTES for part in name.split("/")):
             return False
-    except UnicodeEncodeError:  # JSON can write half a character, and no file is called so.
+    except UnicodeEncodeError:  # JSON can hold half a character, a file name cannot.
         return False
     return not {"", ".", ".."} & {*name.split("/")}
 
 
 def check(name: str, where: str, remedy: str) -> str:
-    """Gives a name back, if it is of a file below a directory.
+    """Returns a name that lies below a directory.
 
     Args:
-      name: as it was found.
-      where: what holds the name, as the beginning of a message.
-      remedy: what its user can do.
+      name: the name from outside.
+      where: the holder of the name; begins the message.
+      remedy: what the user can do; ends the message.
 
     Raises:
-      StageError: it is none.
+      StageError: the name does not lie below a directory.
     """
     if not is_below(name):
         raise StageError(f"{where} {name!r}; expected {EXPECTED}: {remedy}")

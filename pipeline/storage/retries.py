@@ -1,7 +1,7 @@
-"""What fsspec serves: the file system behind a URL, and patience with it.
+"""The fsspec file system behind a URL, and retries of its calls.
 
-What fails for a moment is tried again, with growing pauses, for a minute; what fails for
-good is a StageError that names the URL. So callers meet that and FileNotFoundError alone.
+A failed call is retried for a minute, with growing pauses. A call that fails for good raises a
+StageError that names the URL. So callers see StageError and FileNotFoundError only.
 """
 
 import io
@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from pipeline.cli.errors import StageError
 
-# How long one thing is tried; gcsfs tries by itself for half of that.
+# How long one call is retried; gcsfs itself retries for half of this time.
 _PATIENCE_SECS = 60.0
 _SILENCE_SECS = 30.0
 _FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 0.5, 8.0
-# These are answers, whatever the state of the server; gcsfs says 403 by the second.
+# The first are answers, the second are final errors; gcsfs reports 403 as one of the second.
 _ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FINAL = (PermissionError, ValueError, TypeError, NotImplementedError, ImportError)
 _TRY_AGAIN = (408, 429)
@@ -32,19 +32,19 @@ def file_system(path: str) -> tuple[Any, str]:
       StageError: nothing serves such URLs.
     """
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        # gcsfs asks for the bucket's kind over gRPC, and an emulator would leave it waiting.
+        # gcsfs asks for the bucket's kind over gRPC, which an emulator never answers.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import fsspec  # Here, because a command over local files has no need of it.
+    import fsspec  # Slow, and commands over local files do not need fsspec.
 
-    # Other processes write to the same directories: what was listed once is out of date.
+    # Other processes write to the same directories, so a cached listing would be out of date.
     options: dict[str, Any] = {"use_listings_cache": False}
     if path.startswith(("gs://", "gcs://")):
         import aiohttp
 
-        # A server that takes a request and says nothing has failed, too.
+        # A server that accepts a request and never answers has failed, too.
         timeout = aiohttp.ClientTimeout(sock_connect=_SILENCE_SECS, sock_read=_SILENCE_SECS)
         options["requests_timeout"] = timeout
-        # What it logs as an error it raises too.
+        # gcsfs also raises the errors that it logs.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.core.url_to_fs(path, **options)
@@ -60,11 +60,11 @@ def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
 
     Args:
       path: the URL.
-      work: may be called several times, and a failed call may have had its effect.
+      work: may be called several times; a failed call may have taken effect.
 
     Raises:
-      FileNotFoundError, or another of the answers that a file system gives.
-      StageError: it failed for good, or for a minute.
+      FileNotFoundError, or another answer of the file system.
+      StageError: the call failed for good, or for a minute.
     """
     fs, inner = file_system(path)
     started, pause = time.monotonic(), _FIRST_PAUSE_SECS
@@ -73,25 +73,26 @@ def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
             return work(fs, inner)
         except (*_ANSWERS, StageError):
             raise
-        except Exception as error:  # Each file system has its own.
+        except Exception as error:  # Each file system has errors of its own.
             tried_secs = time.monotonic() - started
             if _is_final(error):
                 raise StageError(
-                    f"{path}: {_text(error)}; expected a place that this account may read and "
-                    "write: check the URL and the credentials, for gs:// by gcloud auth "
-                    "application-default login"
+                    f"{path}: {_text(error)}; expected a URL that this account may read and "
+                    "write: check the URL and the credentials (for gs://: gcloud auth "
+                    "application-default login)"
                 ) from error
             if tried_secs + pause > _PATIENCE_SECS:
                 raise StageError(
                     f"{path}: the storage has failed for {tried_secs:.0f} s: {_text(error)}; run "
-                    "the same command again when it answers, what is whole stays"
+                    "the same command again when the storage answers; completed files are kept"
                 ) from error
-        time.sleep(pause * (1 + os.getpid() % 100 / 100))  # Workers come back one by one.
+        # Pauses differ between processes, so that workers do not retry all at once.
+        time.sleep(pause * (1 + os.getpid() % 100 / 100))
         pause = min(2 * pause, _LONGEST_PAUSE_SECS)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether there is no use in trying again."""
+    """Whether a retry is useless."""
     code = str(getattr(error, "code", None))
     if code.isdigit():
         return 400 <= int(code) < 500 and int(code) not in _TRY_AGAIN
@@ -104,16 +105,16 @@ def _text(error: Exception) -> str:
 
 
 class File(io.RawIOBase):
-    """A file of a URL open for reading, which takes up again where reading has failed."""
+    """A file of a URL open for reading; reading resumes where it failed."""
 
     def __init__(self, path: str):
-        """Opens it; raises FileNotFoundError."""
-        self._path, self._place = path, 0
+        """Opens the file; raises FileNotFoundError."""
+        self._path, self._offset = path, 0
         self._file = call(path, lambda fs, inner: fs.open(inner, "rb"))
         self._is_seekable, self._size = self._file.seekable(), getattr(self._file, "size", None)
 
     def entry(self) -> dict[str, Any]:
-        """What the file system says of the object that was opened."""
+        """The file system's entry of the opened object."""
         details = getattr(self._file, "details", None)
         return details or call(self._path, lambda fs, inner: fs.info(inner))
 
@@ -122,32 +123,32 @@ class File(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Whether the file system can."""
+        """Whether the file system can seek."""
         return self._is_seekable
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a place; nothing is read before it is asked for."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
+        """Moves to a byte offset; reads nothing."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size}[whence]
+        self._offset = base + offset
+        return self._offset
 
     def tell(self) -> int:
-        """Where the next byte is read."""
-        return self._place
+        """Offset of the next byte."""
+        return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        """Reads at most as many bytes as the buffer holds."""
+        """Reads at most `len(buffer)` bytes."""
         data = call(self._path, lambda fs, inner: self._read(fs, inner, len(buffer)))
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._offset += len(data)
         return len(data)
 
     def _read(self, fs: Any, inner: str, num_bytes: int) -> bytes:
         try:
             if self._file is None:
                 self._file = fs.open(inner, "rb")
-            if self._file.tell() != self._place:
-                self._file.seek(self._place)
+            if self._file.tell() != self._offset:
+                self._file.seek(self._offset)
             return self._file.read(num_bytes)
         except Exception:
             self._file = None

@@ -1,4 +1,4 @@
-"""Whole directories: listed with all that is below them, and published."""
+"""Directory trees: listed with all files below, and copied."""
 
 import atexit
 import heapq
@@ -11,60 +11,60 @@ from pipeline.storage import files, retries, stamps
 
 
 class Tree(NamedTuple):
-    """What is below a directory."""
+    """All files below a directory."""
 
-    stamps: dict[str, str]  # Path of each file, relative and with slashes -> stamp; sorted.
-    passed_over: list[str]  # Links to directories whose files stand under another path.
+    stamps: dict[str, str]  # Relative path with slashes -> stamp; sorted by path.
+    skipped_links: list[str]  # Links to directories that are listed under another path.
 
 
 def read_tree(directory: str) -> Tree:
     """Lists all files below `directory` with their stamps (stamps.py).
 
-    What begins with a dot is left out, and so is a volume's own. Links to directories are followed,
-    but each directory is listed once: under its own path if that leads to it, else under the
-    first link by path.
+    Hidden files and volume files are left out. Links to directories are followed, but each
+    directory is listed once: under its own path if that lies below `directory`, else under the
+    link whose path sorts first.
 
     Raises:
       FileNotFoundError: no such local directory.
       StageError: an object has a name that leads out of `directory`.
     """
     if files.is_url(directory):
-        found = {
+        stamp_by_path = {
             files.check_object(directory, name): stamp
-            for name, stamp in retries.call(directory, _stamps_of_objects).items()
-            if name[-1:] not in ("", "/")  # A console's "create folder" makes such objects.
+            for name, stamp in retries.call(directory, _object_stamps).items()
+            if name[-1:] not in ("", "/")  # "Create folder" in a console makes such objects.
         }
-        visible = [path for path in found if not any(map(_is_left_out, path.split("/")))]
-        return Tree({path: found[path] for path in sorted(visible)}, [])
+        visible = [path for path in stamp_by_path if not any(map(_is_hidden, path.split("/")))]
+        return Tree({path: stamp_by_path[path] for path in sorted(visible)}, [])
     return _read_local_tree(directory)
 
 
-def _is_left_out(name: str) -> bool:
-    return name.startswith(".") or files.is_of_volume(name)
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or files.is_volume_file(name)
 
 
-def _stamps_of_objects(fs: Any, inner: str) -> dict[str, str]:
+def _object_stamps(fs: Any, inner: str) -> dict[str, str]:
     inner = inner.rstrip("/")
-    found = fs.find(inner, detail=True)
-    return {path[len(inner) + 1 :]: stamps.of_object(entry) for path, entry in found.items()}
+    entries = fs.find(inner, detail=True)
+    return {path[len(inner) + 1 :]: stamps.of_object(entry) for path, entry in entries.items()}
 
 
 def _read_local_tree(directory: str) -> Tree:
-    found: dict[str, str] = {}  # Path -> stamp.
-    listed: set[str] = set()  # Real paths.
-    passed_over: list[str] = []
-    links = [""]  # A heap of those to follow; first the directory itself.
+    stamp_by_path: dict[str, str] = {}
+    listed: set[str] = set()  # Real paths of directories.
+    skipped_links: list[str] = []
+    links = [""]  # A heap of links to follow; the first is the directory itself.
     while links:
         top = heapq.heappop(links)
         real_top = os.path.realpath(os.path.join(directory, top))
         if real_top in listed:
-            passed_over.append(top)
+            skipped_links.append(top)
             continue
-        below = [(f"{top}/" if top else "", real_top)]
-        while below:
-            prefix, real = below.pop()
-            if real in listed:  # Below a link, and reached by an earlier one.
-                passed_over.append(prefix.rstrip("/"))
+        directories = [(f"{top}/" if top else "", real_top)]
+        while directories:
+            prefix, real = directories.pop()
+            if real in listed:  # Below a link, and listed through an earlier link.
+                skipped_links.append(prefix.rstrip("/"))
                 continue
             listed.add(real)
             try:
@@ -76,17 +76,17 @@ def _read_local_tree(directory: str) -> Tree:
             with entries:
                 for entry in entries:
                     path = prefix + entry.name
-                    if _is_left_out(entry.name):
+                    if _is_hidden(entry.name):
                         continue
                     if not _is_dir(entry):
-                        # No pipes and no devices, unless by a link, whose name is that of a file.
+                        # A pipe or a device is listed only through a link, as a file is.
                         if entry.is_symlink() or entry.is_file():
-                            found[path] = _stamp(entry)
+                            stamp_by_path[path] = _stamp(entry)
                     elif entry.is_symlink():
                         heapq.heappush(links, path)
                     else:
-                        below.append((f"{path}/", os.path.join(real, entry.name)))
-    return Tree(dict(sorted(found.items())), sorted(passed_over))
+                        directories.append((f"{path}/", os.path.join(real, entry.name)))
+    return Tree(dict(sorted(stamp_by_path.items())), sorted(skipped_links))
 
 
 def _is_dir(entry: os.DirEntry) -> bool:
@@ -104,19 +104,19 @@ def _stamp(entry: os.DirEntry) -> str:
 
 
 def scratch_directory() -> str:
-    """A new local directory that goes when the process ends."""
+    """Creates a local directory that is removed when the process ends."""
     directory = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 
 
-def publish_tree(local_directory: str, directory: str) -> None:
-    """Copies every file below `local_directory` to the same place below `directory`."""
+def copy_tree(local_directory: str, directory: str) -> None:
+    """Copies every file below `local_directory` to the same path below `directory`."""
     for root, _, names in sorted(os.walk(local_directory)):
-        below = os.path.relpath(root, local_directory)
-        target = directory if below == "." else files.join(directory, *below.split(os.sep))
+        relative = os.path.relpath(root, local_directory)
+        target = directory if relative == "." else files.join(directory, *relative.split(os.sep))
         files.make_dirs(target)
         for name in sorted(names):
             with open(os.path.join(root, name), "rb") as source:
-                with files.publishing(files.join(target, name)) as file:
+                with files.open_atomic(files.join(target, name)) as file:
                     shutil.copyfileobj(source, file)

@@ -374,7 +374,7 @@ def test_a_disk_without_room_for_one_file_or_another_is_named_and_the_rerun_comp
         remount(f"size={size}")
         with pytest.raises(StageError) as error:
             make_shards(f"idx:{idx_dir}", small, beam_args=args)
-        line = rf"{small}/\S+: No space left on device; make room on that disk(;? .*)?"
+        line = rf"{small}/\S+: No space left on device; free some space on that disk(;? .*)?"
         assert re.fullmatch(line, str(error.value))
         assert not list(small.rglob(".writing-*"))
         assert not (small / manifest_lib.MANIFEST).exists()

@@ -475,7 +475,7 @@ def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
 
     out = tmp_path / "out"
     make_embeddings(data_dir, trained / "export", out)
-    with lock.held(str(out)):
+    with lock.hold(str(out)):
         with pytest.raises(StageError, match="another process is writing here"):
             make_embeddings(data_dir, trained / "export", out, overwrite=True)
 

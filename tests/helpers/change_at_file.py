@@ -14,14 +14,14 @@ from pipeline.storage import files
 
 def main() -> None:
     part, command, module = sys.argv[1:4]
-    left, publishing = [command], files.publishing
+    left, publishing = [command], files.open_atomic
 
     def changing(path: str):
         if left and part in path:
             subprocess.run(left.pop(), shell=True, check=True)
         return publishing(path)
 
-    files.publishing = changing
+    files.open_atomic = changing
     sys.argv = [module, *sys.argv[4:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

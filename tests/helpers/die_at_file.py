@@ -17,7 +17,7 @@ from pipeline.storage import files
 
 def main() -> None:
     which, module = sys.argv[1:3]
-    opened, publishing = 0, files.publishing
+    opened, publishing = 0, files.open_atomic
 
     def counting(path: str):
         nonlocal opened
@@ -29,7 +29,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return publishing(path)
 
-    files.publishing = counting
+    files.open_atomic = counting
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -17,7 +17,7 @@ from pipeline.storage import files
 
 def main() -> None:
     name, module = sys.argv[1:3]
-    publishing = files.publishing
+    publishing = files.open_atomic
 
     def stopping(path: str):
         if os.path.basename(path) == name:
@@ -27,7 +27,7 @@ def main() -> None:
             threading.Event().wait()
         return publishing(path)
 
-    files.publishing = stopping
+    files.open_atomic = stopping
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

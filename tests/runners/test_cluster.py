@@ -21,7 +21,7 @@ from tests.engines.processes import free_ports
         ),
         (["--runner=PortableRunner", "--environment_type=LOOPBACK"], 2, "has no --job_endpoint"),
         (["--runner=FlinkRunner", "--flink_master=here:there"], 2, "not an address"),
-        (["--runner=PrismRunner", "--prism_location=/nonesuch"], 1, "took no job: ValueError"),
+        (["--runner=PrismRunner", "--prism_location=/nonesuch"], 1, "refused the job: ValueError"),
     ],
 )
 def test_a_cluster_that_cannot_be_had_is_said_at_once(tmp_path, flags, status, message):

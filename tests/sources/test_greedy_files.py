@@ -280,7 +280,7 @@ def test_each_directory_is_listed_once(tmp_path, capsys):
             (directory / f"to {other.name}").symlink_to(other)
     tree = trees.read_tree(str(tmp_path / "set"))
     assert list(tree.stamps) == [f"{name}/1.png" for name in "abcdefghi"]
-    assert len(tree.passed_over) == 81
+    assert len(tree.skipped_links) == 81
     assert sources.open_source(f"folder:{tmp_path / 'set'}").split_sizes == {"unsplit": 9}
     assert "81 links to directories whose files stand under another path" in capsys.readouterr().err
 
@@ -297,7 +297,7 @@ def test_a_directory_s_own_path_goes_before_links_and_of_links_the_first(tmp_pat
         (inside / name).symlink_to(outside / "deep" if name == "q" else outside)
     tree = trees.read_tree(str(inside))
     assert list(tree.stamps) == ["m/1.png", "p/deep/1.png"]
-    assert tree.passed_over == sorted([first, "q", "r"])
+    assert tree.skipped_links == sorted([first, "q", "r"])
 
 
 # Archives that contradict themselves.

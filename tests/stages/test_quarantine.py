@@ -210,7 +210,7 @@ def test_the_trainer_refuses_damage_and_goes_on_without_it_on_request(damaged, t
     with pytest.raises(StageError, match="blobs-train.tfrecord-00001-of-00004: damaged"):
         train.train(config, workdir=str(workdir))
     limit = quarantine.parse_limit("1")
-    with pytest.raises(StageError, match="2 of 350 records cannot be had, --max_quarantined=1"):
+    with pytest.raises(StageError, match="2 of 350 records are unreadable, --max_quarantined=1"):
         train.train(config, workdir=str(workdir), on_corrupt="quarantine", max_quarantined=limit)
     settings = {"on_corrupt": "quarantine", "max_quarantined": quarantine.parse_limit("1%")}
     manifest = train.train(config, workdir=str(workdir), **settings)
@@ -243,7 +243,7 @@ def test_export_refuses_damage_and_goes_on_without_it_on_request(damaged, traine
     model, out = trained / "export", tmp_path / "out"
     with pytest.raises(StageError, match="blobs-test.tfrecord-00002-of-00004: damaged"):
         make_embeddings(damaged, model, out)
-    with pytest.raises(StageError, match="1 of 50 records cannot be had"):
+    with pytest.raises(StageError, match="1 of 50 records are unreadable"):
         make_embeddings(damaged, model, out, on_corrupt="quarantine", max_quarantined="0%")
     settings = {"on_corrupt": "quarantine", "max_quarantined": "1"}
     manifest = make_embeddings(damaged, model, out, **settings)
@@ -285,4 +285,4 @@ def test_the_flags_reach_the_commands(damaged, trained, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "2 of 350 records cannot be had, --max_quarantined=1 allows fewer" in done.stderr
+    assert "2 of 350 records are unreadable, --max_quarantined=1 allows fewer" in done.stderr

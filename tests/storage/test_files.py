@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_what_was_there(place):
     path = files.join(place, "file")
     files.write_bytes(path, b"before")
     with pytest.raises(RuntimeError, match="half-way"):
-        with files.publishing(path) as file:
+        with files.open_atomic(path) as file:
             file.write(b"after")
             raise RuntimeError("half-way")
     assert files.read_bytes(path) == b"before"
@@ -85,7 +85,7 @@ def test_trees_go_there_and_back(place, tmp_path):
     (tree / "deep" / "deeper").mkdir(parents=True)
     (tree / "top").write_bytes(b"1")
     (tree / "deep" / "deeper" / "leaf").write_bytes(b"2")
-    trees.publish_tree(str(tree), files.join(place, "copy"))
+    trees.copy_tree(str(tree), files.join(place, "copy"))
     assert [*trees.read_tree(files.join(place, "copy")).stamps] == ["deep/deeper/leaf", "top"]
     assert files.read_bytes(files.join(place, "copy", "top")) == b"1"
     assert files.read_bytes(files.join(place, "copy", "deep", "deeper", "leaf")) == b"2"

@@ -22,7 +22,7 @@ HOLD = """
 import sys
 from pipeline.storage import lease, lock
 lease._BEAT_SECS = float(sys.argv[2])
-with lock.held(sys.argv[1]):
+with lock.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -71,16 +71,16 @@ def another_host(place, **changes):
 def test_one_at_a_time_until_it_ends_or_dies(place, quick):
     with held_elsewhere(place) as holder:
         with pytest.raises(StageError, match="another process is writing here"):
-            with lock_lib.held(place):
+            with lock_lib.hold(place):
                 pass
         holder.stdin.close()
         assert holder.wait() == 0
-        with lock_lib.held(place):
+        with lock_lib.hold(place):
             pass
     with held_elsewhere(place) as holder:
         holder.kill()
         holder.wait()
-        with lock_lib.held(place):
+        with lock_lib.hold(place):
             pass
 
 
@@ -98,7 +98,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, error):
         "tests.helpers.without_locks", error, "pipeline.preprocess", *flags, check=False
     )
     assert done.returncode == 1, done.stderr
-    message = f"preprocess: {tmp_path}/out: its file system takes no lock ({os.strerror(error)})"
+    message = f"preprocess: {tmp_path}/out: its file system has no locks ({os.strerror(error)})"
     assert done.stderr.startswith(message)
     assert "expected a file system with flock: for NFS start the lock daemon" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -109,7 +109,7 @@ def test_a_dead_process_of_this_machine_costs_no_waiting(object_store, capfd):
     with held_elsewhere(place, 1000) as holder:
         holder.kill()
         holder.wait()
-        with lock_lib.held(place):
+        with lock_lib.hold(place):
             assert "waiting" not in capfd.readouterr().err
     assert not files.list_names(place)
 
@@ -117,8 +117,8 @@ def test_a_dead_process_of_this_machine_costs_no_waiting(object_store, capfd):
 def test_a_lease_of_another_host_runs_out(object_store, quick, capfd):
     place = f"gs://{BUCKET}/lease"
     another_host(place)
-    with lock_lib.held(place):
-        assert "of elsewhere; waiting up to 1 s to see if it lives" in capfd.readouterr().err
+    with lock_lib.hold(place):
+        assert "of elsewhere; waiting up to 1 s for a sign of life" in capfd.readouterr().err
     assert not files.list_names(place)
 
 
@@ -135,7 +135,7 @@ def test_a_lease_that_is_renewed_is_left_alone(object_store, quick):
     holder.start()
     try:
         with pytest.raises(StageError, match=r"writing here \(process \d+ of elsewhere\)"):
-            with lock_lib.held(place):
+            with lock_lib.hold(place):
                 pass
     finally:
         ended.set()
@@ -162,7 +162,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_in(object_store, quick, turn):
     def enter() -> None:
         nonlocal inside
         together.wait()
-        with contextlib.suppress(StageError), lock_lib.held(place):
+        with contextlib.suppress(StageError), lock_lib.hold(place):
             with counting:
                 inside += 1
                 most.append(inside)
@@ -198,7 +198,7 @@ def test_a_created_lease_whose_answer_was_lost_is_ours(object_store, quick):
         return "lose" if request.method == "POST" and request.number < 3 else None
 
     with object_store.deciding(lose):
-        with lock_lib.held(place):
+        with lock_lib.hold(place):
             pass
     assert not files.list_names(place)
 
@@ -207,6 +207,6 @@ def test_a_created_lease_whose_answer_was_lost_is_ours(object_store, quick):
 def test_a_lease_that_says_nothing_runs_out_too(object_store, quick, damage):
     place = f"gs://{BUCKET}/damaged-{len(damage)}"
     files.write_bytes(files.join(place, ".lock"), damage)
-    with lock_lib.held(place):
+    with lock_lib.hold(place):
         assert os.getpid()
     assert not files.list_names(place)

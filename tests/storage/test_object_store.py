@@ -379,7 +379,7 @@ def test_shards_are_fetched_once_with_a_cache(object_store, place, idx_dir, tmp_
         for _ in range(2):
             np.testing.assert_array_equal(dataset.read_images("train"), first)
             assert len(fetched_shards) == num_shards + 1
-    with pytest.raises(UsageError, match="--cache_dir=gs://a: is a URL; expected a directory of"):
+    with pytest.raises(UsageError, match="--cache_dir=gs://a: is a URL; expected a local dir"):
         reader.Dataset(place, cache_dir="gs://a")
 
 

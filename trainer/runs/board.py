@@ -68,7 +68,7 @@ class Board:
         """Makes everything written so far visible to readers."""
         self._writer.flush()
         if self._scratch:
-            trees.publish_tree(self._scratch, self._target)
+            trees.copy_tree(self._scratch, self._target)
 
 
 def _grid(images: tf.Tensor) -> tf.Tensor:

@@ -144,7 +144,7 @@ def publish(
         # Without its manifest the old model is none any more, so no reader sees half a new one.
         files_lib.remove(files_lib.join(export_dir, manifest_lib.MANIFEST))
         files_lib.remove(export_dir)
-        trees.publish_tree(scratch, export_dir)
+        trees.copy_tree(scratch, export_dir)
     files_lib.write_bytes(
         files_lib.join(export_dir, manifest_lib.MANIFEST), manifest_lib.sealed_json(manifest)
     )

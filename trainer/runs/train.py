@@ -287,7 +287,7 @@ def train(
     _check_losses(run, max_quarantined)
     has_config = _refuse_foreign(workdir, run, overwrite=overwrite)
     files.make_dirs(workdir)
-    with lock.held(workdir) if run.is_chief else contextlib.nullcontext():
+    with lock.hold(workdir) if run.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
             checkpoint = checkpoints.restore_newest(workdir, run.identity)

@@ -47,7 +47,7 @@ def append(request: Request) -> dict[str, Any]:
     appended = manifest_lib.through_json(create_set.of_source(request.reading, source))
     held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
     with (
-        held.held(),
+        held.locked(),
         opened_source.telling_changes(source.check_unchanged, held.tasks.clear),
     ):
         if manifest_lib.read_manifest(output_dir, "preprocess", "output_dir") != base:

@@ -56,11 +56,11 @@ class FolderSource:
         self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
-        if tree.passed_over:
-            shown = ", ".join(tree.passed_over[:_MAX_SHOWN])
-            more = ", …" * (len(tree.passed_over) > _MAX_SHOWN)
+        if tree.skipped_links:
+            shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
+            more = ", …" * (len(tree.skipped_links) > _MAX_SHOWN)
             print(
-                f"preprocess: --source=folder:{directory}: {len(tree.passed_over)} links to "
+                f"preprocess: --source=folder:{directory}: {len(tree.skipped_links)} links to "
                 f"directories whose files stand under another path are not followed: {shown}{more}",
                 file=sys.stderr,
                 flush=True,
