@@ -255,14 +255,14 @@ def when_written(monkeypatch):
     def when(part: str, act) -> None:
         from pipeline.storage import files
 
-        left, publishing = [act], files.open_atomic
+        left, open_atomic = [act], files.open_atomic
 
         def acting(path: str):
             if left and part in path:
                 left.pop()()
-            return publishing(path)
+            return open_atomic(path)
 
-        monkeypatch.setattr(files, "publishing", acting)
+        monkeypatch.setattr(files, "open_atomic", acting)
 
     return when
 

@@ -14,12 +14,12 @@ from pipeline.storage import files
 
 def main() -> None:
     part, command, module = sys.argv[1:4]
-    left, publishing = [command], files.open_atomic
+    left, open_atomic = [command], files.open_atomic
 
     def changing(path: str):
         if left and part in path:
             subprocess.run(left.pop(), shell=True, check=True)
-        return publishing(path)
+        return open_atomic(path)
 
     files.open_atomic = changing
     sys.argv = [module, *sys.argv[4:]]

@@ -17,7 +17,7 @@ from pipeline.storage import files
 
 def main() -> None:
     which, module = sys.argv[1:3]
-    opened, publishing = 0, files.open_atomic
+    opened, open_atomic = 0, files.open_atomic
 
     def counting(path: str):
         nonlocal opened
@@ -27,7 +27,7 @@ def main() -> None:
             with open(os.path.join(directory, f".writing-{name}-1"), "wb") as half:
                 half.write(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-        return publishing(path)
+        return open_atomic(path)
 
     files.open_atomic = counting
     sys.argv = [module, *sys.argv[3:]]

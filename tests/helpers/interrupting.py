@@ -26,7 +26,7 @@ PHASES = {
     "training": ("trainer.runs.run", "Run.train_steps"),
     "evaluation": ("trainer.steps.tape_steps", "Steps.evaluate"),
     "report": ("trainer.runs.metrics", "JsonLines.append"),
-    "checkpoint": ("pipeline.storage.files", "publishing"),
+    "checkpoint": ("pipeline.storage.files", "open_atomic"),
     "publishing": ("trainer.runs.publish", "_save"),
 }
 # The same while TensorFlow runs a step, which is the n-th of the run: no function of ours is

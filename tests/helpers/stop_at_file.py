@@ -17,7 +17,7 @@ from pipeline.storage import files
 
 def main() -> None:
     name, module = sys.argv[1:3]
-    publishing = files.open_atomic
+    open_atomic = files.open_atomic
 
     def stopping(path: str):
         if os.path.basename(path) == name:
@@ -25,7 +25,7 @@ def main() -> None:
             whom = {"parent": os.getppid(), "group": -os.getpgrp()}
             os.kill(whom.get(os.environ.get("STOP_SCRIPT"), os.getpid()), signal.SIGTERM)
             threading.Event().wait()
-        return publishing(path)
+        return open_atomic(path)
 
     files.open_atomic = stopping
     sys.argv = [module, *sys.argv[3:]]

@@ -38,8 +38,8 @@ def test_a_cluster_that_cannot_be_had_is_said_at_once(tmp_path, flags, status, m
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source=sample", "--output_dir=out"], "--output_dir=out: relative"),
-        (["--source=idx:digits", "--output_dir=/out"], "--source=idx:digits: relative"),
+        (["--source=sample", "--output_dir=out"], "--output_dir=out: is a relative path"),
+        (["--source=idx:digits", "--output_dir=/out"], "--source=idx:digits: is a relative path"),
     ],
 )
 def test_relative_paths_are_refused_where_workers_stand_elsewhere(flags, message):
