@@ -142,9 +142,10 @@ $(PRISM):
 	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }
 	GOBIN=$(call quote,$(CURDIR)/$(@D)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
 
-lint: $(INSTALLED)  ## ruff: check and format
+lint: $(INSTALLED)  ## ruff: check and format; mypy: the types of pyproject.toml
 	$(call quote,$(VENV)/bin/ruff) check .
 	$(call quote,$(VENV)/bin/ruff) format --check .
+	$(PY) -m mypy
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work, and the KL routes
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess

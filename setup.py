@@ -36,6 +36,7 @@ setuptools.setup(
         "tensorboard>=2.19",
         "tensorflow>=2.19,<3",
         "tensorflow-datasets>=4.9.8",
+        "typing_extensions>=4.10",
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
@@ -47,6 +48,7 @@ setuptools.setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.112",
+            "mypy>=1.18",
             "ruff>=0.14",
             "duckdb>=1.1",
             "pandas>=2.2",

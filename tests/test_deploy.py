@@ -99,3 +99,17 @@ def test_scripts_are_clean(path):
     shellcheck = shutil.which("shellcheck", path=f"{sys.prefix}/bin")
     done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("go"), reason="no Go here to run actionlint with")
+def test_workflows_are_clean():
+    actionlint = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"
+    workflows = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+    done = subprocess.run(
+        ["go", "run", actionlint, "-shellcheck=", *map(str, workflows)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert workflows and done.returncode == 0, done.stdout + done.stderr

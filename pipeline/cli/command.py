@@ -71,7 +71,7 @@ def run(
             )
         )
 
-    def interrupt(number: int, _) -> None:
+    def interrupt(number: int, _: object) -> None:
         # Without unwinding: files on disk are complete at any moment, while a runner would go on
         # with its work, or take an exception for a failure.
         text = (

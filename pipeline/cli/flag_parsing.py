@@ -74,7 +74,7 @@ def parse_flags(
             f"no such config file: {names}; see configs/ for the existing files"
         ) from error
     except AttributeError as error:  # ml_collections reports an unknown key like this.
-        key = re.search(r"\w+", str(error))[0]
+        key = re.findall(r"\w+", str(error))[0]
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
         raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error

@@ -102,7 +102,7 @@ def _example_class() -> Any:
     field = descriptor_pb2.FieldDescriptorProto
     repeated, single = field.LABEL_REPEATED, field.LABEL_OPTIONAL
 
-    def message(into, name: str, *fields: tuple) -> Any:
+    def message(into: Any, name: str, *fields: tuple[str, Any, Any]) -> Any:
         descriptor = into.add(name=name)
         for number, (field_name, label, kind) in enumerate(fields, 1):
             added = descriptor.field.add(name=field_name, number=number, label=label)
@@ -196,7 +196,8 @@ def encode_features(features: Mapping[str, bytes | int | np.ndarray]) -> bytes:
             feature.int64_list.value.append(value)
         else:
             feature.float_list.value.extend(value.tolist())
-    return example.SerializeToString(deterministic=True)
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
 
 
 def parse_features(serialized: bytes) -> dict[str, Any]:

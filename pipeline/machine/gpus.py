@@ -96,7 +96,7 @@ def missing_library() -> str | None:
 def _is_installed(library: str) -> bool:
     # The wheels of the extra `cuda` lie beside TensorFlow, which finds them by itself.
     wheels = importlib.util.find_spec("nvidia")
-    for place in wheels.submodule_search_locations if wheels else ():
+    for place in (wheels.submodule_search_locations or ()) if wheels else ():
         if glob.glob(os.path.join(place, "*", "lib", library)):
             return True
     try:

@@ -8,10 +8,17 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 from pipeline.cli.errors import StageError
 from pipeline.stages import manifest_check
+from pipeline.stages.contracts import (
+    DatasetManifest,
+    ExportManifest,
+    FileEntry,
+    Manifest,
+    ModelManifest,
+)
 from pipeline.storage import files
 
 FORMAT_VERSION = 1
@@ -55,15 +62,15 @@ def differences(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> li
     lines = []
     for key in sorted({*existing, *requested}):
         if existing.get(key) != requested.get(key):
-            values = existing.get(key), requested.get(key)
-            if all(isinstance(value, Mapping) for value in values):
-                lines += [f"{key}.{line}" for line in differences(*values)]
-            elif isinstance(values[0], Mapping):
+            there, here = existing.get(key), requested.get(key)
+            if isinstance(there, Mapping) and isinstance(here, Mapping):
+                lines += [f"{key}.{line}" for line in differences(there, here)]
+            elif isinstance(there, Mapping):
                 lines.append(f"{key} is there and not here")
-            elif isinstance(values[1], Mapping):
+            elif isinstance(here, Mapping):
                 lines.append(f"{key} is here and not there")
             else:
-                lines.append(f"{key} is {_short(values[0])} there and {_short(values[1])} here")
+                lines.append(f"{key} is {_short(there)} there and {_short(here)} here")
     return lines
 
 
@@ -73,12 +80,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:12]}…"
 
 
-def file_entry(name: str, data: bytes) -> dict[str, Any]:
+def file_entry(name: str, data: bytes) -> FileEntry:
     """The entry of a file in markers and manifests: name, bytes, sha256."""
     return {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def write_file(directory: str, name: str, data: bytes) -> dict[str, Any]:
+def write_file(directory: str, name: str, data: bytes) -> FileEntry:
     """Writes a file of the stage atomically and returns its entry."""
     files.write_bytes(files.join(directory, name), data)
     return file_entry(name, data)
@@ -102,7 +109,7 @@ class HashedFile:
         """Flushes the file."""
         self._file.flush()
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> FileEntry:
         """The entry of the bytes written so far."""
         return {"name": self._name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
 
@@ -114,7 +121,7 @@ def writing(directory: str, name: str) -> Iterator[HashedFile]:
         yield HashedFile(name, file)
 
 
-def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> dict[str, Any]:
+def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> FileEntry:
     """As `write_file`, a line at a time."""
     with writing(directory, name) as file:
         for line in lines:
@@ -122,7 +129,7 @@ def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> dict[str, 
     return file.entry()
 
 
-def read_file(directory: str, entry: Mapping[str, Any]) -> bytes:
+def read_file(directory: str, entry: FileEntry) -> bytes:
     """Reads a file that a manifest names.
 
     Raises:
@@ -158,7 +165,7 @@ def read_sealed(path: str) -> dict[str, Any] | None:
       StageError: the checksum does not fit: the file was damaged or changed.
     """
     try:
-        value = json.loads(files.read_bytes(path))
+        value: dict[str, Any] = json.loads(files.read_bytes(path))
         if value.pop(_SEAL) == hashlib.sha256(canonical_json(value)).hexdigest():
             return value
     except (FileNotFoundError, NotADirectoryError):
@@ -174,26 +181,37 @@ def read_sealed(path: str) -> dict[str, Any] | None:
     )
 
 
-def manifest_of(directory: str) -> dict[str, Any] | None:
+def manifest_of(directory: str) -> Manifest | None:
     """The manifest of a directory of any stage; None if the directory has no manifest.
 
     Raises:
       StageError: the manifest is damaged, or has values that this program never writes.
     """
     path = files.join(directory, MANIFEST)
-    manifest = read_sealed(path)
-    if manifest is None:
+    value = read_sealed(path)
+    if value is None:
         return None
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if value.get("format_version") != FORMAT_VERSION:
         raise StageError(
-            f"{path}: has format version {manifest.get('format_version')!r}, this program reads "
+            f"{path}: has format version {value.get('format_version')!r}, this program reads "
             f"{FORMAT_VERSION}; delete the directory and make it again, or name another directory"
         )
-    manifest_check.manifest(path, manifest)
-    return manifest
+    return manifest_check.manifest(path, value)
 
 
-def read_manifest(directory: str, stage: str, flag: str) -> dict[str, Any]:
+@overload
+def read_manifest(directory: str, stage: Literal["preprocess"], flag: str) -> DatasetManifest: ...
+
+
+@overload
+def read_manifest(directory: str, stage: Literal["train"], flag: str) -> ModelManifest: ...
+
+
+@overload
+def read_manifest(directory: str, stage: Literal["export"], flag: str) -> ExportManifest: ...
+
+
+def read_manifest(directory: str, stage: str, flag: str) -> Manifest:
     """The manifest of a finished directory of the given stage.
 
     Args:

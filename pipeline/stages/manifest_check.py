@@ -7,9 +7,10 @@ paths, counts and array shapes, so every value is checked against the range that
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from pipeline.cli.errors import StageError
+from pipeline.stages.contracts import FailedMarker, Job, Manifest, Marker, StagedJob
 from pipeline.storage import names
 
 # Checks a value, given its key path in the file; raises a _Wrong.
@@ -184,12 +185,15 @@ _REPORT = _object({"export_id": _ID, "files": _FILES})
 _BEGUN_REPORT = _object({"export_id": _TEXT, "files": _list(_object({"name": _NAME}))})
 
 
-def manifest(path: str, value: Mapping[str, Any]) -> None:
-    """Refuses a manifest with values that no stage writes.
+def manifest(path: str, value: Any) -> Manifest:
+    """Checks a manifest, and refuses values that no stage writes.
 
     Args:
       path: path of the file, for the message.
       value: content of the file.
+
+    Returns:
+      The content as a manifest of the stage that the content names.
 
     Raises:
       StageError: names the key path, the value, and the expectation.
@@ -200,16 +204,19 @@ def manifest(path: str, value: Mapping[str, Any]) -> None:
         _FITTING.get(content["stage"], _OBJECT)(place, content)
 
     _check(path, rule, value)
+    return cast(Manifest, value)
 
 
-def job(path: str, value: Mapping[str, Any]) -> None:
+def job(path: str, value: Any) -> Job | StagedJob:
     """As `manifest`, for job.json."""
     _check(path, _of_stage(_JOBS), value)
+    return cast(Job | StagedJob, value)
 
 
-def marker(path: str, value: Mapping[str, Any]) -> None:
+def marker(path: str, value: Mapping[str, Any]) -> Marker | FailedMarker:
     """As `manifest`, for a task's marker."""
     _check(path, _FAILED if "failed" in value else _DONE, value)
+    return cast(Marker | FailedMarker, value)
 
 
 def report(path: str, value: Mapping[str, Any]) -> None:

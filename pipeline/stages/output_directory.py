@@ -6,10 +6,11 @@ names of all its files) and one marker for each finished task (tasks.py).
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pipeline.cli.errors import StageError
 from pipeline.stages import quarantine, tasks
+from pipeline.stages.contracts import FileEntry, Job, Manifest, Marker
 from pipeline.stages.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -26,13 +27,13 @@ from pipeline.storage import lock
 TIMINGS = "timings.json"
 
 
-def are_complete(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
+def are_complete(directory: str, files: Iterable[FileEntry]) -> bool:
     """Whether the files that a manifest lists are complete.
 
     Files of records are large, so only their size is checked; their readers check the content.
     """
 
-    def is_complete(entry: Mapping[str, Any]) -> bool:
+    def is_complete(entry: FileEntry) -> bool:
         try:
             if files_lib.num_bytes(files_lib.join(directory, entry["name"])) != entry["bytes"]:
                 return False
@@ -68,6 +69,9 @@ class OutputDirectory:
     def _path(self, *names: str) -> str:
         return files_lib.join(self.directory, *names)
 
+    def _job(self) -> Job | None:
+        return cast(Job | None, self.tasks.job())
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the directory for this process; creates the directory if necessary.
@@ -81,7 +85,7 @@ class OutputDirectory:
             yield
 
     @contextlib.contextmanager
-    def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[dict[str, Any] | None]:
+    def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[Manifest | None]:
         """Locks the directory for this process and prepares it for this job.
 
         Args:
@@ -118,10 +122,10 @@ class OutputDirectory:
                 f"directory, or output of {self.stage}"
             )
 
-    def _begin(self, names: Sequence[str], *, overwrite: bool) -> dict[str, Any] | None:
+    def _begin(self, names: Sequence[str], *, overwrite: bool) -> Manifest | None:
         """Removes or keeps existing output; returns the manifest if the job is finished."""
         manifest = manifest_of(self.directory)
-        job = self.tasks.job()
+        job = self._job()
         existing = manifest or job
         if existing:
             differing = differences(existing["made_from"], self.made_from)
@@ -144,13 +148,13 @@ class OutputDirectory:
         files_lib.remove(self._path(MANIFEST))
         return None
 
-    def undo_append(self, base: Mapping[str, Any]) -> None:
+    def undo_append(self, base: Manifest) -> None:
         """Removes the files of an unfinished append from a locked, finished directory.
 
         Args:
           base: the directory's manifest.
         """
-        job = self.tasks.job()
+        job = self._job()
         if job:
             kept = {entry["name"] for entry in base["files"]}
             self._remove_files([name for name in job["names"] if name not in kept])
@@ -162,20 +166,20 @@ class OutputDirectory:
         Args:
           names: every file that the job will make or replace.
         """
-        job = self.tasks.job()
+        job = self._job()
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
         self._write_job(self.made_from, names)
 
-    def forget_finished(self, manifest: Mapping[str, Any]) -> None:
+    def forget_finished(self, manifest: Manifest) -> None:
         """Removes the leftovers of the job that made `manifest`, and of no other job."""
-        job = self.tasks.job()
+        job = self._job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
             files_lib.remove(self.tasks.path())
 
-    def _other_append(self, job: Mapping[str, Any]) -> StageError:
+    def _other_append(self, job: Job) -> StageError:
         differing = "; ".join(differences(job["made_from"], self.made_from))
         return StageError(
             f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
@@ -188,21 +192,21 @@ class OutputDirectory:
 
     def _write_job(self, made_from: Mapping[str, Any], names: Sequence[str]) -> None:
         files_lib.make_dirs(self.tasks.path())
-        job = {"stage": self.stage, "made_from": made_from, "names": list(names)}
+        job: Job = {"stage": self.stage, "made_from": dict(made_from), "names": list(names)}
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
-    def is_complete(self, files: Iterable[Mapping[str, Any]]) -> bool:
+    def is_complete(self, files: Iterable[FileEntry]) -> bool:
         """Whether files of the manifest are complete, see `are_complete`."""
         return are_complete(self.directory, files)
 
-    def _clear(self, existing: Mapping[str, Any], job: Mapping[str, Any] | None) -> None:
+    def _clear(self, existing: Manifest | Job, job: Job | None) -> None:
         """Removes the output of earlier jobs, and nothing else.
 
         Args:
           existing: the manifest, or job.json if there is no manifest.
           job: job.json, if it exists.
         """
-        names = [entry["name"] for entry in existing.get("files", ())]
+        names = [entry["name"] for entry in cast(Manifest, existing).get("files", ())]
         names += job["names"] if job else []
         # If this process is killed from here on, the next try finds an unfinished job to clear.
         self._write_job(existing["made_from"], names)
@@ -224,9 +228,7 @@ class OutputDirectory:
             **manifest,
         }
 
-    def finish(
-        self, manifest: Mapping[str, Any], markers: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def finish(self, manifest: Mapping[str, Any], markers: Mapping[str, Marker]) -> dict[str, Any]:
         """Writes timings.json and then the manifest, which makes the directory finished.
 
         Args:

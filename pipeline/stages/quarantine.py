@@ -1,18 +1,21 @@
 """Unreadable records: how they are listed, and how many are too many."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
+from pipeline.stages.contracts import FileEntry
 from pipeline.storage import files
 
 DIRECTORY = "quarantine"
 
 
-class Limit(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Limit:
     """The largest number of quarantined records that a stage accepts."""
 
     text: str  # As the user wrote it.
@@ -57,7 +60,7 @@ def file_name(task: str) -> str:
 
 def write(
     directory: str, task: str, faults: Iterable[Mapping[str, Any]], *, num_quarantined: int
-) -> list[dict[str, Any]]:
+) -> list[FileEntry]:
     """Writes a task's list of quarantined records, unless the list is empty.
 
     Args:
@@ -79,7 +82,7 @@ def write(
     return [{**entry, "num_quarantined": num_quarantined}]
 
 
-def read_all(directory: str, entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def read_all(directory: str, entries: Iterable[FileEntry]) -> Iterator[dict[str, Any]]:
     """Every fault that a stage has listed.
 
     Args:

@@ -7,10 +7,11 @@ their places and removes the files that are obsolete.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from pipeline.cli.errors import StageError
 from pipeline.stages import quarantine, tasks
+from pipeline.stages.contracts import ExportManifest, Manifest, StagedJob
 from pipeline.stages.manifest import (
     MANIFEST,
     differences,
@@ -50,7 +51,7 @@ class StagedDirectory(OutputDirectory):
         self._overwrites = False  # Whether the job ignores the output of earlier jobs.
 
     @contextlib.contextmanager
-    def begun(self, *, overwrite: bool) -> Iterator[dict[str, Any] | None]:
+    def begun(self, *, overwrite: bool) -> Iterator[ExportManifest | None]:
         """Locks the directory for this process and prepares it for this job.
 
         Args:
@@ -67,10 +68,10 @@ class StagedDirectory(OutputDirectory):
         with self.locked():
             yield self._prepare(overwrite)
 
-    def _prepare(self, overwrite: bool) -> dict[str, Any] | None:
-        manifest = manifest_of(self.directory)
-        job = self.tasks.job()
-        files = manifest["files"] if manifest else ()
+    def _prepare(self, overwrite: bool) -> ExportManifest | None:
+        manifest = cast(ExportManifest | None, manifest_of(self.directory))
+        job = cast(StagedJob | None, self.tasks.job())
+        files = manifest["files"] if manifest else []
         self._existing_files = {entry["name"] for entry in files} | set(job["there"] if job else ())
         if overwrite:
             self._overwrites = True
@@ -86,7 +87,7 @@ class StagedDirectory(OutputDirectory):
         self._remove_unfinished()
         return None if self._overwrites or (job and job["publishing"]) else manifest
 
-    def _refuse_other_settings(self, existing: Mapping[str, Any] | None) -> None:
+    def _refuse_other_settings(self, existing: Manifest | StagedJob | None) -> None:
         if existing is None:
             return
         made_from = existing["made_from"]
@@ -104,7 +105,7 @@ class StagedDirectory(OutputDirectory):
 
     def _write_job_state(self, *, publishing: bool) -> None:
         files_lib.make_dirs(self.tasks.path())
-        job = {
+        job: StagedJob = {
             "stage": self.stage,
             "made_from": self.made_from,
             "overwrites": self._overwrites,
@@ -113,7 +114,7 @@ class StagedDirectory(OutputDirectory):
         }
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
-    def is_finished(self, manifest: Mapping[str, Any] | None) -> bool:
+    def is_finished(self, manifest: Manifest | None) -> bool:
         """Whether this job would make `manifest`, and its files are complete."""
         return (
             manifest is not None
@@ -121,7 +122,7 @@ class StagedDirectory(OutputDirectory):
             and self.is_complete(manifest["files"])
         )
 
-    def tidy(self, manifest: Mapping[str, Any]) -> None:
+    def tidy(self, manifest: Manifest) -> None:
         """Removes the files of all jobs but those that `manifest` lists."""
         listed = {entry["name"] for entry in manifest["files"]}
         self._remove_files(sorted(self._existing_files - listed))
@@ -157,5 +158,5 @@ class StagedDirectory(OutputDirectory):
         files_lib.each(staged, move, [name for name in names if name in waiting])
         files_lib.write_bytes(self._path(TIMINGS), readable_json(timings))
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
-        self.tidy(complete)
+        self.tidy(cast(Manifest, complete))
         return complete

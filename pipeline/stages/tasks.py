@@ -10,6 +10,14 @@ from typing import Any
 
 from pipeline.cli.errors import SourceChanged, StageError
 from pipeline.stages import manifest_check
+from pipeline.stages.contracts import (
+    FailedMarker,
+    FileEntry,
+    Job,
+    Marker,
+    StagedJob,
+    is_failed,
+)
 from pipeline.stages.manifest import read_file, read_sealed, sealed_json
 from pipeline.storage import files
 
@@ -44,24 +52,20 @@ class Tasks:
     def _marker_path(self, task: str) -> str:
         return self.path(f"{task}.json")
 
-    def job(self) -> dict[str, Any] | None:
+    def job(self) -> Job | StagedJob | None:
         """The content of job.json; None if no job is unfinished.
 
         Raises:
           StageError: job.json is damaged, or has values that this program never writes.
         """
         path = self.path(JOB)
-        job = read_sealed(path)
-        if job is not None:
-            manifest_check.job(path, job)
-        return job
+        content = read_sealed(path)
+        return None if content is None else manifest_check.job(path, content)
 
-    def _read_marker(self, task: str) -> dict[str, Any] | None:
+    def _read_marker(self, task: str) -> Marker | FailedMarker | None:
         path = self._marker_path(task)
-        marker = read_sealed(path)
-        if marker is not None:
-            manifest_check.marker(path, marker)
-        return marker
+        content = read_sealed(path)
+        return None if content is None else manifest_check.marker(path, content)
 
     def clear(self) -> None:
         """Removes all markers and waiting files; job.json stays."""
@@ -70,8 +74,8 @@ class Tasks:
                 files.remove(self.path(name))
 
     def make_once(
-        self, task: str, make: Callable[[], Mapping[str, Any]], *, made_of: str | None = None
-    ) -> dict[str, Any] | None:
+        self, task: str, make: Callable[[], Marker], *, made_of: str | None = None
+    ) -> Marker | None:
         """Does one task unless an earlier try has done it; then writes its marker.
 
         Args:
@@ -102,18 +106,18 @@ class Tasks:
         self._write_marker(task, marker)
         return marker
 
-    def _write_marker(self, task: str, marker: Mapping[str, Any]) -> None:
+    def _write_marker(self, task: str, marker: Marker | FailedMarker) -> None:
         files.write_bytes(self._marker_path(task), sealed_json(marker))
 
-    def marker(self, task: str) -> dict[str, Any] | None:
+    def marker(self, task: str) -> Marker | None:
         """The marker of a finished task; None if it failed or the marker is damaged or missing."""
         try:
             marker = self._read_marker(task)
         except StageError:
             return None
-        return None if marker is None or "failed" in marker else marker
+        return None if marker is None or is_failed(marker) else marker
 
-    def _completed_marker(self, task: str) -> dict[str, Any] | None:
+    def _completed_marker(self, task: str) -> Marker | None:
         """The marker of a task whose files still have the marker's checksums."""
         marker = self.marker(task)
         try:
@@ -123,7 +127,7 @@ class Tasks:
             return None  # A damaged file: the task must be done again.
         return marker
 
-    def directory_of(self, entry: Mapping[str, Any]) -> str:
+    def directory_of(self, entry: FileEntry) -> str:
         """The directory that holds a task's file now: that of waiting files, or the output."""
         staged = files.exists(files.join(self.files_directory, entry["name"]))
         return self.files_directory if staged else self.directory
@@ -156,18 +160,18 @@ class Tasks:
                 total += int(note) if note.isdigit() else 0
         return total
 
-    def markers(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    def markers(self, tasks: Sequence[str]) -> list[Marker]:
         """The markers of `tasks`, in that order.
 
         Raises:
           StageError: a task failed, or has no marker.
         """
 
-        def read(task: str) -> dict[str, Any]:
+        def read(task: str) -> Marker | FailedMarker:
             return self._read_marker(task) or {"failed": f"{task} was not done"}
 
-        markers = files.each(self.directory, read, tasks)
-        failed = [marker["failed"] for marker in markers if "failed" in marker]
+        ended = files.each(self.directory, read, tasks)
+        failed = [marker["failed"] for marker in ended if is_failed(marker)]
         if failed:
             more = ""
             if len(failed) > 1:
@@ -176,10 +180,10 @@ class Tasks:
                 f"{failed[0]}{more}; then run the same command again: it keeps the "
                 f"{len(tasks) - len(failed)} completed files"
             )
-        return markers
+        return [marker for marker in ended if not is_failed(marker)]
 
 
-def timings(markers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def timings(markers: Mapping[str, Marker]) -> dict[str, Any]:
     """The content of timings.json: where the time of a job went.
 
     Args:

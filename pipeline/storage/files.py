@@ -84,14 +84,14 @@ def each(directory: str, work: Callable[[_Item], _Result], items: Iterable[_Item
 def exists(path: str) -> bool:
     """Whether a file or a directory exists."""
     if is_url(path):
-        return retries.call(path, lambda fs, inner: fs.exists(inner))
+        return retries.call(path, lambda fs, inner: bool(fs.exists(inner)))
     return os.path.exists(path)
 
 
 def is_dir(path: str) -> bool:
     """Whether `path` is a directory (on an object store: a prefix with objects)."""
     if is_url(path):
-        return retries.call(path, lambda fs, inner: fs.isdir(inner))
+        return retries.call(path, lambda fs, inner: bool(fs.isdir(inner)))
     return os.path.isdir(path)
 
 
@@ -146,7 +146,7 @@ def check_object(directory: str, name: str) -> str:
 def num_bytes(path: str) -> int:
     """Size of a file in bytes; raises FileNotFoundError."""
     if is_url(path):
-        return retries.call(path, lambda fs, inner: fs.size(inner))
+        return retries.call(path, lambda fs, inner: int(fs.size(inner)))
     return os.path.getsize(path)
 
 
@@ -237,7 +237,7 @@ def open_read(path: str) -> BinaryIO:
 def read_bytes(path: str) -> bytes:
     """The bytes of a whole file; raises FileNotFoundError."""
     if is_url(path):
-        return retries.call(path, lambda fs, inner: fs.cat_file(inner))
+        return retries.call(path, lambda fs, inner: bytes(fs.cat_file(inner)))
     with open_read(path) as file:
         return file.read()
 

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.cli.errors import StageError
 from pipeline.storage import files
@@ -98,7 +99,7 @@ class _Lease:
         state = {**_this_process(), "nonce": self._nonce, "beats": self._beats}
         return json.dumps(state).encode()
 
-    def _read_state(self) -> dict | None:
+    def _read_state(self) -> dict[str, Any] | None:
         """The holder's state in the object; None if no object exists, {} if it is unreadable."""
         try:
             state = json.loads(files.read_bytes(self._path))
@@ -108,7 +109,7 @@ class _Lease:
             state = {}
         return state if isinstance(state, dict) else {}
 
-    def _is_ours(self, state: dict | None) -> bool:
+    def _is_ours(self, state: dict[str, Any] | None) -> bool:
         return state is not None and state.get("nonce") == self._nonce
 
     def take(self) -> None:
@@ -139,7 +140,7 @@ class _Lease:
                 self._remove_dead(state)
             time.sleep(_LOOK_EVERY_SECS)
 
-    def _remove_dead(self, dead: dict) -> None:
+    def _remove_dead(self, dead: dict[str, Any]) -> None:
         """Removes the object of a dead holder; of several processes that try, one succeeds.
 
         Otherwise a slow process would remove the object that a faster one has created since.
@@ -181,7 +182,7 @@ class _Lease:
                 files.remove(self._path)
 
 
-def _is_dead(state: dict) -> bool:
+def _is_dead(state: dict[str, Any]) -> bool:
     """Whether a holder was a process of this machine that has ended."""
     process = _this_process()
     same_machine = all(

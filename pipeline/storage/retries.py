@@ -47,12 +47,13 @@ def file_system(path: str) -> tuple[Any, str]:
         # gcsfs also raises the errors that it logs.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
-        return fsspec.core.url_to_fs(path, **options)
+        fs, inner = fsspec.core.url_to_fs(path, **options)
     except (ValueError, ImportError) as error:
         raise StageError(
             f"{path}: no file system for this URL ({error}); use a local path, gs://, or "
             "another scheme that an installed fsspec package serves"
         ) from error
+    return fs, inner
 
 
 def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
@@ -111,12 +112,13 @@ class File(io.RawIOBase):
         """Opens the file; raises FileNotFoundError."""
         self._path, self._offset = path, 0
         self._file = call(path, lambda fs, inner: fs.open(inner, "rb"))
-        self._is_seekable, self._size = self._file.seekable(), getattr(self._file, "size", None)
+        self._is_seekable: bool = self._file.seekable()
+        self._size: int | None = getattr(self._file, "size", None)
 
     def entry(self) -> dict[str, Any]:
         """The file system's entry of the opened object."""
-        details = getattr(self._file, "details", None)
-        return details or call(self._path, lambda fs, inner: fs.info(inner))
+        details: dict[str, Any] | None = getattr(self._file, "details", None)
+        return details or call(self._path, lambda fs, inner: dict(fs.info(inner)))
 
     def readable(self) -> bool:
         """True."""
@@ -129,6 +131,8 @@ class File(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves to a byte offset; reads nothing."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size}[whence]
+        if base is None:
+            raise io.UnsupportedOperation(f"{self._path}: its file system does not tell its size")
         self._offset = base + offset
         return self._offset
 
@@ -149,7 +153,8 @@ class File(io.RawIOBase):
                 self._file = fs.open(inner, "rb")
             if self._file.tell() != self._offset:
                 self._file.seek(self._offset)
-            return self._file.read(num_bytes)
+            data: bytes = self._file.read(num_bytes)
+            return data
         except Exception:
             self._file = None
             raise

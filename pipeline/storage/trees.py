@@ -89,14 +89,14 @@ def _read_local_tree(directory: str) -> Tree:
     return Tree(dict(sorted(stamp_by_path.items())), sorted(skipped_links))
 
 
-def _is_dir(entry: os.DirEntry) -> bool:
+def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # A link to itself.
         return False
 
 
-def _stamp(entry: os.DirEntry) -> str:
+def _stamp(entry: os.DirEntry[str]) -> str:
     try:
         return stamps.of_status(entry.stat())
     except OSError:  # A link to nowhere.

@@ -1,0 +1,133 @@
+"""The types of what stages hand to each other as JSON: file entries, manifests, markers, jobs.
+
+The keys are those on disk, so a value needs no translation. manifest_check.py checks the values of
+a file when the file is read.
+"""
+
+from typing import Any, TypedDict
+
+from typing_extensions import TypeIs
+
+
+class _File(TypedDict):
+    name: str  # path below the stage's directory, with slashes
+    bytes: int
+    sha256: str  # 64 hex digits
+
+
+class FileEntry(_File, total=False):
+    """One file of a stage."""
+
+    num_examples: int  # of a shard, and of a file of rows
+    split: str  # of a shard
+    of_split: str  # of a file that describes one split
+    num_quarantined: int  # of a list of quarantined records
+
+
+class Counts(TypedDict):
+    """The account of a stage: read = written + quarantined."""
+
+    read: int
+    written: int
+    quarantined: int
+
+
+class Manifest(TypedDict):
+    """The keys of every stage's manifest."""
+
+    stage: str  # "preprocess", "train" or "export"
+    format_version: int
+    made_from: dict[str, Any]  # inputs and settings; the stage's id is a hash over them
+    files: list[FileEntry]
+
+
+class DatasetManifest(Manifest):
+    """The manifest of preprocess."""
+
+    dataset_id: str  # 16 hex digits
+    name: str
+    image_shape: list[int]  # [H, W, C]
+    class_names: list[str]
+    num_shards: dict[str, int]  # split -> number of shards
+    splits: dict[str, int]  # split -> number of records
+    records: Counts
+    warnings: list[str]
+
+
+class ModelManifest(Manifest):
+    """The manifest of train."""
+
+    model_id: str  # 16 hex digits
+    image_shape: list[int]
+    config: dict[str, Any]
+    step: int  # the published weights are of this step
+    trained_steps: int
+    metrics: dict[str, dict[str, float | str]]  # split -> metric -> value
+
+
+class ShardAccount(Counts):
+    """What an export's manifest says of one shard."""
+
+    made_of: str  # identifies the records of the shard
+    files: list[str]
+
+
+class _ExportManifest(Manifest):
+    export_id: str  # 16 hex digits
+    dataset_id: str | None  # None for an export straight from an image set
+    model_id: str
+    records: Counts
+    metrics: dict[str, float]
+    shards: dict[str, ShardAccount]  # task -> account
+
+
+class ExportManifest(_ExportManifest, total=False):
+    """The manifest of export."""
+
+    drift: dict[str, Any]
+
+
+class Job(TypedDict):
+    """job.json of a directory that is filled once, by preprocess."""
+
+    stage: str
+    made_from: dict[str, Any]
+    names: list[str]  # all files that the job makes
+
+
+class StagedJob(TypedDict):
+    """job.json of a directory that changes from job to job, by export."""
+
+    stage: str
+    made_from: dict[str, Any]
+    overwrites: bool  # whether the job ignores the output of earlier jobs
+    publishing: bool  # whether files are moving to their places
+    there: list[str]  # this stage's files in the directory, of any job
+
+
+class FailedMarker(TypedDict):
+    """The marker of a task that failed."""
+
+    failed: str  # the error's text
+
+
+class _Marker(TypedDict):
+    entries: list[FileEntry]
+    secs: dict[str, float]  # kind of work -> seconds
+
+
+class Marker(_Marker, total=False):
+    """The marker of a finished task; a stage adds keys of its own."""
+
+    made_of: str | None
+    reused: bool  # whether an earlier try did the task
+
+
+def is_failed(marker: Marker | FailedMarker) -> TypeIs[FailedMarker]:
+    """Whether a marker is that of a failed task."""
+    return "failed" in marker
+
+
+def is_shard(entry: FileEntry) -> bool:
+    """Whether a data set's file holds records."""
+    return "split" in entry
