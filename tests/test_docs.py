@@ -22,13 +22,14 @@ import importlib, json, sys
 from absl import flags
 from pipeline.cli import flag_parsing
 
-module, lines = json.loads(sys.argv[1])
+module, lines = json.loads(sys.argv.pop())
 command = importlib.import_module(module)
 beam = module in ("pipeline.preprocess", "pipeline.export")
 for line in lines:
     flags.FLAGS.unparse_flags()
+    sys.argv = ["command", *line]  # Where the flag of a config looks for the file's name.
     rest = flag_parsing.parse_flags(
-        ["command", *line], doc="", module=module, beam=beam, arguments=True
+        sys.argv, doc="", module=module, beam=beam, arguments=True
     )
     if beam:
         from pipeline.runners import options
