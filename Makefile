@@ -40,8 +40,10 @@ PRISM := build/prism/prism
 JOBS ?= 2
 
 help:  ## lists the targets and their variables
-	@echo "Targets:"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(call quote,$(firstword $(MAKEFILE_LIST))) | expand -t 18
+	@echo "First steps:"
+	@sed -nE 's/^([a-z-]+):.* ### (.*)/  \1\t\2/p' $(call quote,$(firstword $(MAKEFILE_LIST))) | expand -t 18
+	@echo "Other targets:"
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/  \1\t\2/p' $(call quote,$(firstword $(MAKEFILE_LIST))) | expand -t 18
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON="$(call quote,$(PYTHON))" VENV="$(call quote,$(VENV))"                 the interpreter and the environment it makes"
 	@echo "  EXTRAS="$(call quote,$(EXTRAS))"                                 setup: extras of setup.py, such as cuda"
@@ -56,7 +58,7 @@ help:  ## lists the targets and their variables
 	@echo "  DEMO_DIR="$(call quote,$(DEMO_DIR))"                            where the demo and the defaults above write"
 	@echo "Example: make preprocess SOURCE=idx:/data/mnist OUTPUT_DIR=/data/shards FLAGS=\"--num_shards=32\""
 
-setup: $(INSTALLED)  ## makes $(VENV) and installs everything into it
+setup: $(INSTALLED)  ## makes VENV and installs everything into it
 
 $(INSTALLED): setup.py constraints.txt pyproject.toml
 	$(call quote,$(PYTHON)) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: expected 3.10 to 3.13; set PYTHON=")'
@@ -65,26 +67,7 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 	$(PY) -m pip check
 	@touch $@
 
-preprocess: $(INSTALLED)  ## image set -> TFRecord shards
-	@$(PY) -m pipeline.preprocess --source=$(call quote,$(SOURCE)) --name=$(call quote,$(NAME)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DATA_DIR))) $(FLAGS)
-
-verify: $(INSTALLED)  ## reads a data set back and names every fault
-	@$(PY) -m pipeline.verify $(call quote,$(DATA_DIR))
-
-train: $(INSTALLED)  ## shards -> model
-	@$(PY) -m trainer.main --config=$(call quote,$(CONFIG)) --config.data_dir=$(call quote,$(DATA_DIR)) --workdir=$(call quote,$(WORKDIR)) $(FLAGS)
-
-evaluate: $(INSTALLED)  ## shards and model -> log-likelihood, ELBO, active units
-	@$(PY) -m trainer.evaluate --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) $(FLAGS)
-
-export: $(INSTALLED)  ## shards and model -> embeddings, pictures, report.html
-	@$(PY) -m pipeline.export --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
-
-report: $(INSTALLED)  ## makes the report of an export again
-	@$(PY) -m pipeline.report --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
-
-# A shard per split and batches of 128: the embedded set is small.
-demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
+demo: $(INSTALLED)  ### the whole path on the embedded digits, in minutes
 	@$(MAKE) --no-print-directory preprocess OUTPUT_DIR= $(call quote,DATA_DIR=$(DEMO_DIR)/shards) SOURCE=sample NAME=mnist FLAGS=--num_shards=4
 	@$(MAKE) --no-print-directory train $(call quote,DATA_DIR=$(DEMO_DIR)/shards) $(call quote,WORKDIR=$(DEMO_DIR)/run) CONFIG=configs/mnist.py FLAGS="--config.num_epochs=12 --config.batch_size=128"
 	@$(MAKE) --no-print-directory export $(call quote,DATA_DIR=$(DEMO_DIR)/shards) $(call quote,MODEL_DIR=$(DEMO_DIR)/run/export) $(call quote,OUTPUT_DIR=$(DEMO_DIR)/embeddings) SPLIT=test FLAGS=
@@ -96,6 +79,25 @@ demo: $(INSTALLED)  ## the whole path on the embedded digits, in minutes
 	@echo "  "$(call quote,$(DEMO_DIR))"/run/metrics.jsonl                             losses after each epoch"
 	@echo "  "$(call quote,$(VENV))"/bin/tensorboard --logdir "$(call quote,$(DEMO_DIR))"/run/tensorboard"
 
+preprocess: $(INSTALLED)  ### image set -> TFRecord shards
+	@$(PY) -m pipeline.preprocess --source=$(call quote,$(SOURCE)) --name=$(call quote,$(NAME)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DATA_DIR))) $(FLAGS)
+
+verify: $(INSTALLED)  ## reads a data set back and names every fault
+	@$(PY) -m pipeline.verify $(call quote,$(DATA_DIR))
+
+train: $(INSTALLED)  ### shards -> model
+	@$(PY) -m trainer.main --config=$(call quote,$(CONFIG)) --config.data_dir=$(call quote,$(DATA_DIR)) --workdir=$(call quote,$(WORKDIR)) $(FLAGS)
+
+evaluate: $(INSTALLED)  ## shards and model -> log-likelihood, ELBO, active units
+	@$(PY) -m trainer.evaluate --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) $(FLAGS)
+
+export: $(INSTALLED)  ### shards and model -> embeddings, pictures, report.html
+	@$(PY) -m pipeline.export --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
+
+report: $(INSTALLED)  ## makes the report of an export again
+	@$(PY) -m pipeline.report --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
+
+# A shard per split and batches of 128: the embedded set is small.
 week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
 	@$(PY) -m tests.week --source=$(call quote,$(SOURCE)) --workdir=$(call quote,$(DEMO_DIR)/week)
 
@@ -108,16 +110,16 @@ fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests o
 $(VENV)/bin/fake-gcs-server: | $(INSTALLED)
 	GOBIN=$(call quote,$(abspath $(VENV)/bin)) go install github.com/fsouza/fake-gcs-server@v1.56.1
 
-test: $(INSTALLED)  ## runs all tests, in $(JOBS) processes
+test: $(INSTALLED)  ### runs all tests, in JOBS processes
 	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile
 
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
-test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; takes Java 11 or 17, mvn, go
+test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; needs Java 11 or 17, mvn, go
 	$(ALONE) $(PY) -m pytest -m flink
 
-test-spark: $(INSTALLED) $(SPARK_READY)  ## runs the Beam stages on Spark; takes Java 11 or 17, mvn
+test-spark: $(INSTALLED) $(SPARK_READY)  ## runs the Beam stages on Spark; needs Java 11 or 17, mvn
 	$(ALONE) $(PY) -m pytest -m spark
 
 runners: $(INSTALLED) $(FLINK_READY) $(SPARK_READY) $(PRISM)  ## times the Beam stages on each runner and compares their bytes
@@ -159,6 +161,6 @@ bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none
 check-gpu: $(INSTALLED)  ## runs the checks of docs/gpu.md on this machine's GPUs
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.check_gpu $(FLAGS)
 
-clean:  ## removes what these targets made, $(VENV) included
+clean:  ## removes what these targets made, VENV included
 	rm -rf $(call quote,$(VENV)) $(call quote,$(DEMO_DIR)) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -74,7 +74,7 @@ def command_lines() -> list[list[str]]:
                 r"vae-[a-z-]+ [-/]|python -m (pipeline|trainer)\.\S+ -|make [a-z-]+( +[A-Z_]+=| *(#|$))",
                 line,
             ):
-                words = shlex.split(line, comments=True)
+                words = shlex.split(re.sub(r"\$\w+", "8", line), comments=True)
                 commands.append([word for word in words if word not in ("…", "FLAGS")])
     return commands
 
