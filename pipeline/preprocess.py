@@ -44,10 +44,10 @@ def run(beam_args: list[str]) -> None:
     from pipeline.stages import quarantine
 
     options = beam_options.parse_options(beam_args)
-    reading = source_flags.reading()
-    cluster.check_paths(options, source=reading.spec, output_dir=_OUTPUT_DIR.value)
+    source_spec = source_flags.source_spec()
+    cluster.check_paths(options, source=source_spec.source, output_dir=_OUTPUT_DIR.value)
     request = create_set.Request(
-        reading=reading,
+        source_spec=source_spec,
         settings=create_set.Settings(
             name=source_flags.NAME.value,
             num_shards=source_flags.num_shards(),
@@ -60,7 +60,7 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=options,
     )
-    make = append_set.append if _APPEND.value else create_set.make_set
+    make = append_set.append_records if _APPEND.value else create_set.create_dataset
     manifest = make(request)
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)

@@ -41,14 +41,14 @@ def append(request: Request) -> dict[str, Any]:
     output_dir = request.output_dir
     base = manifest_lib.read_manifest(output_dir, "preprocess", "output_dir")
     numbered_as = tuple(base["class_names"])
-    source = conversion.open_reading(dataclasses.replace(request.reading, numbered_as=numbered_as))
+    source = conversion.open_converted(dataclasses.replace(request.reading, numbered_as=numbered_as))
     create_set.check(request.settings, source)
     _check_fits(output_dir, base, request.settings, source)
-    appended = manifest_lib.through_json(create_set.of_source(request.reading, source))
+    appended = manifest_lib.through_json(create_set.source_identity(request.reading, source))
     held = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
     with (
         held.held(),
-        opened_source.telling_changes(source.check_unchanged, held.tasks.clear),
+        opened_source.reporting_source_changes(source.check_unchanged, held.tasks.clear),
     ):
         if manifest_lib.read_manifest(output_dir, "preprocess", "output_dir") != base:
             raise StageError(
@@ -80,7 +80,7 @@ def append(request: Request) -> dict[str, Any]:
         if _is_in(base, appended):
             return nothing_new()
         try:
-            blocks, num_new, num_there = new_records.find_new(
+            blocks, num_new, num_there = new_records.find(
                 reading=source.for_workers(),
                 num_records=source.num_records,
                 base=base,

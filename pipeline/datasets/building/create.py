@@ -57,7 +57,7 @@ class Settings:
 class Request:
     """What a run of the command is asked to do."""
 
-    reading: conversion.Reading  # The source, and how it is converted.
+    reading: conversion.SourceSpec  # The source, and how it is converted.
     settings: Settings
     output_dir: str  # Local path or fsspec URL.
     max_quarantined: quarantine.Limit  # How many records may be bad.
@@ -104,7 +104,7 @@ def num_shards(
     }
 
 
-def of_source(reading: conversion.Reading, source: conversion.ConvertedSource) -> dict[str, Any]:
+def of_source(reading: conversion.SourceSpec, source: conversion.ConvertedSource) -> dict[str, Any]:
     """What shapes a source's records; goes into `made_from`."""
     limit = reading.max_image_pixels
     return {
@@ -134,7 +134,7 @@ def make_set(request: Request) -> dict[str, Any]:
             f"--output_dir={request.output_dir}: lies in the source, {place}; name a directory "
             "outside of the source"
         )
-    settings, source = request.settings, conversion.open_reading(request.reading)
+    settings, source = request.settings, conversion.open_converted(request.reading)
     check(settings, source)
     sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
     counts = num_shards(settings, sizes, source.image_shape)
@@ -148,8 +148,8 @@ def make_set(request: Request) -> dict[str, Any]:
     with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
-        blocks = shard_writer.blocks_of(source.num_records)
-        with opened_source.telling_changes(source.check_unchanged, output.tasks.clear):
+        blocks = shard_writer.index_blocks(source.num_records)
+        with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
             return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
 
 

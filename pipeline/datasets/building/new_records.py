@@ -69,14 +69,14 @@ class ReadKnown(beam.DoFn):
 class HashIds(beam.DoFn):
     """Block of indices -> the hashes of their ids."""
 
-    def __init__(self, reading: conversion.Reading, buckets: int):
+    def __init__(self, reading: conversion.SourceSpec, buckets: int):
         """Takes the source, and how many buckets there are."""
         self._reading, self._buckets = reading, buckets
 
     def process(self, block: tuple[int, int]) -> Iterator[tuple[int, _Part]]:
         """(first, last + 1) -> (bucket, part)."""
         indices = np.arange(*block, dtype="<i8")
-        ids = conversion.open_reading(self._reading).ids(indices)
+        ids = conversion.open_converted(self._reading).ids(indices)
         yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._buckets)
 
 
@@ -85,7 +85,7 @@ class KeepNew(beam.DoFn):
 
     def __init__(
         self,
-        reading: conversion.Reading,
+        reading: conversion.SourceSpec,
         validation_fraction: float,
         quarantined: frozenset[bytes],
         tasks: Tasks,
@@ -109,7 +109,7 @@ class KeepNew(beam.DoFn):
                 asked += zip(hashes, np.frombuffer(values, "<i8").tolist(), strict=True)
         new = np.array(sorted(i for id_hash, i in asked if id_hash not in known), "<i8")
         there = sorted((i, known[id_hash]) for id_hash, i in asked if id_hash in known)
-        source = conversion.open_reading(self._reading)
+        source = conversion.open_converted(self._reading)
         still_bad = self._still_bad(source, new)
         new = np.setdiff1d(new, still_bad)
         num_there = len(there) + len(still_bad)
@@ -188,7 +188,7 @@ def load_indices(tasks: Tasks, name: str) -> np.ndarray:
 
 def find_new(
     *,
-    reading: conversion.Reading,
+    reading: conversion.SourceSpec,
     num_records: int,
     base: dict[str, Any],
     tasks: Tasks,

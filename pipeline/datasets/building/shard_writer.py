@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 class AssignShards(beam.DoFn):
     """Block of indices -> the part of it that each shard gets."""
 
-    def __init__(self, reading: conversion.Reading, layout: Layout, tasks: Tasks | None = None):
+    def __init__(self, reading: conversion.SourceSpec, layout: Layout, tasks: Tasks | None = None):
         """Takes the source, the shards, and where files of indices are, if blocks may be such.
 
         Records of splits that the layout has no shards for are left out.
@@ -69,7 +69,7 @@ class AssignShards(beam.DoFn):
 
     def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
         """Block -> ((split, shard), int64 indices as little-endian bytes)."""
-        layout, source = self._layout, conversion.open_reading(self._reading)
+        layout, source = self._layout, conversion.open_converted(self._reading)
         is_file = isinstance(block, str)
         indices = new_records.load_indices(self._tasks, block) if is_file else np.arange(*block)
         for source_split, here in source.by_source_split(indices):
@@ -91,7 +91,7 @@ class WriteShard(beam.DoFn):
 
     def __init__(
         self,
-        reading: conversion.Reading,
+        reading: conversion.SourceSpec,
         layout: Layout,
         tasks: Tasks,
         num_buckets: int,
@@ -147,7 +147,7 @@ class WriteShard(beam.DoFn):
         yield from description.outputs()
 
 
-def blocks_of(num_records: int) -> list[Block]:
+def index_blocks(num_records: int) -> list[Block]:
     """All indices of a source, in blocks."""
     return [
         (first, min(first + BLOCK_SIZE, num_records)) for first in range(0, num_records, BLOCK_SIZE)
@@ -156,7 +156,7 @@ def blocks_of(num_records: int) -> list[Block]:
 
 def write_shards(
     *,
-    reading: conversion.Reading,
+    reading: conversion.SourceSpec,
     layout: Layout,
     blocks: Sequence[Block],
     there: Sequence[dict[str, Any]],

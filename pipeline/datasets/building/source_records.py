@@ -24,7 +24,7 @@ class Block(NamedTuple):
 class SourceRecords:
     """The records at some indices of a source, in the order in which a shard has them."""
 
-    def __init__(self, reading: conversion.Reading, seed: int, name: str, indices: np.ndarray):
+    def __init__(self, reading: conversion.SourceSpec, seed: int, name: str, indices: np.ndarray):
         """Takes the source, the seed of the order, the shard's name, and int64 indices."""
         self._reading, self._seed, self._name, self._indices = reading, seed, name, indices
         self.num_read = len(indices)
@@ -40,7 +40,7 @@ class SourceRecords:
         """
         self.faults = []
         started = time.perf_counter()
-        source = conversion.open_reading(self._reading)
+        source = conversion.open_converted(self._reading)
         ids = source.ids(self._indices)
         _, keys = placement.shards_and_order(self._seed, ids)
         order = placement.sorted_by(keys, ids)
