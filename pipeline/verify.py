@@ -26,20 +26,20 @@ def run(arguments: list[str]) -> None:
         )
     from pipeline.datasets import verification
 
-    manifest, faults = verification.verify(arguments[0])
-    count, of_append = 0, 0
-    for fault in faults:
+    manifest, problems = verification.verify(arguments[0])
+    count, num_unfinished = 0, 0
+    for problem in problems:
         count += 1
-        of_append += fault.of_append
+        num_unfinished += problem.is_unfinished_append
         if count <= _MAX_SHOWN.value:
-            print(fault)
+            print(problem)
     records = manifest["records"]
     text = f"{records['written']:,} records, {len(manifest['files'])} files"
     if count:
         faults = "1 fault" if count == 1 else f"{count} faults"
-        if count == of_append:
+        if count == num_unfinished:
             remedy = "finish the --append that was begun"
-        elif of_append or any(key.startswith("appended") for key in manifest["made_from"]):
+        elif num_unfinished or any(key.startswith("appended") for key in manifest["made_from"]):
             remedy = "make the set again with --overwrite, and append to it what was appended"
         else:
             remedy = "delete the files that are named and run the preprocess command again"

@@ -58,8 +58,8 @@ def image_set(on_corrupt: str):
     source_spec = source_flags.source_spec()
     if (source_spec is None) == (_DATA_DIR.value is None):
         raise UsageError(
-            f"--data_dir={_DATA_DIR.value} --source={source_spec and source_spec.source}: expected one of "
-            "the two: a data set of pipeline.preprocess, or an image set as it takes them"
+            f"--data_dir={_DATA_DIR.value} --source={source_spec and source_spec.source}: expected "
+            "one of the two: a data set of pipeline.preprocess, or an image set as it takes them"
         )
     if source_spec is None:
         source_flags.refuse_without_source()

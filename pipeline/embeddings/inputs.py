@@ -83,7 +83,7 @@ class _OfSource:
 
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
         digest = hashlib.sha256()
-        for block in self._records.blocks():
+        for block in self._records.batches():
             found = zip(block.ids, block.images, block.labels.tolist(), strict=True)
             for serialized, record in zip(block.encoded, found, strict=True):
                 digest.update(hashlib.sha256(serialized).digest())
@@ -178,7 +178,10 @@ class SourceInput:
     """A source, in the shards that preprocess would write of it."""
 
     def __init__(
-        self, source_spec: conversion.SourceSpec, settings: create_set.Settings, splits: Sequence[str]
+        self,
+        source_spec: conversion.SourceSpec,
+        settings: create_set.Settings,
+        splits: Sequence[str],
     ):
         """Opens the source.
 
@@ -190,17 +193,18 @@ class SourceInput:
         kind, _, rest = source_spec.source.partition(":")
         self.place = rest if kind == "folder" else ""
         create_set.check(settings, source)
-        sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
+        sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
         for split in splits:
             if split not in counts:
                 raise UsageError(
-                    f"--split={split}: {source_spec.source} has {', '.join(counts)}; name one of them"
+                    f"--split={split}: {source_spec.source} has {', '.join(counts)}; name one of "
+                    "them"
                 )
         asked = {split: count for split, count in counts.items() if split in splits}
         zeros = dict.fromkeys(asked, 0)
         self._layout = shard_writer.Layout(
-            **settings.shared(), num_shards=asked, first=zeros, named=asked
+            **settings.shared(), num_shards=asked, first_shard=zeros, num_in_names=asked
         )
         self._reading = source.for_workers()
         self._num_records = source.num_records

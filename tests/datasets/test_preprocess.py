@@ -445,7 +445,7 @@ def test_shards_are_as_large_as_they_should_be(sizes, expected):
     from pipeline.datasets.building import create as create_set
 
     settings = create_set.Settings("x", None, 0.1, 0, "none")
-    made = dict(placement.expected_sizes(sizes, 0.1))
+    made = placement.expected_sizes(sizes, 0.1)
     shards_made = create_set.num_shards(settings, made, (28, 28, 1))
     assert shards_made == expected
     for split, number in shards_made.items():
