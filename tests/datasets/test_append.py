@@ -333,14 +333,14 @@ def test_what_an_unfinished_append_has_begun_to_describe_is_no_damage(out, grown
         ": run the same command again to finish it; all other files of the data set are un" in line
     )
     assert "1 fault in 350 records" in done.stderr
-    assert "expected none: finish the --append that was begun\n" in done.stderr
+    assert "expected none: finish the --append\n" in done.stderr
     # What the append leaves alone is damaged beside it.
     shard = out / "blobs-test.tfrecord-00001-of-00004"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
     done = run_command("pipeline.verify", out, check=False)
     assert f"{shard}: {len(whole) - 1} bytes, expected {len(whole)}\n" in done.stdout
-    assert "make the set again with --overwrite, and append to it what was appended" in done.stderr
+    assert "create the data set again with --overwrite, and repeat its appends" in done.stderr
     shard.write_bytes(whole)
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert not list(verification.verify(str(out))[1])
@@ -356,7 +356,7 @@ def test_what_describes_a_grown_set_is_checked_too(out, grown):
         (out / name).write_bytes(before[name])
     (out / "blobs-train.tfrecord-00001-of-00004").unlink()
     done = run_command("pipeline.verify", out, check=False)
-    assert "make the set again with --overwrite, and append to it what was appended" in done.stderr
+    assert "create the data set again with --overwrite, and repeat its appends" in done.stderr
 
 
 def test_overwrite_takes_what_an_unfinished_append_wrote_along(out, grown, tmp_path):
