@@ -55,7 +55,7 @@ def open_source(
       UsageError: unknown kind, or a flag that does not apply to this kind.
       StageError: the source cannot be read.
     """
-    kind, _, rest = spec.partition(":")
+    kind, _, argument = spec.partition(":")
     path = kind if "." in kind else _OPENERS.get(kind, "")
     module, _, function = path.rpartition(".")
     try:
@@ -69,7 +69,7 @@ def open_source(
         ) from error
     if kind == "tfds":
         return opener(
-            rest,
+            argument,
             data_dir=tfds_data_dir,
             manual_dir=tfds_manual_dir,
             max_image_pixels=max_image_pixels,
@@ -80,10 +80,10 @@ def open_source(
             "remove them"
         )
     if kind == "folder":
-        return opener(rest, max_image_pixels=max_image_pixels)
+        return opener(argument, max_image_pixels=max_image_pixels)
     if max_image_pixels != MAX_IMAGE_PIXELS and "." not in kind:
         raise UsageError(
             f"--max_image_pixels={max_image_pixels}: {kind} holds no image files, and the flag "
             "applies to folder:DIR and tfds:NAME only; remove it"
         )
-    return opener(rest)
+    return opener(argument)

@@ -95,15 +95,15 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
     if not all(isinstance(size, int) for size in tile):
         raise ValueError("a damaged image (its tiles have no size)")
     # A tile is decoded completely, even if the image uses little of it.
-    _check_size(*tile, max_pixels, what="tiles of ")
+    _check_size(*tile, max_pixels, prefix="tiles of ")
     return image
 
 
-def _check_size(height: int, width: int, max_pixels: int, what: str = "") -> None:
+def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> None:
     """Raises a ValueError for more pixels than --max_image_pixels."""
     if height * width > max_pixels:
         raise ValueError(
-            f"{what}{height}×{width} = {height * width:,} pixels, expected at most "
+            f"{prefix}{height}×{width} = {height * width:,} pixels, expected at most "
             f"{max_pixels:,}: --max_image_pixels allows more"
         )
 

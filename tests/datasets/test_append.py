@@ -111,11 +111,11 @@ def test_a_second_time_there_is_nothing_to_append(idx_dir, out, grown):
         again = make_shards(f"idx:{source}", out, append=True)
         assert again["reused"] is True
         assert outputs_of(out) == before
-    # A part of what is there, from other files.
-    some = make_idx_set(out.parent / "some")
-    for path in some.glob("train-*"):
+    # A subset of the data set, from other files.
+    subset = make_idx_set(out.parent / "subset")
+    for path in subset.glob("train-*"):
         path.unlink()
-    assert make_shards(f"idx:{some}", out, append=True)["reused"] is True
+    assert make_shards(f"idx:{subset}", out, append=True)["reused"] is True
     assert outputs_of(out) == before
     assert not (out / ".progress").exists()
 
@@ -158,7 +158,7 @@ def test_an_id_with_other_content_is_refused_and_nothing_changes(idx_dir, out, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 1}, "made with other settings .seed is 0 there and 1 here"),
+        ({"seed": 1}, "created with other settings .seed is 0 there and 1 here"),
         ({"name": "other"}, "name is 'blobs' there"),
         ({"compression": "gzip"}, "compression is 'none' there"),
         ({"image_size": (6, 4)}, "expected the same shape: pass --image_size=12x8 --grayscale"),
@@ -289,8 +289,10 @@ def test_killed_at_any_file_it_stays_the_old_set_and_the_rerun_completes(
     assert files_untouched(before, out)
     assert (out / "manifest.json").read_bytes() == before["manifest.json"]
     assert records_in(out)  # It reads as the set that it was.
-    found = list(verification.verify(str(out))[1])
-    assert len(found) <= 1 and all(problem.is_unfinished_append for problem in found), found
+    problems = list(verification.verify(str(out))[1])
+    assert len(problems) <= 1 and all(problem.is_unfinished_append for problem in problems), (
+        problems
+    )
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert outputs_of(out) == outputs_of(whole)
 

@@ -19,15 +19,15 @@ def test_dataset_reads_back_what_the_source_holds(data_dir, idx_dir):
         source.ids(everything), *source.read(everything), strict=True
     ):
         expected[record_id.decode()] = (image.tobytes(), label)
-    found, per_split = {}, {}
+    records, per_split = {}, {}
     for split in dataset.splits:
         for entry in dataset.shards(split):
             shard = dataset.read_shard(entry)
             for record_id, image, label in zip(shard.ids, shard.images, shard.labels, strict=True):
-                assert record_id not in found
-                found[record_id] = (image.tobytes(), label)
+                assert record_id not in records
+                records[record_id] = (image.tobytes(), label)
                 per_split.setdefault(split, set()).add(record_id.split("-")[0])
-    assert found == expected
+    assert records == expected
     assert per_split == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
 
 

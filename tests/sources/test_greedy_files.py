@@ -417,5 +417,5 @@ def test_a_packed_idx_file_of_several_members_is_whole(tmp_path):
     parts = [gzip.compress(whole[:10]), gzip.compress(whole[10:50]), gzip.compress(whole[50:])]
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"".join(parts))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8))
-    found, _ = sources.open_source(f"idx:{tmp_path}").read(np.arange(3))
-    np.testing.assert_array_equal(found[..., 0], images)
+    read_images, _ = sources.open_source(f"idx:{tmp_path}").read(np.arange(3))
+    np.testing.assert_array_equal(read_images[..., 0], images)

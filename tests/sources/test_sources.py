@@ -29,14 +29,14 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 
 def records_in(directory) -> dict[str, set]:
     """split -> {(id, pixels, label)} of a finished set."""
-    dataset, found = reader.Dataset(str(directory)), {}
+    dataset, records = reader.Dataset(str(directory)), {}
     for split in dataset.splits:
-        found[split] = set()
+        records[split] = set()
         for entry in dataset.shards(split):
             shard = dataset.read_shard(entry)
             pixels = [image.tobytes() for image in shard.images]
-            found[split] |= set(zip(shard.ids, pixels, shard.labels.tolist(), strict=True))
-    return found
+            records[split] |= set(zip(shard.ids, pixels, shard.labels.tolist(), strict=True))
+    return records
 
 
 def save_npz(path, names, *, size=(12, 8), **changes) -> str:
@@ -196,11 +196,11 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
     assert manifest["class_names"] == list("abcdefghij")
     assert manifest["splits"]["test"] == 50
     # TFDS shuffles when it prepares, so ids say another order; the pixels are the same.
-    found = {split: {record[1:] for record in some} for split, some in records_in(out).items()}
-    of_train = found["train"] | found["validation"]
+    pairs = {s: {record[1:] for record in records} for s, records in records_in(out).items()}
+    train_pairs = pairs["train"] | pairs["validation"]
     images, labels = blobs()["train"]
     pixels = [image.tobytes() for image in images]
-    assert of_train == set(zip(pixels, labels.tolist(), strict=True))
+    assert train_pairs == set(zip(pixels, labels.tolist(), strict=True))
     # Another day, another folder, prepared already: nothing of it is in the output.
     moved = (tmp_path / "tfds").rename(tmp_path / "elsewhere")
     make_shards("tfds:manual_blobs:1.0.0", tmp_path / "again", tfds_data_dir=str(moved))
@@ -254,8 +254,8 @@ def test_the_source_that_readme_shows_is_one(tmp_path, monkeypatch):
     assert manifest["records"] == {"read": 120, "written": 120, "quarantined": 0}
     # Channels last: the last batch's first image as its authors say it is stored.
     image = data[0].reshape(3, 32, 32).transpose(1, 2, 0)
-    found = {record[0]: record[1] for record in records_in(tmp_path / "out")["test"]}
-    assert found["test-0000000"] == image.tobytes()
+    pixels_by_id = {record[0]: record[1] for record in records_in(tmp_path / "out")["test"]}
+    assert pixels_by_id["test-0000000"] == image.tobytes()
 
 
 # IDX: names, layouts, damage.

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.datasets import placement, reader
-from pipeline.datasets.profile.describe import num_buckets
+from pipeline.datasets.profile import describe
 from pipeline.formats import tf_example
 from pipeline.runners import run as runner
 from pipeline.sources import conversion
@@ -37,11 +37,11 @@ def _hash(data: bytes) -> bytes:
 
 
 def _by_bucket(
-    name: str, ids: list[bytes], values: np.ndarray, buckets: int
+    name: str, ids: list[bytes], values: np.ndarray, num_buckets: int
 ) -> Iterator[tuple[int, _Part]]:
     """Groups ids and their values (n, bytes) into buckets by the hashes of the ids."""
     hashes = np.frombuffer(b"".join(map(_hash, ids)), np.uint8).reshape(-1, _HASH_BYTES)
-    numbers = np.ascontiguousarray(hashes[:, :4]).view("<u4")[:, 0] % buckets
+    numbers = np.ascontiguousarray(hashes[:, :4]).view("<u4")[:, 0] % num_buckets
     for bucket in np.unique(numbers).tolist():
         mask = numbers == bucket
         yield bucket, (name, hashes[mask].tobytes(), values[mask].tobytes())
@@ -50,9 +50,9 @@ def _by_bucket(
 class HashShard(beam.DoFn):
     """Manifest entry of a shard -> the hashes of its ids and of its records."""
 
-    def __init__(self, tasks: Tasks, buckets: int):
-        """`tasks` of the data set's directory; `buckets` is the number of buckets."""
-        self._tasks, self._buckets = tasks, buckets
+    def __init__(self, tasks: Tasks, num_buckets: int):
+        """`tasks` of the data set's directory; `num_buckets` as in describe.num_buckets."""
+        self._tasks, self._num_buckets = tasks, num_buckets
 
     def process(self, entry: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
         """Manifest entry -> (bucket, part)."""
@@ -63,21 +63,23 @@ class HashShard(beam.DoFn):
             return
         ids = [record_id.encode() for record_id in shard.ids]
         hashes = np.frombuffer(b"".join(map(_hash, shard.records)), np.uint8)
-        yield from _by_bucket(entry["name"], ids, hashes.reshape(-1, _HASH_BYTES), self._buckets)
+        yield from _by_bucket(
+            entry["name"], ids, hashes.reshape(-1, _HASH_BYTES), self._num_buckets
+        )
 
 
 class HashIds(beam.DoFn):
     """Block of indices -> the hashes of their ids."""
 
-    def __init__(self, source_spec: conversion.SourceSpec, buckets: int):
-        """`buckets` is the number of buckets."""
-        self._source_spec, self._buckets = source_spec, buckets
+    def __init__(self, source_spec: conversion.SourceSpec, num_buckets: int):
+        """`num_buckets` as in describe.num_buckets."""
+        self._source_spec, self._num_buckets = source_spec, num_buckets
 
     def process(self, block: tuple[int, int]) -> Iterator[tuple[int, _Part]]:
         """(first, last + 1) -> (bucket, part)."""
         indices = np.arange(*block, dtype="<i8")
         ids = conversion.open_converted(self._source_spec).ids(indices)
-        yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._buckets)
+        yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._num_buckets)
 
 
 class KeepNew(beam.DoFn):
@@ -212,13 +214,13 @@ def find(
     """
     entries = [entry for entry in base["files"] if "split" in entry]
     num_examples = sum(entry["num_examples"] for entry in entries)
-    buckets = num_buckets(num_records + num_examples)
+    num_buckets = describe.num_buckets(num_records + num_examples)
     block_size = max(1, min(65_536, num_records))
     blocks = [
         (first, min(first + block_size, num_records)) for first in range(0, num_records, block_size)
     ]
-    bucket_names = [str(bucket) for bucket in range(buckets)]
-    names = [_new_file(bucket) for bucket in range(buckets)]
+    bucket_names = [str(bucket) for bucket in range(num_buckets)]
+    names = [_new_file(bucket) for bucket in range(num_buckets)]
     files.make_dirs(tasks.path())
     for name in [
         *names,
@@ -234,12 +236,12 @@ def find(
         set_parts = (
             pipeline
             | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
-            | "HashShard" >> beam.ParDo(HashShard(tasks, buckets))
+            | "HashShard" >> beam.ParDo(HashShard(tasks, num_buckets))
         )
         source_parts = (
             pipeline
             | "Blocks" >> beam.Create(blocks, reshuffle=True)  # (first, last + 1)
-            | "HashIds" >> beam.ParDo(HashIds(source_spec, buckets))
+            | "HashIds" >> beam.ParDo(HashIds(source_spec, num_buckets))
         )
         _ = (
             (set_parts, source_parts)
@@ -251,7 +253,7 @@ def find(
     def num_seen() -> int:
         return sum(n.endswith(".seen") for n in files.list_names(tasks.path()))
 
-    progress = Progress("preprocess: finding new records", total=buckets, unit="parts")
+    progress = Progress("preprocess: finding new records", total=num_buckets, unit="parts")
     runner.run(build, options, progress=progress, count_done=num_seen)
 
     markers = {

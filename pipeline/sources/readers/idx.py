@@ -153,11 +153,11 @@ def open_idx(place: str) -> arrays.ArraySource:
     return arrays.ArraySource(splits, name=f"idx:{place}", listed=listed)
 
 
-def open_sample(rest: str = "") -> arrays.ArraySource:
+def open_sample(argument: str = "") -> arrays.ArraySource:
     """The embedded set: MNIST's 10,000 test images, a set without splits."""
-    if rest:
+    if argument:
         raise UsageError(
-            f"--source=sample:{rest}: the sample takes no argument; write --source=sample"
+            f"--source=sample:{argument}: the sample takes no argument; write --source=sample"
         )
     directory = os.path.join(os.path.dirname(os.path.dirname(__file__)), "sample")
     # Nothing is listed: the copies on different machines have different file times.
