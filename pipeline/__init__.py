@@ -1,5 +1,4 @@
 """Image sets to TFRecord shards, and shards with a model to embeddings.
 
-The trainer may import `arithmetic`, `command`, `errors`, `examples`, `progress`, `shards`,
-`stage` and `storage` from here; nothing here imports the trainer.
+Nothing here imports the trainer; tests/test_house.py lists what the trainer may import.
 """

@@ -15,7 +15,10 @@ import sys
 from absl import flags
 
 from pipeline.cli import command, quiet
+from pipeline.datasets import reader
+from pipeline.embeddings import files as row_files
 from pipeline.embeddings import flags as export_flags
+from pipeline.embeddings import rows
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
@@ -30,7 +33,7 @@ _FIELDS = flags.DEFINE_list(
 _EMBEDDING_FORMAT = flags.DEFINE_enum(
     "embedding_format",
     "parquet",
-    ["parquet", "npy", "tfrecord"],
+    row_files.FORMATS,
     "Files of rows: Parquet, an .npy array a column, or tf.Examples.",
 )
 _IMAGES = flags.DEFINE_enum(
@@ -57,7 +60,7 @@ _OVERWRITE = flags.DEFINE_bool(
 _ON_CORRUPT = flags.DEFINE_enum(
     "on_corrupt",
     "fail",
-    ["fail", "quarantine"],
+    reader.ON_CORRUPT,
     "Where a shard is damaged: stop, or export without the records that cannot be had.",
 )
 _FAST_MATH = flags.DEFINE_bool(
@@ -71,11 +74,8 @@ _MAX_QUARANTINED = flags.DEFINE_string(
 flags.mark_flags_as_required(["model_dir", "output_dir"])
 flags.register_validator(
     "fields",
-    lambda names: (
-        len(set(names)) == len(names) > 0
-        and set(names) <= {"mean", "log_var", "z", "reconstruction_loss", "kl", "elbo"}
-    ),
-    message="expected some of mean, log_var, z, reconstruction_loss, kl, elbo, none of them twice",
+    lambda names: len(set(names)) == len(names) > 0 and set(names) <= set(rows.FIELDS),
+    message=f"expected some of {', '.join(rows.FIELDS)}, none of them twice",
 )
 
 

@@ -4,7 +4,7 @@
     python -m pipeline.preprocess --source=idx:DIR --output_dir=DIR [Beam options]
 
 Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers, …).
-This file holds flags only; the job is in datasets/building/create.py.
+This file holds only flags and printed messages; the job is in datasets/building/create.py.
 """
 
 import sys
@@ -12,30 +12,34 @@ import sys
 from absl import flags
 
 from pipeline.cli import command, quiet
+from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local or a URL.")
 _COMPRESSION = flags.DEFINE_enum(
-    "compression", "none", ["none", "gzip"], "Packing of shard files; TFDS reads only 'none'."
+    "compression",
+    "none",
+    tfrecord.COMPRESSIONS,
+    "Compression of shard files; tensorflow-datasets reads only 'none'.",
 )
 _MAX_QUARANTINED = flags.DEFINE_string(
-    "max_quarantined", "0.1%", "Bad records to put up with: a count (25) or a share (0.1%)."
+    "max_quarantined", "0.1%", "Maximum number (25) or share (0.1%) of unreadable records."
 )
 _APPEND = flags.DEFINE_bool(
-    "append", False, "Add the source's new records to the finished data set in output_dir."
+    "append", False, "Append the source's new records to the finished data set in output_dir."
 )
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite",
     False,
-    "Replace what another run of this command left in output_dir; with --append, undo an "
-    "append that was not finished.",
+    "Replace the output of another run of this command in output_dir; with --append, undo an "
+    "unfinished append.",
 )
 flags.mark_flags_as_required(["source", "output_dir"])
 
 
 def run(beam_args: list[str]) -> None:
-    """Runs the job of the flags and prints its account."""
+    """Runs the job that the flags describe and prints its results."""
     quiet.import_beam()
     from pipeline.datasets.building import append as append_set
     from pipeline.datasets.building import create as create_set
@@ -44,10 +48,10 @@ def run(beam_args: list[str]) -> None:
     from pipeline.stages import quarantine
 
     options = beam_options.parse_options(beam_args)
-    reading = source_flags.reading()
-    cluster.check_paths(options, source=reading.spec, output_dir=_OUTPUT_DIR.value)
+    source_spec = source_flags.source_spec()
+    cluster.check_paths(options, source=source_spec.source, output_dir=_OUTPUT_DIR.value)
     request = create_set.Request(
-        reading=reading,
+        source_spec=source_spec,
         settings=create_set.Settings(
             name=source_flags.NAME.value,
             num_shards=source_flags.num_shards(),
@@ -60,31 +64,29 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=options,
     )
-    make = append_set.append if _APPEND.value else create_set.make_set
+    make = append_set.append_records if _APPEND.value else create_set.create_dataset
     manifest = make(request)
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
-    print(f"preprocess: {_account(manifest)}, {_OUTPUT_DIR.value}")
+    print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")
 
 
-def _account(manifest: dict) -> str:
-    """The account of all records, in one line."""
+def _total(manifest: dict) -> str:
+    """The number of records by outcome, in one line."""
     splits = ", ".join(f"{split} {count:,}" for split, count in manifest["splits"].items())
     records = manifest["records"]
-    done = "already finished" if manifest.get("reused") else "finished"
+    state = "already finished" if manifest.get("reused") else "finished"
     if _APPEND.value and manifest.get("reused"):
-        return (
-            f"nothing to append: every record is already in the data set ({splits}), "
-            f"{_id(manifest)}"
-        )
+        text = "nothing to append: every record is already in the data set"
+        return f"{text} ({splits}), {_id(manifest)}"
     if _APPEND.value:
-        done, records = "appended", manifest["last_append"]
-    account = f"{records['read']:,} read = {records['written']:,} written"
+        state, records = "appended", manifest["last_append"]
+    counts = f"{records['read']:,} read = {records['written']:,} written"
     if records["quarantined"]:
-        account += f" + {records['quarantined']:,} quarantined"
+        counts += f" + {records['quarantined']:,} quarantined"
     if records.get("there"):
-        account += f" + {records['there']:,} already in the data set"
-    return f"{done}: {account} ({splits}), {_id(manifest)}"
+        counts += f" + {records['there']:,} already in the data set"
+    return f"{state}: {counts} ({splits}), {_id(manifest)}"
 
 
 def _id(manifest: dict) -> str:

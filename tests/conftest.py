@@ -119,7 +119,7 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     conversion.open_source_once.cache_clear()  # A test may have changed the files.
-    make = append_set.append if settings.pop("append", False) else create_set.make_set
+    make = append_set.append_records if settings.pop("append", False) else create_set.create_dataset
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
     overwrite = settings.pop("overwrite", False)
     of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
@@ -127,7 +127,7 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
     return make(
         create_set.Request(
-            reading=conversion.Reading(source, **settings),
+            source_spec=conversion.SourceSpec(source, **settings),
             settings=create_set.Settings(**of_set),
             output_dir=str(output_dir),
             max_quarantined=limit,
@@ -167,7 +167,9 @@ def make_embeddings(
         of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
         of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
         input_ = inputs.SourceInput(
-            conversion.Reading(data_dir), create_set.Settings(**of_set, compression="none"), splits
+            conversion.SourceSpec(data_dir),
+            create_set.Settings(**of_set, compression="none"),
+            splits,
         )
         on_corrupt = "quarantine"
     else:

@@ -65,7 +65,7 @@ class Week:
         from pipeline.sources import conversion
 
         self._data, self._out, self._workdir = workdir / "data", workdir / "out", workdir
-        opened = conversion.open_reading(conversion.Reading(source))
+        opened = conversion.open_converted(conversion.SourceSpec(source))
         later = _NUM_DAYS * _RECORDS_A_DAY
         num_training = min(_MAX_TRAINING, opened.num_records - later)
         training = opened.read(np.arange(num_training))

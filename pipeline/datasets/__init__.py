@@ -1,4 +1,4 @@
-"""TFRecord data sets: where a record goes, and how a finished set is read and verified.
+"""TFRecord data sets: the placement of records, and reading and verifying a finished set.
 
-building/ makes and extends a set, profile/ describes one.
+building/ creates a set and appends to it; profile/ describes a set.
 """

@@ -1,17 +1,17 @@
-"""Where a record goes: its split, its shard and its place in the shard.
+"""The placement of a record: its split, its shard and its position in the shard.
 
-All of it is a function of the seed and the record's id, so it depends on no
-runner, no worker and no other record. What splits are called is in sources/splits.py.
+Placement is a function of the seed and the record's id, independent of runner, workers and other
+records. Names of splits are in sources/splits.py.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.sources.splits import UNSPLIT, in_order
 
-# A source without splits of its own gives this share of its records to `test`.
+# Share of the records of a source without splits that goes to `test`.
 TEST_FRACTION = 0.1
 
 
@@ -19,7 +19,7 @@ def _hashes(empty: "hashlib._Hash", record_ids: Sequence[bytes]) -> np.ndarray:
     """uint64 (n, digest size / 8): a keyed hash of each id."""
     digests = []
     for record_id in record_ids:
-        keyed = empty.copy()  # Cheaper than keying each anew.
+        keyed = empty.copy()  # Cheaper than a new keyed hash for each id.
         keyed.update(record_id)
         digests.append(keyed.digest())
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, empty.digest_size // 8)
@@ -28,13 +28,12 @@ def _hashes(empty: "hashlib._Hash", record_ids: Sequence[bytes]) -> np.ndarray:
 def splits_of(
     source_split: str, record_ids: Sequence[bytes], validation_fraction: float
 ) -> np.ndarray:
-    """The split that each record ends in.
+    """The split of each record in the data set.
 
-    The seed has no say here: a set shuffled anew keeps its splits, so no
-    record that was held out once is trained on later.
+    The split does not depend on the seed: with another seed, no held-out record moves to train.
 
     Args:
-      source_split: the source's split of all of them, or UNSPLIT.
+      source_split: the records' split in the source, or UNSPLIT.
       record_ids: the records' ids.
       validation_fraction: share of `train` that goes to `validation`.
 
@@ -52,18 +51,9 @@ def splits_of(
     return splits
 
 
-def splits_made(source_splits: Iterable[str], validation_fraction: float) -> list[str]:
-    """Names of the splits that a source's splits become, in their order on disk."""
-    return [
-        split for split, _ in expected_sizes(dict.fromkeys(source_splits, 0), validation_fraction)
-    ]
-
-
-def expected_sizes(
-    source_sizes: dict[str, int], validation_fraction: float
-) -> list[tuple[str, float]]:
-    """The splits that a source's splits become and about how many records each will hold."""
-    made: dict[str, float] = {}
+def expected_sizes(source_sizes: dict[str, int], validation_fraction: float) -> dict[str, float]:
+    """The data set's splits, in their order -> expected number of records."""
+    sizes: dict[str, float] = {}
     for split, size in source_sizes.items():
         shares = {split: 1.0}
         if split == UNSPLIT:
@@ -72,8 +62,8 @@ def expected_sizes(
             shares["validation"] = validation_fraction
             shares["train"] -= validation_fraction
         for name, share in shares.items():
-            made[name] = made.get(name, 0.0) + share * size
-    return [(split, made[split]) for split in in_order(made)]
+            sizes[name] = sizes.get(name, 0.0) + share * size
+    return {split: sizes[split] for split in in_order(sizes)}
 
 
 def shards_and_order(seed: int, record_ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -84,8 +74,8 @@ def shards_and_order(seed: int, record_ids: Sequence[bytes]) -> tuple[np.ndarray
       record_ids: the records' ids.
 
     Returns:
-      uint64 (n,): modulo the number of shards, the shard.
-      uint64 (n,): the key by which records are sorted in their shard.
+      uint64 (n,): modulo the number of shards, the record's shard.
+      uint64 (n,): the sort key within the shard.
     """
     salt = seed.to_bytes(8, "little")
     hashes = _hashes(hashlib.blake2b(digest_size=16, salt=salt, person=b"shard"), record_ids)
@@ -97,7 +87,7 @@ def sorted_by(keys: np.ndarray, record_ids: Sequence[bytes]) -> np.ndarray:
 
     Args:
       keys: uint64 (n,), from `shards_and_order`.
-      record_ids: their ids, which decide between equal keys.
+      record_ids: the records' ids, which break ties between equal keys.
 
     Returns:
       Positions, int64 (n,).

@@ -1,4 +1,4 @@
-"""A finished data set's shards: their names, and what they hold read back."""
+"""Reads a finished data set: its manifest, its shards, its records."""
 
 import hashlib
 import itertools
@@ -13,28 +13,28 @@ from pipeline.formats.tfrecord import Fault
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import cache, files
 
-# What a reader does where a shard is damaged.
+# What a reader does with a damaged shard.
 ON_CORRUPT = ("fail", "quarantine")
 
 
 def shard_name(name: str, split: str, shard: int, num_shards: int, compression: str) -> str:
-    """File name of a shard, as TensorFlow Datasets spells it.
+    """File name of a shard, in the format of TensorFlow Datasets.
 
-    Shards of number `num_shards` and beyond are those appended to the first ones.
+    Appended shards have the numbers `num_shards` and up.
     """
-    packed = tfrecord.suffix(compression)
-    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}{packed}"
+    suffix = tfrecord.suffix(compression)
+    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}{suffix}"
 
 
-class Loss(NamedTuple):
-    """What cannot be had of a damaged shard."""
+class DamagedShard(NamedTuple):
+    """A shard with unreadable records."""
 
     name: str  # The shard's file.
-    num_records: int
+    num_records: int  # Unreadable records.
     faults: list[Fault]
 
     def lines(self, directory: str) -> list[dict[str, Any]]:
-        """The faults as quarantine names them."""
+        """The faults as JSON objects for quarantine."""
         path = files.join(directory, self.name)
         return [
             {"where": f"{path} byte {offset}", "offset": offset, "reason": reason}
@@ -43,29 +43,29 @@ class Loss(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One shard in memory: n records in file order, and what is wrong with the file."""
+    """One shard in memory: n records in file order, and the faults of the file."""
 
     ids: list[str]
     images: np.ndarray  # (n, H, W, C) uint8
     labels: np.ndarray  # (n,) int64
     records: list[bytes]  # the serialized tf.Examples
-    faults: list[Fault]  # empty unless faults are to be quarantined
+    faults: list[Fault]  # empty unless on_corrupt is "quarantine"
 
 
 def parse_records(
     data: bytes, path: str, image_shape: tuple[int, ...]
 ) -> Iterator[tuple[int, bytes, tf_example.Record] | Fault]:
-    """Every record in a shard's bytes, and every fault.
+    """Parses a shard's bytes into records and faults.
 
     Yields:
-      (offset, serialized, parsed), or a Fault; in the order of their offsets.
+      (offset, serialized, parsed), or a Fault; in the order of offsets.
     """
     num_pixels = int(np.prod(image_shape))
-    for found in tfrecord.scan(data, path):
-        if isinstance(found, Fault):
-            yield found
+    for item in tfrecord.scan(data, path):
+        if isinstance(item, Fault):
+            yield item
             continue
-        offset, serialized = found
+        offset, serialized = item
         try:
             record = tf_example.parse(serialized)
             record.id.decode()
@@ -86,12 +86,12 @@ class Dataset:
 
         Args:
           directory: the output directory of preprocess; local path or fsspec URL.
-          on_corrupt: "fail" to refuse a damaged shard, "quarantine" to go on without the
-            records that cannot be had and name them in `Shard.faults`.
-          cache_dir: local directory that keeps shards of a URL; see storage/cache.py.
+          on_corrupt: "fail" to refuse a damaged shard, "quarantine" to skip unreadable records
+            and list them in `Shard.faults`.
+          cache_dir: local directory that keeps the shards of a URL; see storage/cache.py.
 
         Raises:
-          UsageError: a value that there is not.
+          UsageError: on_corrupt is neither.
           StageError: no such directory, unfinished, or not a data set.
         """
         if on_corrupt not in ON_CORRUPT:
@@ -104,7 +104,7 @@ class Dataset:
         self.splits: list[str] = list(self.manifest["splits"])
 
     def shards(self, split: str) -> list[dict[str, Any]]:
-        """The manifest's entries of a split's shards, in order.
+        """The manifest entries of a split's shards, in order.
 
         Raises:
           StageError: the data set has no such split.
@@ -120,14 +120,14 @@ class Dataset:
         return sum(entry["num_examples"] for entry in self.shards(split))
 
     def has_examples(self, split: str) -> bool:
-        """Whether there is such a split, and a record in it."""
+        """Whether the split exists and holds a record."""
         return split in self.splits and self.num_examples(split) > 0
 
     def read_shard(self, entry: Mapping[str, Any]) -> Shard:
-        """Reads a shard whole; file checksum, record checksums and counts are checked.
+        """Reads a shard, and checks the file's sha256, the records' checksums and their number.
 
         Raises:
-          StageError: the shard is missing or damaged, or is another than the manifest's.
+          StageError: the shard is missing, damaged, or not the file in the manifest.
         """
         faults: list[Fault] = []
         return self._shard(list(self.records(entry, faults)), faults)
@@ -135,53 +135,53 @@ class Dataset:
     def records(
         self, entry: Mapping[str, Any], faults: list[Fault]
     ) -> Iterator[tuple[bytes, tf_example.Record]]:
-        """As `read_shard`, a record at a time: the checks are over when the last one is out.
+        """As `read_shard`, record by record; the checks end after the last record.
 
         Args:
-          entry: the shard's, of the manifest.
-          faults: takes what is wrong with the file, if faults are to be quarantined.
+          entry: the shard's manifest entry.
+          faults: receives the file's faults if on_corrupt is "quarantine".
 
         Yields:
-          (serialized, parsed) of each record that can be had, in file order.
+          (serialized, parsed) of each readable record, in file order.
         """
         path = files.join(self.directory, entry["name"])
         expected = entry["num_examples"]
         try:
             data = cache.read_file(manifest_lib.read_file, self.directory, entry, self._cache_dir)
-            whole = True
+            is_intact = True
         except StageError:
             if self.on_corrupt == "fail":
                 raise
             try:
-                data, whole = files.read_bytes(path), False
+                data, is_intact = files.read_bytes(path), False
             except FileNotFoundError:
                 faults.append(Fault(0, "the file is missing"))
                 return
         num_good = 0
-        for found in parse_records(data, path, self.image_shape):
-            if isinstance(found, Fault):
-                faults.append(found)
+        for item in parse_records(data, path, self.image_shape):
+            if isinstance(item, Fault):
+                faults.append(item)
                 continue
             num_good += 1
-            if num_good <= expected:  # The rest is counted, and refused below.
-                yield found[1:]
+            if num_good <= expected:  # Further records are counted, and refused below.
+                yield item[1:]
         if self.on_corrupt == "quarantine" and not faults and num_good < expected:
             reason = f"the file ends after {num_good} of {expected} records"
             faults.append(Fault(len(data), reason))
-        as_promised = num_good == expected and whole and not faults
-        if not as_promised and (self.on_corrupt == "fail" or not faults):
+        matches_manifest = num_good == expected and is_intact and not faults
+        if not matches_manifest and (self.on_corrupt == "fail" or not faults):
             where = f" at byte {faults[0].offset}: {faults[0].reason}" if faults else ""
             raise StageError(
-                f"{path}: is not the file that the manifest names: {num_good} records, expected "
-                f"{expected} with another checksum{where}; make the data set again"
+                f"{path}: is not the file in the manifest: {num_good} records, expected {expected} "
+                f"and another checksum{where}; create the data set again"
             )
         if num_good > expected:
             raise StageError(
-                f"{path}: holds {num_good} records, expected {expected}; make the data set again"
+                f"{path}: holds {num_good} records, expected {expected}; create the data set again"
             )
 
     def digest(self, entry: Mapping[str, Any]) -> str:
-        """sha256 of a shard's file as it is now; "" if there is none."""
+        """sha256 of a shard's current file; "" if the file is missing."""
         try:
             data = files.read_bytes(files.join(self.directory, entry["name"]))
         except FileNotFoundError:
@@ -190,39 +190,39 @@ class Dataset:
 
     def read_split(
         self, split: str, allocate: Callable[[tuple[int, ...], type], np.ndarray] = np.empty
-    ) -> tuple[np.ndarray, list[Loss]]:
-        """All images of a split in the order of its shards, and what cannot be had.
+    ) -> tuple[np.ndarray, list[DamagedShard]]:
+        """All readable images of a split in the order of its shards, and the damaged shards.
 
         Args:
-          split: which one.
+          split: name of the split.
           allocate: (shape, dtype) -> the array to fill.
 
         Returns:
           uint8 (n, H, W, C).
-          A loss for each damaged shard; none unless faults are to be quarantined.
+          The damaged shards; empty unless on_corrupt is "quarantine".
         """
-        out = allocate((self.num_examples(split), *self.image_shape), np.uint8)
-        filled, losses = 0, []
+        images = allocate((self.num_examples(split), *self.image_shape), np.uint8)
+        num_images, damaged_shards = 0, []
         for entry in self.shards(split):
             shard = self.read_shard(entry)
-            out[filled : filled + len(shard.ids)] = shard.images
-            filled += len(shard.ids)
+            images[num_images : num_images + len(shard.ids)] = shard.images
+            num_images += len(shard.ids)
             if shard.faults:
-                missing = entry["num_examples"] - len(shard.ids)
-                losses.append(Loss(entry["name"], missing, shard.faults))
-        return out[:filled], losses
+                num_lost = entry["num_examples"] - len(shard.ids)
+                damaged_shards.append(DamagedShard(entry["name"], num_lost, shard.faults))
+        return images[:num_images], damaged_shards
 
     def read_images(self, split: str) -> np.ndarray:
-        """All images of a split that can be had, uint8 (n, H, W, C)."""
+        """All readable images of a split, uint8 (n, H, W, C)."""
         return self.read_split(split)[0]
 
-    def _shard(self, good: list[tuple[bytes, tf_example.Record]], faults: list[Fault]) -> Shard:
-        pixels = np.frombuffer(b"".join(record.image for _, record in good), np.uint8)
+    def _shard(self, records: list[tuple[bytes, tf_example.Record]], faults: list[Fault]) -> Shard:
+        pixels = np.frombuffer(b"".join(record.image for _, record in records), np.uint8)
         return Shard(
-            ids=[record.id.decode() for _, record in good],
+            ids=[record.id.decode() for _, record in records],
             images=pixels.reshape(-1, *self.image_shape),
-            labels=np.array([record.label for _, record in good], np.int64),
-            records=[serialized for serialized, _ in good],
+            labels=np.array([record.label for _, record in records], np.int64),
+            records=[serialized for serialized, _ in records],
             faults=faults,
         )
 
@@ -230,12 +230,12 @@ class Dataset:
 def read_head(
     directory: str, entry: Mapping[str, Any], num_records: int, image_shape: tuple[int, ...]
 ) -> list[tf_example.Record]:
-    """The first records of a shard, about so many; no more of the file is read than they take.
+    """The first records of a shard, without reading the whole file.
 
     Args:
-      directory: the data set's.
-      entry: the shard's, of the manifest.
-      num_records: how many are wanted.
+      directory: the data set's directory.
+      entry: the shard's manifest entry.
+      num_records: requested number of records; records of unequal size may make it fewer.
       image_shape: (H, W, C).
     """
     if not entry["num_examples"]:
@@ -244,6 +244,7 @@ def read_head(
     num_bytes = 2 * num_records * -(-entry["bytes"] // entry["num_examples"]) + (1 << 16)
     with files.open_read(path) as file:
         head = file.read(num_bytes)
-    # The cut at the end of the head is a fault, too.
-    found = (f for f in parse_records(head, path, image_shape) if not isinstance(f, Fault))
-    return [record for _, _, record in itertools.islice(found, num_records)]
+    # The record cut off at the end of the head is a fault, too.
+    items = parse_records(head, path, image_shape)
+    parsed = (item for item in items if not isinstance(item, Fault))
+    return [record for _, _, record in itertools.islice(parsed, num_records)]

@@ -17,9 +17,8 @@ def tfds_files(
     Args:
       name: the data set's name.
       image_shape: (H, W, C).
-      splits: for each split the entries of its shards, in order.
-      num_shards: for each split the number of shards that their names say, which is
-        less than there are where some were appended.
+      splits: split -> manifest entries of its shards, in order.
+      num_shards: split -> number of shards in the file names, without appended shards.
 
     Returns:
       File name -> contents.

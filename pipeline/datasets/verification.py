@@ -1,4 +1,4 @@
-"""A data set read back in full: every byte against the manifest, every record against the rest."""
+"""Verifies a data set: every file against the manifest, every id against all others."""
 
 import hashlib
 from collections.abc import Generator, Iterator
@@ -15,25 +15,25 @@ from pipeline.storage import files as files_lib
 _HASH_BYTES = 16
 
 
-class Found(NamedTuple):
-    """Something wrong: where, and what."""
+class Problem(NamedTuple):
+    """A problem of a data set."""
 
     path: str
-    offset: int | None  # Bytes from the beginning of the file, if it is about a place in one.
+    offset: int | None  # Bytes from the beginning of the file; None for the whole file.
     reason: str
-    of_append: bool = False  # Whether no more is wrong than that an append was not finished.
+    is_unfinished_append: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}{'' if self.offset is None else f' byte {self.offset}'}: {self.reason}"
 
 
 class _Ids:
-    """All ids seen, as hashes, to find those that stand twice."""
+    """Hashes of all ids, to find repeated ids."""
 
     def __init__(self):
         self._hashes: list[bytes] = []
         self._offsets: list[int] = []
-        self._ends: list[int] = []  # Number of ids seen after each shard.
+        self._ends: list[int] = []  # Number of ids up to and including each shard.
         self._entries: list[dict[str, Any]] = []
 
     def add_shard(self, entry: dict[str, Any], ids: list[bytes], offsets: list[int]) -> None:
@@ -47,40 +47,40 @@ class _Ids:
         words = np.frombuffer(b"".join(self._hashes), np.uint64).reshape(-1, 2)
         order = np.lexsort((np.arange(len(words)), words[:, 1], words[:, 0]))
         same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
-        for place in np.flatnonzero(same).tolist():
+        for position in np.flatnonzero(same).tolist():
             earlier, later = (
                 (self._entries[np.searchsorted(self._ends, i, side="right")], self._offsets[i])
-                for i in order[place : place + 2].tolist()
+                for i in order[position : position + 2].tolist()
             )
             yield *later, *earlier
 
 
-def verify(directory: str) -> tuple[dict[str, Any], Iterator[Found]]:
-    """Reads a data set back.
+def verify(directory: str) -> tuple[dict[str, Any], Iterator[Problem]]:
+    """Verifies a data set.
 
     Args:
       directory: output directory of preprocess; local path or fsspec URL.
 
     Returns:
-      The manifest, and everything that is wrong, found as the iterator goes on.
+      The manifest, and an iterator that reads the set and yields its problems.
 
     Raises:
-      StageError: no finished data set.
+      StageError: not a finished data set.
     """
     dataset = reader.Dataset(directory)
     return dataset.manifest, _find(dataset)
 
 
-def _find(dataset: reader.Dataset) -> Iterator[Found]:
+def _find(dataset: reader.Dataset) -> Iterator[Problem]:
     directory, manifest = dataset.directory, dataset.manifest
     job = tasks.Tasks(directory).job()
-    # A job that goes on from the set; that of the set itself was killed after its manifest.
+    # An unfinished append. The set's own job may remain too, if it was killed after its manifest.
     is_append = job is not None and job["made_from"] != manifest["made_from"]
-    rewritten = {*job.get("names", ())} if is_append else set()
-    begun: list[str] = []  # Files that describe the set, as far as the append has written them.
+    append_names = {*job.get("names", ())} if is_append else set()
+    rewritten: list[str] = []  # Files describing the set that the append has already rewritten.
     entries = {entry["name"]: entry for entry in manifest["files"]}
     ids = _Ids()
-    num_whole = dict.fromkeys(dataset.splits, 0)
+    num_intact = dict.fromkeys(dataset.splits, 0)
     progress = Progress("verify", total=len(entries), unit="files")
     for number, entry in enumerate(manifest["files"]):
         path = files_lib.join(directory, entry["name"])
@@ -89,85 +89,94 @@ def _find(dataset: reader.Dataset) -> Iterator[Found]:
         except (FileNotFoundError, IsADirectoryError):
             data = None
         fault = _fault_of(data, entry)
-        if fault and entry["name"] in rewritten and "split" not in entry:
-            begun.append(entry["name"])
+        if fault and entry["name"] in append_names and "split" not in entry:
+            rewritten.append(entry["name"])
         elif fault:
-            yield Found(path, None, fault)
+            yield Problem(path, None, fault)
         if data is None:
             continue
         if "split" in entry:
-            num_whole[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
+            num_intact[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
         elif "num_quarantined" in entry and data.count(b"\n") != entry["num_quarantined"]:
             num_lines = data.count(b"\n")
-            yield Found(path, None, f"{num_lines} lines, expected {entry['num_quarantined']}")
+            yield Problem(path, None, f"{num_lines} lines, expected {entry['num_quarantined']}")
         progress.update(number + 1)
     progress.close()
     for later, offset, earlier, earlier_offset in ids.repeated():
         where = f"{files_lib.join(directory, earlier['name'])} byte {earlier_offset}"
-        what = "in another split" if later["split"] != earlier["split"] else "in the same split"
+        split = "another split" if later["split"] != earlier["split"] else "the same split"
         path = files_lib.join(directory, later["name"])
-        yield Found(path, offset, f"its id stands twice, also {what} at {where}")
-    yield from _find_in_manifest(dataset, num_whole)
+        yield Problem(path, offset, f"its id appears twice, also in {split} at {where}")
+    yield from _find_in_manifest(dataset, num_intact)
     listed = {*entries, manifest_lib.MANIFEST}
     if is_append:
-        listed |= rewritten
+        listed |= append_names
         path = files_lib.join(directory, tasks.DIRECTORY)
-        text = "an --append was not finished here"
-        if begun:
-            text += f", and has begun to write {', '.join(begun)} anew: run the same command to "
-            text += "its end; all else that was there is as it was"
+        text = "an --append did not finish"
+        if rewritten:
+            text += (
+                f", and has already rewritten {', '.join(rewritten)}: run the same command again "
+            )
+            text += "to finish it; all other files of the data set are unchanged"
         else:
-            text += ": run the same command to its end, or undo it with --append --overwrite of a "
-            text += "source that is in the set; what was there is as it was"
-        yield Found(path, None, text, of_append=True)
+            text += ": run the same command again to finish it, or undo it with --append "
+            text += (
+                "--overwrite and a source that is already in the data set; the files of the data "
+            )
+            text += "set are unchanged"
+        yield Problem(path, None, text, is_unfinished_append=True)
     for name in files_lib.list_finished_names(directory):
         if ".tfrecord-" in name and name not in listed:
             path = files_lib.join(directory, name)
-            yield Found(path, None, "is no file of the manifest, but readers by pattern see it")
+            yield Problem(
+                path, None, "is not in the manifest, but readers that search by pattern read it"
+            )
 
 
 def _fault_of(data: bytes | None, entry: dict[str, Any]) -> str:
-    """What is wrong with a file as a whole; "" if nothing is."""
+    """The fault of a file as a whole, or ""."""
     if data is None:
         return "missing"
     if len(data) != entry["bytes"]:
         return f"{len(data)} bytes, expected {entry['bytes']}"
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        return "its sha256 is not the manifest's"
+        return "its sha256 differs from the manifest"
     return ""
 
 
 def _find_in_shard(
     dataset: reader.Dataset, entry: dict[str, Any], data: bytes, ids: _Ids
-) -> Generator[Found, None, int]:
-    """What is wrong in a shard; returns the number of whole records."""
+) -> Generator[Problem, None, int]:
+    """Yields the problems of a shard; returns the number of intact records."""
     path = files_lib.join(dataset.directory, entry["name"])
-    found_ids, offsets = [], []
-    for found in reader.parse_records(data, path, dataset.image_shape):
-        if isinstance(found, reader.Fault):
-            yield Found(path, found.offset, found.reason)
+    shard_ids, offsets = [], []
+    for item in reader.parse_records(data, path, dataset.image_shape):
+        if isinstance(item, reader.Fault):
+            yield Problem(path, item.offset, item.reason)
         else:
-            offset, _, record = found
-            found_ids.append(record.id)
+            offset, _, record = item
+            shard_ids.append(record.id)
             offsets.append(offset)
     if len(offsets) != entry["num_examples"]:
-        yield Found(path, None, f"{len(offsets)} whole records, expected {entry['num_examples']}")
-    ids.add_shard(entry, found_ids, offsets)
+        reason = f"{len(offsets)} intact records, expected {entry['num_examples']}"
+        yield Problem(path, None, reason)
+    ids.add_shard(entry, shard_ids, offsets)
     return len(offsets)
 
 
-def _find_in_manifest(dataset: reader.Dataset, num_whole: dict[str, int]) -> Iterator[Found]:
-    """Whether the manifest's sums are those of the files."""
+def _find_in_manifest(dataset: reader.Dataset, num_intact: dict[str, int]) -> Iterator[Problem]:
+    """Compares the counts of the manifest with the files."""
     path = files_lib.join(dataset.directory, manifest_lib.MANIFEST)
     records, files = dataset.manifest["records"], dataset.manifest["files"]
     for split, count in dataset.manifest["splits"].items():
-        if num_whole[split] != count:
-            yield Found(path, None, f"{split}: {count} records, {num_whole[split]} are whole")
+        if num_intact[split] != count:
+            reason = f"{split}: {count} records, of which {num_intact[split]} are intact"
+            yield Problem(path, None, reason)
     quarantined = sum(entry.get("num_quarantined", 0) for entry in files)
-    if records["read"] != sum(num_whole.values()) + quarantined:
-        yield Found(
+    if records["read"] != sum(num_intact.values()) + quarantined:
+        yield Problem(
             path,
             None,
-            f"{records['read']} records were read, {sum(num_whole.values())} are whole and "
+            f"{records['read']} records were read, {sum(num_intact.values())} are intact and "
             f"{quarantined} quarantined",
         )

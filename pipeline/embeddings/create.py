@@ -85,7 +85,7 @@ def make_export(request: Request) -> dict[str, Any]:
     )
     with (
         output.begun(overwrite=request.overwrite) as base,
-        opened_source.telling_changes(input_.check_unchanged, output.tasks.clear),
+        opened_source.reporting_source_changes(input_.check_unchanged, output.tasks.clear),
     ):
         # A shard that lacks records may have been mended since.
         if output.is_finished(base) and not base["records"]["quarantined"]:

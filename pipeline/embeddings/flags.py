@@ -24,7 +24,7 @@ flags.register_validator(
 
 def is_source() -> bool:
     """Whether images come straight from a source, which has no shards."""
-    return source_flags.reading() is not None
+    return source_flags.source_spec() is not None
 
 
 def names_images() -> bool:
@@ -34,9 +34,9 @@ def names_images() -> bool:
 
 def paths() -> dict[str, str | None]:
     """Flag -> path of everything that is read."""
-    reading = source_flags.reading()
+    source_spec = source_flags.source_spec()
     return {
-        "source": reading and reading.spec,
+        "source": source_spec and source_spec.source,
         "data_dir": _DATA_DIR.value,
         "model_dir": MODEL_DIR.value,
     }
@@ -55,13 +55,13 @@ def image_set(on_corrupt: str):
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import inputs
 
-    reading = source_flags.reading()
-    if (reading is None) == (_DATA_DIR.value is None):
+    source_spec = source_flags.source_spec()
+    if (source_spec is None) == (_DATA_DIR.value is None):
         raise UsageError(
-            f"--data_dir={_DATA_DIR.value} --source={reading and reading.spec}: expected one of "
-            "the two: a data set of pipeline.preprocess, or an image set as it takes them"
+            f"--data_dir={_DATA_DIR.value} --source={source_spec and source_spec.source}: expected "
+            "one of the two: a data set of pipeline.preprocess, or an image set as it takes them"
         )
-    if reading is None:
+    if source_spec is None:
         source_flags.refuse_without_source()
         return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value, on_corrupt)
     settings = create_set.Settings(
@@ -71,4 +71,4 @@ def image_set(on_corrupt: str):
         seed=source_flags.SEED.value,
         compression="none",
     )
-    return inputs.SourceInput(reading, settings, _SPLIT.value)
+    return inputs.SourceInput(source_spec, settings, _SPLIT.value)

@@ -60,7 +60,7 @@ class _OfShard:
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
         faults: list[Fault] = []
         yield from self._dataset.records(self._entry, faults)
-        loss = reader.Loss(self._entry["name"], 0, faults)
+        loss = reader.DamagedShard(self._entry["name"], 0, faults)
         self.quarantined = loss.lines(self._dataset.directory)
         if faults:
             self.found = self.digest(as_promised=False)
@@ -83,7 +83,7 @@ class _OfSource:
 
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
         digest = hashlib.sha256()
-        for block in self._records.blocks():
+        for block in self._records.batches():
             found = zip(block.ids, block.images, block.labels.tolist(), strict=True)
             for serialized, record in zip(block.encoded, found, strict=True):
                 digest.update(hashlib.sha256(serialized).digest())
@@ -178,7 +178,10 @@ class SourceInput:
     """A source, in the shards that preprocess would write of it."""
 
     def __init__(
-        self, reading: conversion.Reading, settings: create_set.Settings, splits: Sequence[str]
+        self,
+        source_spec: conversion.SourceSpec,
+        settings: create_set.Settings,
+        splits: Sequence[str],
     ):
         """Opens the source.
 
@@ -186,21 +189,22 @@ class SourceInput:
           StageError: the source cannot be read, or has no such split.
           UsageError: a conversion or a setting that it cannot have.
         """
-        source = conversion.open_reading(reading)
-        kind, _, rest = reading.spec.partition(":")
+        source = conversion.open_converted(source_spec)
+        kind, _, rest = source_spec.source.partition(":")
         self.place = rest if kind == "folder" else ""
         create_set.check(settings, source)
-        sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
+        sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
         for split in splits:
             if split not in counts:
                 raise UsageError(
-                    f"--split={split}: {reading.spec} has {', '.join(counts)}; name one of them"
+                    f"--split={split}: {source_spec.source} has {', '.join(counts)}; name one of "
+                    "them"
                 )
         asked = {split: count for split, count in counts.items() if split in splits}
         zeros = dict.fromkeys(asked, 0)
         self._layout = shard_writer.Layout(
-            **settings.shared(), num_shards=asked, first=zeros, named=asked
+            **settings.shared(), num_shards=asked, first_shard=zeros, num_in_names=asked
         )
         self._reading = source.for_workers()
         self._num_records = source.num_records
@@ -209,7 +213,7 @@ class SourceInput:
             self._layout.shard_name(*key): round(sizes[key[0]] / asked[key[0]])
             for key in self._layout.keys()
         }
-        of_source = create_set.of_source(reading, source)
+        of_source = create_set.source_identity(source_spec, source)
         self.identity = {"fingerprint": of_source.pop("fingerprint"), "num_shards": asked}
         self.settings = {
             "from": "source",
@@ -223,7 +227,7 @@ class SourceInput:
         layout = self._layout
         assigned = (
             pipeline
-            | "Blocks" >> beam.Create(shard_writer.blocks_of(self._num_records), reshuffle=True)
+            | "Blocks" >> beam.Create(shard_writer.index_blocks(self._num_records), reshuffle=True)
             | "AssignShards" >> beam.ParDo(shard_writer.AssignShards(self._reading, layout))
         )
         every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
@@ -241,14 +245,14 @@ class SourceInput:
 
     def check_unchanged(self) -> None:
         """As `OpenedSource.check_unchanged`."""
-        conversion.open_reading(self._reading).check_unchanged()
+        conversion.open_converted(self._reading).check_unchanged()
 
     def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
-        source = conversion.open_reading(self._reading)
+        source = conversion.open_converted(self._reading)
         assign = shard_writer.AssignShards(self._reading, self._layout)
         places: list[tuple[int, Key]] = []
-        for block in shard_writer.blocks_of(self._num_records):
+        for block in shard_writer.index_blocks(self._num_records):
             for key, data in assign.process(block):
                 task = self._layout.shard_name(*key)
                 indices = np.frombuffer(data, "<i8") if task in wanted else np.empty(0, "<i8")

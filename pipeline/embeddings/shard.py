@@ -24,7 +24,6 @@ from pipeline.stages import quarantine
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
 
-IMAGES = ("sheets", "all", "none")
 # Pairs on a contact sheet. The order within a shard is a hash of the ids, so the
 # first records are a fair sample of it.
 _SHEET_PAIRS = 96
@@ -38,7 +37,7 @@ class Making(NamedTuple):
 
     fields: tuple[str, ...]  # Of rows.FIELDS.
     embedding_format: str  # Of row_files.FORMATS.
-    images: str  # Of IMAGES.
+    images: str  # "sheets", "all" or "none".
     z_seed: int  # Of the noise in z.
 
 

@@ -1,11 +1,10 @@
 """Image sets as random-access sources of records, one module a kind.
 
-`--source=KIND:REST` calls the function that `_OPENERS` names for KIND with REST. A
-KIND with a dot in it is the import path of such a function, so a set that none of
-these reads needs no more than a function of yours that returns a `Source`; one that
-can be had as arrays needs no more than an `ArraySource`.
+`--source=KIND:REST` calls the function that `_OPENERS` names for KIND with REST. A KIND
+that contains a dot is the import path of such a function, so users can add a kind: the
+function returns a `Source`. Where the set fits in arrays, it returns an `ArraySource`.
 
-Converting images to one shape is not done here but in conversion.py.
+Conversion to one image shape is in conversion.py.
 """
 
 import importlib
@@ -24,18 +23,17 @@ __all__ = [
     "open_source",
 ]
 
-_OPENERS = {
+# How a source is written -> the function that opens it.
+_FORMS = {
     "sample": "pipeline.sources.readers.idx.open_sample",
-    "idx": "pipeline.sources.readers.idx.open_idx",
-    "npz": "pipeline.sources.readers.npz.open_npz",
-    "csv": "pipeline.sources.readers.csv.open_csv",
-    "folder": "pipeline.sources.readers.folder.open_folder",
-    "tfds": "pipeline.sources.readers.tfds.open_tfds",
+    "idx:DIR": "pipeline.sources.readers.idx.open_idx",
+    "npz:FILE": "pipeline.sources.readers.npz.open_npz",
+    "csv:FILE": "pipeline.sources.readers.csv.open_csv",
+    "folder:DIR": "pipeline.sources.readers.folder.open_folder",
+    "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
-FORMS = (
-    "sample, idx:DIR, npz:FILE, csv:FILE, folder:DIR, tfds:NAME[:VERSION] or "
-    "your_module.your_function:REST"
-)
+_OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}
+FORMS = f"{', '.join(_FORMS)} or your_module.your_function:REST"
 
 
 def open_source(
@@ -49,41 +47,43 @@ def open_source(
 
     Args:
       spec: `KIND` or `KIND:REST`; see FORMS.
-      tfds_data_dir: where tensorflow-datasets keeps prepared sets.
-      tfds_manual_dir: where it finds files that it would download otherwise.
-      max_image_pixels: of an image file, height × width; a larger one cannot be had.
+      tfds_data_dir: directory of prepared sets of tensorflow-datasets.
+      tfds_manual_dir: directory of original files that tensorflow-datasets does not download.
+      max_image_pixels: limit on height × width of an image file; a larger one is `Unreadable`.
 
     Raises:
-      UsageError: no source of that kind.
+      UsageError: unknown kind, or a flag that does not apply to this kind.
       StageError: the source cannot be read.
     """
-    kind, _, rest = spec.partition(":")
+    kind, _, argument = spec.partition(":")
     path = kind if "." in kind else _OPENERS.get(kind, "")
     module, _, function = path.rpartition(".")
     try:
         opener = getattr(importlib.import_module(module), function)
         if not callable(opener):
-            raise AttributeError(f"{kind} is no function")
+            raise AttributeError(f"{kind} is not a function")
     except (ValueError, ImportError, AttributeError, TypeError) as error:
-        why = f" ({error})" if "." in kind else ""
-        raise UsageError(f"--source={spec}: no source {kind!r}{why}; expected {FORMS}") from error
+        reason = f" ({error})" if "." in kind else ""
+        raise UsageError(
+            f"--source={spec}: no source {kind!r}{reason}; expected {FORMS}"
+        ) from error
     if kind == "tfds":
         return opener(
-            rest,
+            argument,
             data_dir=tfds_data_dir,
             manual_dir=tfds_manual_dir,
             max_image_pixels=max_image_pixels,
         )
     if (tfds_data_dir or tfds_manual_dir) and "." not in kind:
         raise UsageError(
-            f"--source={spec}: takes no --tfds_data_dir nor --tfds_manual_dir; leave them out, or "
-            "name a source tfds:NAME"
+            f"--source={spec}: --tfds_data_dir and --tfds_manual_dir apply to tfds:NAME only; "
+            "remove them"
         )
     if kind == "folder":
-        return opener(rest, max_image_pixels=max_image_pixels)
+        return opener(argument, max_image_pixels=max_image_pixels)
     if max_image_pixels != MAX_IMAGE_PIXELS and "." not in kind:
         raise UsageError(
-            f"--max_image_pixels={max_image_pixels}: {kind} holds no image files; leave it out, or "
-            "name a source folder:DIR or tfds:NAME"
+            f"--max_image_pixels={max_image_pixels}: {kind} holds no image files, and the flag "
+            "applies to folder:DIR and tfds:NAME only; remove it"
         )
-    return opener(rest)
+    return opener(argument)

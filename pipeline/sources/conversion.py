@@ -1,6 +1,6 @@
-"""A source's records made uniform: one image shape, ids and labels as the data set has them.
+"""Converts a source's records: to one image shape, and to the data set's ids and labels.
 
-What cannot be made so is a fault of its record, with a reason, and goes to quarantine.
+A record that cannot be converted is a fault with a reason, and goes to quarantine.
 """
 
 import dataclasses
@@ -16,88 +16,91 @@ from pipeline.sources.opened_source import OpenedSource, open_source_once
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """What to read and how to convert it: all that a worker needs to open it."""
+class SourceSpec:
+    """A source and its conversion: all that a worker needs to open the source."""
 
-    spec: str  # The source, as in --source.
-    image_size: tuple[int, int] | None = None  # (H, W) to scale to; after transposing.
+    source: str  # As in --source.
+    image_size: tuple[int, int] | None = None  # (H, W) to scale to, after transposing.
     grayscale: bool = False
     transpose: bool = False
     id_prefix: str = ""
-    class_names: tuple[str, ...] | None = None  # In place of the source's own.
-    numbered_as: tuple[str, ...] | None = None  # Class names whose order gives the labels.
+    class_names: tuple[str, ...] | None = None  # Replace the source's names.
+    base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
-    max_image_pixels: int = sources.MAX_IMAGE_PIXELS  # Of an image file, height × width.
-    # What the command found and its workers are to expect:
+    max_image_pixels: int = sources.MAX_IMAGE_PIXELS  # Limit on height × width of an image file.
+    # Set by the command, checked by its workers:
     image_shape: tuple[int, int, int] | None = None
     num_records: int | None = None
-    source_hash: str | None = None  # Of its files as they were listed; see opened_source.py.
-    records_at_a_time: int = 1  # Read at once; bounds what a worker holds.
+    source_hash: str | None = None  # Of the listed files; see opened_source.py.
+    records_at_a_time: int = 1  # Read at once; bounds a worker's memory.
 
 
-# Pixels of a source's images that a worker holds at a time, and the records at most.
+# Limits on what a worker reads at once: bytes of pixels, and records.
 _BYTES_AT_A_TIME = 1 << 25
 _RECORDS_AT_A_TIME = 4_096
 
 
-class Records(NamedTuple):
-    """Some records: the m that are good, and why the others are not."""
+class ConvertedRecords(NamedTuple):
+    """The m converted records of a read, and the faults of the others."""
 
-    places: np.ndarray  # (m,) int64, which of the records asked for these are
+    places: np.ndarray  # (m,) int64, positions in the requested indices
     images: np.ndarray  # (m, H, W, C) uint8
     labels: np.ndarray  # (m,) int64
     faults: list[tuple[int, str]]  # (place, reason)
 
 
 class ConvertedSource:
-    """A source with the conversions of a `Reading`."""
+    """A source with the conversion of a `SourceSpec`."""
 
-    def __init__(self, opened: OpenedSource, reading: Reading):
-        """Takes the source as it is opened.
+    def __init__(self, opened: OpenedSource, source_spec: SourceSpec):
+        """Checks that the source and the conversion fit.
 
         Raises:
-          UsageError: a conversion that this source cannot have.
-          StageError: the source is not the one that the command saw.
+          UsageError: a conversion that does not apply to this source.
+          StageError: no records, or a class name twice.
+          SourceChanged: the source differs from the one that the command opened.
         """
-        self._opened, self.reading = opened, reading
+        self._opened, self.source_spec = opened, source_spec
         self._source = source = opened.source
         self.split_sizes = dict(source.split_sizes)
         self.num_records = sum(self.split_sizes.values())
-        if reading.num_records not in (None, self.num_records):
+        if source_spec.num_records not in (None, self.num_records):
             raise SourceChanged(
-                f"--source={reading.spec}: holds {self.num_records} records now, and held "
-                f"{reading.num_records} when the job began; expected it to stay as it is: run the "
-                "same command again"
+                f"--source={source_spec.source}: holds {self.num_records} records now, and held "
+                f"{source_spec.num_records} when the job began; expected the source to stay "
+                "unchanged until the job ends: run the same command again"
             )
-        if reading.source_hash not in (None, opened.hash):
+        if source_spec.source_hash not in (None, opened.hash):
             raise SourceChanged(
-                f"--source={reading.spec}: a worker finds other files, or files of other times, "
-                "than the command did; expected the same on every worker until the job ends: run "
+                f"--source={source_spec.source}: a worker finds other files, or other file times, "
+                "than the command; expected the same files on every worker until the job ends: run "
                 "the same command again"
             )
-        names = reading.class_names or tuple(source.class_names)
-        self.own_class_names = list(names)  # As the source numbers them.
+        names = source_spec.class_names or tuple(source.class_names)
+        self.source_class_names = list(names)  # In the order of the source's labels.
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+            repeated = next(name for name in names if names.count(name) > 1)
             raise StageError(
-                f"--source={reading.spec}: the class name {twice!r} stands twice; expected a name "
-                "for each class: give others with --class_names"
+                f"--source={source_spec.source}: the class name {repeated!r} appears twice; "
+                "expected distinct names: set them with --class_names"
             )
         if not self.num_records:
-            raise StageError(f"--source={reading.spec}: holds no records; expected at least one")
-        self.class_names = list(dict.fromkeys([*(reading.numbered_as or ()), *names]))
+            raise StageError(
+                f"--source={source_spec.source}: holds no records; expected at least one"
+            )
+        self.class_names = list(dict.fromkeys([*(source_spec.base_class_names or ()), *names]))
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int64)
-        self.image_shape = reading.image_shape or self._shape_made(source.image_shape)
+        self.image_shape = source_spec.image_shape or self._converted_shape(source.image_shape)
 
-    def _shape_made(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def _converted_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         height, width, channels = shape
-        if self.reading.transpose:
+        if self.source_spec.transpose:
             height, width = width, height
-        if self.reading.image_size:
-            height, width = self.reading.image_size
-        if self.reading.grayscale:
+        if self.source_spec.image_size:
+            height, width = self.source_spec.image_size
+        if self.source_spec.grayscale:
             if channels not in (1, 3):
                 raise UsageError(
                     f"--grayscale: the images have {channels} channels; expected RGB or grey ones"
@@ -105,24 +108,24 @@ class ConvertedSource:
             channels = 1
         return height, width, channels
 
-    def for_workers(self) -> Reading:
-        """The reading by which workers open this source, and find it as it is here."""
+    def for_workers(self) -> SourceSpec:
+        """The SourceSpec by which workers open this source and check that it is unchanged."""
         num_bytes = max(1, math.prod(self._source.image_shape), math.prod(self.image_shape))
         return dataclasses.replace(
-            self.reading,
+            self.source_spec,
             image_shape=self.image_shape,
             num_records=self.num_records,
             source_hash=self._opened.hash,
-            class_names=self.reading.class_names or tuple(self._source.class_names),
+            class_names=self.source_spec.class_names or tuple(self._source.class_names),
             records_at_a_time=max(1, min(_RECORDS_AT_A_TIME, _BYTES_AT_A_TIME // num_bytes)),
         )
 
     def fingerprint(self) -> str:
-        """The source's; conversions are settings of the job."""
+        """The source's fingerprint, without the conversion."""
         return self._source.fingerprint()
 
     def check_unchanged(self) -> None:
-        """Raises SourceChanged if the source's files are not as when it was opened."""
+        """Raises SourceChanged if a file of the source has changed since it was opened."""
         self._opened.check_unchanged()
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
@@ -132,48 +135,49 @@ class ConvertedSource:
             b"\n".join(ids).decode()
         except (TypeError, UnicodeDecodeError) as error:
             raise StageError(
-                f"--source={self.reading.spec}: ids that are no UTF-8 bytes ({error}); expected "
-                "such: encode them"
+                f"--source={self.source_spec.source}: ids are not UTF-8 bytes ({error}); encode "
+                "them as UTF-8"
             ) from error
-        prefix = self.reading.id_prefix.encode()
+        prefix = self.source_spec.id_prefix.encode()
         return [prefix + record_id for record_id in ids] if prefix else ids
 
     def by_source_split(self, indices: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Indices by the source's split, in order; the splits that none is of are left out."""
+        """(split, its indices) for each split of the source that has any, in order."""
         ends = np.cumsum(list(self.split_sizes.values()))
         numbers = np.searchsorted(ends, indices, side="right")
         for number, split in enumerate(self.split_sizes):
-            here = indices[numbers == number]
-            if here.size:
-                yield split, here
+            split_indices = indices[numbers == number]
+            if split_indices.size:
+                yield split, split_indices
 
     def where(self, index: int) -> str:
-        """Where a record comes from."""
+        """The origin of a record, for messages."""
         return self._source.where(index)
 
-    def read(self, indices: np.ndarray) -> Records:
+    def read(self, indices: np.ndarray) -> ConvertedRecords:
         """Reads and converts the records at `indices`."""
         images, labels = self._source.read(indices)
         labels = np.asarray(labels)
         if len(images) != len(indices) or labels.shape != (len(indices),):
             raise StageError(
-                f"--source={self.reading.spec}: gave {len(images)} images and labels "
-                f"{labels.shape} for {len(indices)} indices; expected one of each for each"
+                f"--source={self.source_spec.source}: returned {len(images)} images and labels "
+                f"{labels.shape} for {len(indices)} indices; expected one image and one label for "
+                "each index"
             )
         if len(labels) and labels.dtype.kind not in "iu":
             raise StageError(
-                f"--source={self.reading.spec}: gave labels of {labels.dtype}; expected whole "
-                "numbers"
+                f"--source={self.source_spec.source}: returned labels of {labels.dtype}; expected "
+                "integers"
             )
-        labels = self._renumbered(labels.astype(np.int64))
+        labels = self._mapped(labels.astype(np.int64))
         uniform = isinstance(images, np.ndarray) and images.dtype == np.uint8
-        if uniform and self.reading.transpose:
+        if uniform and self.source_spec.transpose:
             images = images.swapaxes(1, 2)
         if uniform and images.shape[1:] == self.image_shape:
-            return Records(np.arange(len(indices)), images, labels, [])
+            return ConvertedRecords(np.arange(len(indices)), images, labels, [])
         converted = np.empty((len(indices), *self.image_shape), np.uint8)
         good, faults = [], []
-        for place, image in enumerate(images):  # Here a OneByOne decodes them.
+        for place, image in enumerate(images):  # A OneByOne decodes here.
             if not isinstance(image, sources.Unreadable):
                 image = self._converted(image, transposed=uniform)
             if isinstance(image, sources.Unreadable):
@@ -181,28 +185,28 @@ class ConvertedSource:
             else:
                 converted[len(good)] = image
                 good.append(place)
-            del image  # Before the next is decoded.
+            del image  # Frees its memory before the next one is decoded.
         places = np.array(good, np.int64)
-        return Records(places, converted[: len(good)], labels[places], faults)
+        return ConvertedRecords(places, converted[: len(good)], labels[places], faults)
 
-    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
-        """Labels by the data set's class list; those outside the source's stay."""
+    def _mapped(self, labels: np.ndarray) -> np.ndarray:
+        """Labels in the data set's class list; labels outside the source's classes stay."""
         if not len(self._labels):
             return labels
-        known = (labels >= 0) & (labels < len(self._labels))
-        return np.where(known, self._labels[np.where(known, labels, 0)], labels)
+        has_class = (labels >= 0) & (labels < len(self._labels))
+        return np.where(has_class, self._labels[np.where(has_class, labels, 0)], labels)
 
     def _converted(self, image: np.ndarray, *, transposed: bool) -> np.ndarray | sources.Unreadable:
-        """One image in the shape of all, as far as the conversions asked for go."""
+        """One image in the data set's shape, or an Unreadable with the reason."""
         if not isinstance(image, np.ndarray):
             return sources.Unreadable(f"is a {type(image).__name__}, expected an array")
         if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
             return sources.Unreadable(f"is {image.dtype} {image.shape}, expected uint8 (H, W, C)")
-        if self.reading.transpose and not transposed:
+        if self.source_spec.transpose and not transposed:
             image = image.swapaxes(0, 1)
-        if self.reading.grayscale and image.shape[2] == 3:
+        if self.source_spec.grayscale and image.shape[2] == 3:
             image = _through_pillow(image, lambda picture: picture.convert("L"))
-        size = self.reading.image_size
+        size = self.source_spec.image_size
         if size and image.shape[:2] != size:
             image = _resized(image, size)
         if image.shape != self.image_shape:
@@ -213,7 +217,7 @@ class ConvertedSource:
         return image
 
     def _hint(self, shape: Sequence[int]) -> str:
-        """Which flag would make the shape the right one."""
+        """The flag that would fix the shape."""
         if tuple(shape[:2]) != self.image_shape[:2]:
             return "; --image_size scales all images"
         return "; --grayscale makes all images grey" if 3 in (shape[2], self.image_shape[2]) else ""
@@ -224,7 +228,7 @@ def _shape_text(shape: Sequence[int]) -> str:
 
 
 def _through_pillow(image: np.ndarray, change) -> np.ndarray:
-    """An image (H, W, 1) or (H, W, 3) changed by a function of Pillow images."""
+    """Applies a function of Pillow images to an image (H, W, 1) or (H, W, 3)."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
@@ -233,7 +237,7 @@ def _through_pillow(image: np.ndarray, change) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scales an image of any channels to (H, W): bilinear, antialiased, in whole numbers."""
+    """Scales an image with any channels to (H, W): bilinear, antialiased, in integers."""
     from PIL import Image
 
     def scale(picture: Image.Image) -> Image.Image:
@@ -245,18 +249,19 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.concatenate(channels, axis=2)
 
 
-def open_reading(reading: Reading) -> ConvertedSource:
-    """Opens what a reading names.
+def open_converted(source_spec: SourceSpec) -> ConvertedSource:
+    """Opens the source of a spec, and applies its conversion.
 
     Raises:
-      UsageError: no such source, or a conversion that it cannot have.
+      UsageError: no such source, or a conversion that does not apply to it.
       StageError: the source cannot be read.
     """
-    source = reading.spec, reading.tfds_data_dir, reading.tfds_manual_dir, reading.max_image_pixels
-    if reading.source_hash is None:  # A command's: it sees the source as it is now.
+    spec = source_spec
+    arguments = spec.source, spec.tfds_data_dir, spec.tfds_manual_dir, spec.max_image_pixels
+    if source_spec.source_hash is None:  # A command opens the source as it is now.
         open_source_once.cache_clear()
-    opened = open_source_once(*source)
-    if reading.source_hash not in (None, opened.hash):  # Left open by another job.
+    opened = open_source_once(*arguments)
+    if source_spec.source_hash not in (None, opened.hash):  # Another job has left it open.
         open_source_once.cache_clear()
-        opened = open_source_once(*source)
-    return ConvertedSource(opened, reading)
+        opened = open_source_once(*arguments)
+    return ConvertedSource(opened, source_spec)

@@ -1,4 +1,4 @@
-"""The flags by which a command names an image set and how to convert it."""
+"""The flags that name an image set and its conversion."""
 
 import re
 
@@ -10,47 +10,52 @@ from pipeline.cli.errors import UsageError
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "The image set: sample (10,000 MNIST digits, embedded), idx:DIR, npz:FILE, csv:FILE, "
-    "folder:DIR, tfds:NAME[:VERSION], or your_module.your_function:REST.",
+    f"The image set: {sources.FORMS}. sample is 10,000 MNIST digits, included in the package.",
 )
-NAME = flags.DEFINE_string("name", "mnist", "Name of the data set; file names begin with it.")
+NAME = flags.DEFINE_string("name", "mnist", "Name of the data set; file names start with it.")
 NUM_SHARDS = flags.DEFINE_string(
-    "num_shards", "auto", "Shards per split; 'auto' makes shards of 64 to 256 MiB."
+    "num_shards", "auto", "Number of shards per split; 'auto' makes shards of 64 to 256 MiB."
 )
 VALIDATION_FRACTION = flags.DEFINE_float(
-    "validation_fraction", 0.1, "Share of train that goes to the split 'validation'."
+    "validation_fraction", 0.1, "Share of train that moves to the split 'validation'."
 )
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the order of the records.", lower_bound=0, upper_bound=2**63 - 1
+    "seed", 0, "Seed for the order of the records.", lower_bound=0, upper_bound=2**63 - 1
 )
-_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "HxW: scale all images to this size.")
-_GRAYSCALE = flags.DEFINE_bool("grayscale", False, "Make RGB images grey.")
+_IMAGE_SIZE = flags.DEFINE_string(
+    "image_size", None, "Scale all images to this size, HxW in pixels."
+)
+_GRAYSCALE = flags.DEFINE_bool("grayscale", False, "Convert RGB images to grayscale.")
 _TRANSPOSE = flags.DEFINE_bool(
-    "transpose", False, "Swap rows and columns of every image, as EMNIST's files need."
+    "transpose", False, "Swap rows and columns of every image; needed for EMNIST's files."
 )
 _CLASS_NAMES = flags.DEFINE_list(
-    "class_names", None, "Names of the classes 0, 1, …, in place of the source's own."
+    "class_names", None, "Names of the classes 0, 1, …; replace the source's names."
 )
 _ID_PREFIX = flags.DEFINE_string(
-    "id_prefix", "", "What to put before every id, so that --append takes a set's ids as new."
+    "id_prefix",
+    "",
+    "Prefix for every id, so that --append does not take ids of another set as repeated.",
 )
 _TFDS_DATA_DIR = flags.DEFINE_string(
-    "tfds_data_dir", None, "Where tensorflow-datasets keeps prepared sets; its default if left out."
+    "tfds_data_dir", None, "Directory of sets prepared by tensorflow-datasets; by default its own."
 )
 _TFDS_MANUAL_DIR = flags.DEFINE_string(
-    "tfds_manual_dir", None, "Where it finds original files that it would download otherwise."
+    "tfds_manual_dir",
+    None,
+    "Directory of original files, for tensorflow-datasets to use instead of a download.",
 )
 _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
     "max_image_pixels",
     sources.MAX_IMAGE_PIXELS,
-    "Pixels (height times width) that an image file may have; a larger one is not decoded and "
-    "goes to quarantine.",
+    "Maximum pixels (height times width) of an image file; larger ones are not decoded and go to "
+    "quarantine.",
     lower_bound=1,
 )
 flags.register_validator(
     "name",
     lambda name: name.isidentifier() and len(name.encode()) <= 100,  # Of 255 in a file name.
-    message="expected at most 100 bytes of letters, digits and underscores, not a digit first",
+    message="expected at most 100 bytes of letters, digits and underscores, the first not a digit",
 )
 flags.register_validator(
     "id_prefix",
@@ -65,7 +70,7 @@ flags.register_validator(
 flags.register_validator(
     "image_size",
     lambda text: text is None or re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", text),
-    message="expected HxW in pixels, such as 28x28, at most 9999x9999",
+    message="expected HxW in pixels, such as 28x28, up to 9999x9999",
 )
 flags.register_validator(
     "class_names",
@@ -78,7 +83,7 @@ flags.register_validator(
             and all(map(str.isprintable, names))
         )
     ),
-    message="expected printable names separated by commas, none of them empty or twice",
+    message="expected printable, distinct, non-empty names separated by commas",
 )
 
 
@@ -90,25 +95,25 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def refuse_without_source() -> None:
-    """Raises a UsageError for a flag that says how to read a source where there is none."""
+    """Raises a UsageError for a flag of this module that is set without --source."""
     if _SOURCE.value is not None:
         return
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         if flag.present:
             raise UsageError(
-                f"--{flag.name}={flag.value}: says how to read a --source, and a data set is as it "
-                "was made; leave it out, or name a --source"
+                f"--{flag.name}={flag.value}: applies to a --source only, not to a finished data "
+                "set; remove the flag, or name a --source"
             )
 
 
-def reading():
-    """The reading (conversion.Reading) that the flags describe; None without --source."""
+def source_spec():
+    """The conversion.SourceSpec that the flags describe; None without --source."""
     from pipeline.sources import conversion
 
     if _SOURCE.value is None:
         return None
-    return conversion.Reading(
-        spec=_SOURCE.value,
+    return conversion.SourceSpec(
+        source=_SOURCE.value,
         image_size=_size(_IMAGE_SIZE.value),
         grayscale=_GRAYSCALE.value,
         transpose=_TRANSPOSE.value,

@@ -1,7 +1,7 @@
-"""Image files through Pillow, with bounds on what a small one may make of itself.
+"""Decodes image files with Pillow, and bounds the memory and time that a small file can cost.
 
-The header is read first. What is in it is refused if it is out of proportion to the file, and
-pixels are decoded only where it does not promise too many of them.
+The header is read first. A header out of proportion to the file is refused, and pixels are decoded
+only if the header states no more than the limit.
 """
 
 import functools
@@ -14,37 +14,37 @@ import numpy as np
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# The Pillow modes of 8 bits a channel -> the mode that is stored.
+# Pillow's modes with 8 bits a channel -> the mode of the decoded image.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB"}
-# Text of a PNG, unpacked. Pillow bears 64 MiB, which a file of 60 kB can hold; notes of cameras
-# and programs take less than one.
+# Limit on a PNG's text, uncompressed. Pillow allows 64 MiB, which a file of 60 kB can hold; the
+# metadata of cameras and programs takes less than one.
 _MAX_TEXT_BYTES = 4 << 20
-# Calls by which Pillow reads a header: some for each part of it, a few hundred in all. A GIF of
-# 10 MB of comments takes 80,000 of them, and a minute and a half.
+# Limit on Pillow's read calls for a header: normally a few hundred. A GIF with 10 MB of comments
+# takes 80,000 calls, and a minute and a half.
 _MAX_HEADER_READS = 10_000
-# More than the file: each part is read once, and the first bytes of it again.
+# A header read may total twice the file and these bytes: parts of a header are read again.
 _MORE_HEADER_BYTES = 1 << 16
-# Scans of a progressive JPEG, each of which is decoded over the whole image: programs write some
-# ten, and libjpeg-turbo's own fuzzers stop at 500.
+# Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
+# write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # Tags of TIFF.
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags.
 
 
 class _Header:
-    """A file of which Pillow reads the header, which may not have it read too much.
+    """A file that bounds how much Pillow reads while it parses the header.
 
-    The parts of a TIFF's header, and of a JPEG's notes, say where in the file they are, and may
-    all be the same megabyte.
+    The parts of a TIFF header, and of JPEG metadata, state their offsets in the file, and all of
+    them may point to the same megabyte.
     """
 
     def __init__(self, file: BinaryIO):
-        self._file, place = file, file.tell()
+        self._file, position = file, file.tell()
         self._bytes_left = 2 * file.seek(0, io.SEEK_END) + _MORE_HEADER_BYTES
         self._reads_left = _MAX_HEADER_READS
-        file.seek(place)
+        file.seek(position)
 
     def read(self, num_bytes: int = -1) -> bytes:
-        """As the file's; raises a ValueError where that is too much."""
+        """Reads from the file; raises a ValueError beyond the bounds."""
         data = self._file.read(num_bytes)
         self._bytes_left -= len(data)
         self._reads_left -= 1
@@ -53,7 +53,7 @@ class _Header:
         return data
 
     def end(self) -> None:
-        """Lets what follows be read as often as it takes."""
+        """Ends the header: later reads are unbounded."""
         self.read = self._file.read
 
     def __getattr__(self, name: str) -> Any:
@@ -62,10 +62,10 @@ class _Header:
 
 @functools.cache
 def _pillow() -> types.ModuleType:
-    """Pillow's Image, with our bounds in place of its own."""
+    """Pillow's Image module, with our bounds instead of Pillow's."""
     from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-    Image.MAX_IMAGE_PIXELS = None  # The caller says how many, and `_opened` looks.
+    Image.MAX_IMAGE_PIXELS = None  # `_opened` checks the caller's limit.
     PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT_BYTES
     directory = TiffImagePlugin.ImageFileDirectory_v2
     load = directory.load
@@ -74,10 +74,10 @@ def _pillow() -> types.ModuleType:
 
 
 def _opened(file: BinaryIO, max_pixels: int) -> Any:
-    """A Pillow image of which nothing but the header is read.
+    """A Pillow image with only the header read.
 
     Raises:
-      ValueError: no image, or one that must not be decoded.
+      ValueError: not an image, or an image that must not be decoded.
     """
     header = _Header(file)
     try:
@@ -94,39 +94,39 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
     tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
     if not all(isinstance(size, int) for size in tile):
         raise ValueError("a damaged image (its tiles have no size)")
-    # A tile is decoded whole, however little of the image it is.
-    _check_size(*tile, max_pixels, what="tiles of ")
+    # A tile is decoded completely, even if the image uses little of it.
+    _check_size(*tile, max_pixels, prefix="tiles of ")
     return image
 
 
-def _check_size(height: int, width: int, max_pixels: int, what: str = "") -> None:
+def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> None:
     """Raises a ValueError for more pixels than --max_image_pixels."""
     if height * width > max_pixels:
         raise ValueError(
-            f"{what}{height}×{width} = {height * width:,} pixels, expected at most "
+            f"{prefix}{height}×{width} = {height * width:,} pixels, expected at most "
             f"{max_pixels:,}: --max_image_pixels allows more"
         )
 
 
 def shape_of(file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int, int]:
-    """The shape that `decode` would give, without decoding; raises a ValueError as it does."""
+    """The shape that `decode` would return, without decoding; raises the same ValueErrors."""
     with _opened(file, max_pixels) as image:
         return image.height, image.width, 1 if image.mode in ("1", "L", "LA", "La") else 3
 
 
 def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """The pixels of an image file, its first frame.
+    """Decodes the first frame of an image file.
 
     Args:
-      data: the file.
-      max_pixels: how many it may have, height × width.
+      data: the file's bytes.
+      max_pixels: limit on height × width.
 
     Returns:
-      uint8 (H, W, 1) for grey, (H, W, 3) for anything in colour.
+      uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image.
 
     Raises:
-      ValueError: no image, a damaged one, one with more than 8 bits a channel, one of more pixels
-        than allowed, or one that is transparent somewhere: what shows through is not in it.
+      ValueError: not an image, damaged, more than 8 bits a channel, more pixels than allowed, or
+        transparent pixels, whose background the file does not define.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
         if image.format == "JPEG" and data.count(_SCAN) > _MAX_SCANS:
@@ -153,5 +153,5 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 def _converted(image: Any, mode: str) -> Any:
-    """An image in a mode; no copy where that is its own."""
+    """An image in a mode; no copy if the image has that mode."""
     return image if image.mode == mode else image.convert(mode)

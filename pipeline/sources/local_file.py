@@ -1,4 +1,4 @@
-"""A file that a source reads from at any place, on the local disk and as it was when opened."""
+"""Local files with random access, which detect a change since they were opened."""
 
 import gzip
 import os
@@ -13,127 +13,134 @@ from pipeline.sources import source
 from pipeline.storage import files, stamps
 
 _COPY_BYTES = 1 << 20
-# Bytes at the head of a packed file by which its format says how long the whole is.
+# Bytes at the head of an uncompressed file from which its format knows the total size.
 HEAD_BYTES = 16
-# Deflate makes no more of a byte (https://zlib.net/zlib_tech.html).
+# Deflate's largest compression ratio (https://zlib.net/zlib_tech.html).
 _MAX_RATIO = 1_032
 
 
 class OpenFile:
-    """An open local file, which is to stay as it is."""
+    """An open local file that must not change."""
 
     def __init__(self, file: BinaryIO, path: str):
-        """Takes the file, flushed, and the path or URL of what it holds."""
+        """`file` is flushed; `path` is the path or URL that messages name."""
         self.path, self._file = path, file
         status = os.fstat(file.fileno())
-        self.num_bytes, self._held = status.st_size, stamps.of_status(status)
+        self.num_bytes, self._open_stamp = status.st_size, stamps.of_status(status)
 
     def read(self, first: int, last: int) -> bytes:
         """The bytes first to last − 1.
 
         Raises:
-          SourceChanged: they are not those of the file that was opened.
+          SourceChanged: the file has changed since it was opened.
         """
         data = os.pread(self._file.fileno(), last - first, first)
         self.check_unchanged()
         return data
 
     def read_each(self, firsts: list[int], num_bytes: int) -> bytes:
-        """So many bytes from each place, in a row; raises as `read`."""
+        """`num_bytes` bytes from each offset, joined; raises as `read`."""
         fd = self._file.fileno()
         data = b"".join([os.pread(fd, num_bytes, first) for first in firsts])
         self.check_unchanged()
         return data
 
     def blocks(self, num_bytes: int) -> Iterator[bytes]:
-        """The whole file in blocks of so many bytes; raises as `read`."""
+        """The file in blocks of `num_bytes` bytes; raises as `read`."""
         for first in range(0, self.num_bytes, num_bytes):
             yield self.read(first, min(first + num_bytes, self.num_bytes))
 
     def check_unchanged(self) -> None:
-        """Raises SourceChanged if the file is not as it was when it was opened."""
-        if stamps.of_status(os.fstat(self._file.fileno())) != self._held:
+        """Raises SourceChanged if the file has changed since it was opened."""
+        if stamps.of_status(os.fstat(self._file.fileno())) != self._open_stamp:
             raise source.changed(self.path)
 
 
 class LocalFile(OpenFile):
-    """A file opened by its path; what is packed or far away is first copied to an unnamed one."""
+    """A file opened by its path; a gzip file or a URL is first copied to an unnamed local file."""
 
-    def __init__(self, path: str, *, promised: Callable[[bytes], int] | None = None):
+    def __init__(self, path: str, *, expected_size: Callable[[bytes], int] | None = None):
         """Opens the file.
 
         Args:
-          path: local path or URL; unpacked if it ends in .gz.
-          promised: the first HEAD_BYTES of what is packed -> bytes of the whole, or a StageError;
-            no more than that is unpacked. None where the format promises nothing.
+          path: local path or URL; decompressed if it ends in .gz.
+          expected_size: the first HEAD_BYTES of the decompressed file -> its total size in bytes,
+            or a StageError; no more than that is decompressed. None if the format states no size.
 
         Raises:
-          StageError: no such file, no regular one, no whole gzip file, or not of the size promised.
+          StageError: no such file, not a regular file, a damaged gzip file, or of another size
+            than its header states.
           SourceChanged: the file changed while it was copied.
         """
-        self.path, self._promised = path, promised
+        self.path, self._expected_size = path, expected_size
         is_copied = path.endswith(".gz") or files.is_url(path)
         try:
             file = files.open_read(path)
             self.stamp = stamps.of_open(file)
             if is_copied:
                 with file:
-                    copy = self._copied(file)
+                    copy = self._copy(file)
                 if stamps.of_path(path) != self.stamp:
                     raise source.changed(path)
                 file = copy
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._not_whole(str(error)) from error
+            raise self._damaged_gzip(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise StageError(f"{path}: no such file; expected one to read images from") from error
+            raise StageError(
+                f"{path}: no such file; expected a file to read images from"
+            ) from error
         super().__init__(file, path)
         if not is_copied:
-            self._held = self.stamp
+            self._open_stamp = self.stamp
 
-    def _not_whole(self, why: str) -> StageError:
-        return StageError(f"{self.path}: not a whole gzip file ({why}); fetch or copy it again")
+    def _damaged_gzip(self, reason: str) -> StageError:
+        return StageError(
+            f"{self.path}: not a complete gzip file ({reason}); download or copy it again"
+        )
 
-    def _copied(self, file: BinaryIO) -> BinaryIO:
-        plain = tempfile.TemporaryFile()
+    def _copy(self, file: BinaryIO) -> BinaryIO:
+        """An unnamed local copy, decompressed."""
+        copy = tempfile.TemporaryFile()
         if not self.path.endswith(".gz"):
-            shutil.copyfileobj(file, plain, _COPY_BYTES)
+            shutil.copyfileobj(file, copy, _COPY_BYTES)
         else:
-            num_packed = file.seek(0, os.SEEK_END)
-            file.seek(max(0, num_packed - 4))
-            end = int.from_bytes(file.read(4), "little")
+            num_compressed = file.seek(0, os.SEEK_END)
+            file.seek(max(0, num_compressed - 4))
+            last_size = int.from_bytes(file.read(4), "little")
             file.seek(0)
-            with gzip.open(file) as packed:
-                if self._promised:
-                    self._unpack_promised(packed, plain, end=end, num_packed=num_packed)
+            with gzip.open(file) as gzip_file:
+                if self._expected_size:
+                    self._decompress(
+                        gzip_file, copy, last_size=last_size, num_compressed=num_compressed
+                    )
                 else:
-                    shutil.copyfileobj(packed, plain, _COPY_BYTES)
-        plain.flush()
-        return plain
+                    shutil.copyfileobj(gzip_file, copy, _COPY_BYTES)
+        copy.flush()
+        return copy
 
-    def _unpack_promised(
-        self, packed: BinaryIO, plain: BinaryIO, *, end: int, num_packed: int
+    def _decompress(
+        self, gzip_file: BinaryIO, copy: BinaryIO, *, last_size: int, num_compressed: int
     ) -> None:
-        """Unpacks as much as the head promises, and a byte more if there is one.
+        """Decompresses the expected size, and one byte more to detect a longer file.
 
         Args:
-          packed: the gzip file.
-          plain: where its contents go.
-          end: what its last four bytes say: the size of its last member, modulo 2**32.
-          num_packed: its size as it is.
+          gzip_file: decompresses on read.
+          copy: the output.
+          last_size: the file's last four bytes: the size of its last gzip member, modulo 2**32.
+          num_compressed: the compressed size in bytes.
         """
-        head = packed.read(HEAD_BYTES)
-        num_bytes = self._promised(head)
-        if num_bytes > _MAX_RATIO * num_packed:
-            raise self._not_whole(
-                f"its header promises {num_bytes} bytes, and {num_packed} hold no more than "
-                f"{_MAX_RATIO * num_packed}"
+        head = gzip_file.read(HEAD_BYTES)
+        num_bytes = self._expected_size(head)
+        if num_bytes > _MAX_RATIO * num_compressed:
+            raise self._damaged_gzip(
+                f"its header states {num_bytes} bytes, but {num_compressed} compressed bytes hold "
+                f"at most {_MAX_RATIO * num_compressed}"
             )
-        # Files of several members are packed by programs that do so side by side: the last one
-        # may hold less.
-        if end > num_bytes:
-            raise self._not_whole(f"its header promises {num_bytes} bytes, its end {end}")
-        plain.write(head)
-        left = num_bytes + 1 - len(head)
-        while left > 0 and (block := packed.read(min(left, _COPY_BYTES))):
-            plain.write(block)
-            left -= len(block)
+        # Parallel gzip programs write several members, so the last one may hold less.
+        if last_size > num_bytes:
+            raise self._damaged_gzip(f"its header states {num_bytes} bytes, its end {last_size}")
+        copy.write(head)
+        num_left = num_bytes + 1 - len(head)
+        while num_left > 0 and (block := gzip_file.read(min(num_left, _COPY_BYTES))):
+            copy.write(block)
+            num_left -= len(block)

@@ -1,20 +1,25 @@
-"""What splits are called, in which order they stand, and which one a name says."""
+"""Names of splits: their order, and the split that a file name states."""
 
 import re
 from collections.abc import Iterable
 
-# The split name by which a source says that it has none.
+# The split name of a source without splits.
 UNSPLIT = "unsplit"
-# The order of splits wherever they stand in a row.
-_SPLITS = (UNSPLIT, "train", "validation", "test")
+# The order of splits in every list.
+_SPLIT_ORDER = (UNSPLIT, "train", "validation", "test")
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
-    """Names of splits in their usual order; any others after them, by name."""
-    return sorted(splits, key=lambda s: (_SPLITS.index(s) if s in _SPLITS else len(_SPLITS), s))
+    """Names of splits in their usual order, then all other names in alphabetical order."""
+
+    def key(split: str) -> tuple[int, str]:
+        is_usual = split in _SPLIT_ORDER
+        return _SPLIT_ORDER.index(split) if is_usual else len(_SPLIT_ORDER), split
+
+    return sorted(splits, key=key)
 
 
-# A word in the name of a file or directory -> the split it says.
+# A word in the name of a file or directory -> its split.
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -28,7 +33,7 @@ _SPLIT_WORDS = {
 
 
 def split_named(name: str) -> str:
-    """The split that a file's or directory's name speaks of, or UNSPLIT if of none."""
+    """The split that the name of a file or directory contains, or UNSPLIT."""
     for word in re.findall(r"[a-z]+\d*[a-z]*", name.lower()):
         if word in _SPLIT_WORDS:
             return _SPLIT_WORDS[word]

@@ -111,11 +111,11 @@ def test_a_second_time_there_is_nothing_to_append(idx_dir, out, grown):
         again = make_shards(f"idx:{source}", out, append=True)
         assert again["reused"] is True
         assert outputs_of(out) == before
-    # A part of what is there, from other files.
-    some = make_idx_set(out.parent / "some")
-    for path in some.glob("train-*"):
+    # A subset of the data set, from other files.
+    subset = make_idx_set(out.parent / "subset")
+    for path in subset.glob("train-*"):
         path.unlink()
-    assert make_shards(f"idx:{some}", out, append=True)["reused"] is True
+    assert make_shards(f"idx:{subset}", out, append=True)["reused"] is True
     assert outputs_of(out) == before
     assert not (out / ".progress").exists()
 
@@ -141,7 +141,7 @@ def test_an_id_with_other_content_is_refused_and_nothing_changes(idx_dir, out, t
     (other / "t10k-labels-idx1-ubyte").write_bytes(bytes(data))
     before = outputs_of(out)
     with pytest.raises(
-        StageError, match=r"the id 'test-0000049' is in blobs-test.* already.*test\[49\]"
+        StageError, match=r"the id 'test-0000049' is already in blobs-test.*test\[49\]"
     ):
         make_shards(f"idx:{other}", out, append=True)
     assert outputs_of(out) == before
@@ -158,7 +158,7 @@ def test_an_id_with_other_content_is_refused_and_nothing_changes(idx_dir, out, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 1}, "made with other settings .seed is 0 there and 1 here"),
+        ({"seed": 1}, "created with other settings .seed is 0 there and 1 here"),
         ({"name": "other"}, "name is 'blobs' there"),
         ({"compression": "gzip"}, "compression is 'none' there"),
         ({"image_size": (6, 4)}, "expected the same shape: pass --image_size=12x8 --grayscale"),
@@ -174,7 +174,9 @@ def test_what_does_not_fit_is_refused(out, grown, settings, message):
 def test_other_classes_are_refused_and_named_ones_fit(idx_dir, grown, tmp_path):
     out, names = tmp_path / "named", tuple("abcdefghij")
     make_shards(f"idx:{idx_dir}", out, class_names=names)
-    with pytest.raises(StageError, match="the classes are 0, 1, .* pass their names as --class_na"):
+    with pytest.raises(
+        StageError, match="the classes are 0, 1, .* pass the data set's names as --c"
+    ):
         make_shards(f"idx:{grown}", out, append=True)
     manifest = make_shards(f"idx:{grown}", out, append=True, class_names=names)
     assert manifest["class_names"] == list(names)
@@ -287,8 +289,10 @@ def test_killed_at_any_file_it_stays_the_old_set_and_the_rerun_completes(
     assert files_untouched(before, out)
     assert (out / "manifest.json").read_bytes() == before["manifest.json"]
     assert records_in(out)  # It reads as the set that it was.
-    found = list(verification.verify(str(out))[1])
-    assert len(found) <= 1 and all(fault.of_append for fault in found), found
+    problems = list(verification.verify(str(out))[1])
+    assert len(problems) <= 1 and all(problem.is_unfinished_append for problem in problems), (
+        problems
+    )
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert outputs_of(out) == outputs_of(whole)
 
@@ -316,7 +320,7 @@ def test_an_append_that_was_killed_is_named_by_verify_and_undone_on_request(
     done = run_command("pipeline.verify", out, check=False)
     assert done.returncode == 1
     [line] = done.stdout.splitlines()
-    assert "an --append was not finished here: run the same command to its end, or undo" in line
+    assert "an --append did not finish: run the same command again to finish it, or undo" in line
     assert make_shards(f"idx:{idx_dir}", out, append=True, overwrite=True)["reused"] is True
     assert outputs_of(out) == outputs_of(data_dir)
     assert run_command("pipeline.verify", out).returncode == 0
@@ -326,17 +330,19 @@ def test_what_an_unfinished_append_has_begun_to_describe_is_no_damage(out, grown
     die_at_file(20, *command(grown, out))
     done = run_command("pipeline.verify", out, check=False)
     [line] = done.stdout.splitlines()
-    assert "was not finished here, and has begun to write statistics.json, stats.html" in line
-    assert "anew: run the same command to its end; all else that was there is as it was" in line
+    assert "did not finish, and has already rewritten statistics.json, stats.html" in line
+    assert (
+        ": run the same command again to finish it; all other files of the data set are un" in line
+    )
     assert "1 fault in 350 records" in done.stderr
-    assert "expected none: finish the unfinished --append\n" in done.stderr
+    assert "expected none: finish the --append\n" in done.stderr
     # What the append leaves alone is damaged beside it.
     shard = out / "blobs-test.tfrecord-00001-of-00004"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
     done = run_command("pipeline.verify", out, check=False)
     assert f"{shard}: {len(whole) - 1} bytes, expected {len(whole)}\n" in done.stdout
-    assert "make the data set again with --overwrite, and repeat its appends" in done.stderr
+    assert "create the data set again with --overwrite, and repeat its appends" in done.stderr
     shard.write_bytes(whole)
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert not list(verification.verify(str(out))[1])
@@ -347,12 +353,12 @@ def test_what_describes_a_grown_set_is_checked_too(out, grown):
     before = outputs_of(out)
     for name in ("stats.html", "dataset_info.json"):
         (out / name).write_bytes(before[name][:-1] + b"x")
-        with pytest.raises(StageError, match="a file that describes it is damaged"):
+        with pytest.raises(StageError, match="a file that describes the data set is damaged"):
             make_shards(f"idx:{grown}", out, append=True, num_shards=2)
         (out / name).write_bytes(before[name])
     (out / "blobs-train.tfrecord-00001-of-00004").unlink()
     done = run_command("pipeline.verify", out, check=False)
-    assert "make the data set again with --overwrite, and repeat its appends" in done.stderr
+    assert "create the data set again with --overwrite, and repeat its appends" in done.stderr
 
 
 def test_overwrite_takes_what_an_unfinished_append_wrote_along(out, grown, tmp_path):

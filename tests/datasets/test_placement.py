@@ -67,10 +67,14 @@ def test_a_larger_validation_share_only_adds_to_it(record_id, fraction, more):
 
 def test_only_train_is_divided():
     assert split_of("test", b"x", 0.99) == "test"
-    assert placement.splits_made(["train", "test"], 0.1) == ["train", "validation", "test"]
-    assert placement.splits_made(["train", "test"], 0) == ["train", "test"]
-    assert placement.splits_made([UNSPLIT], 0.1) == ["train", "validation", "test"]
-    assert placement.splits_made(["test"], 0.1) == ["test"]
+    for source_splits, fraction, expected in (
+        (["train", "test"], 0.1, ["train", "validation", "test"]),
+        (["train", "test"], 0, ["train", "test"]),
+        ([UNSPLIT], 0.1, ["train", "validation", "test"]),
+        (["test"], 0.1, ["test"]),
+    ):
+        sizes = placement.expected_sizes(dict.fromkeys(source_splits, 0), fraction)
+        assert list(sizes) == expected
 
 
 @pytest.mark.parametrize(("split", "share"), [("train", 0.8), ("validation", 0.1), ("test", 0.1)])

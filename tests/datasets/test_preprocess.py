@@ -445,11 +445,11 @@ def test_shards_are_as_large_as_they_should_be(sizes, expected):
     from pipeline.datasets.building import create as create_set
 
     settings = create_set.Settings("x", None, 0.1, 0, "none")
-    made = dict(placement.expected_sizes(sizes, 0.1))
-    shards_made = create_set.num_shards(settings, made, (28, 28, 1))
-    assert shards_made == expected
-    for split, number in shards_made.items():
-        mib = made[split] * 864 / number / 2**20
+    expected_sizes = placement.expected_sizes(sizes, 0.1)
+    num_shards = create_set.num_shards(settings, expected_sizes, (28, 28, 1))
+    assert num_shards == expected
+    for split, number in num_shards.items():
+        mib = expected_sizes[split] * 864 / number / 2**20
         assert mib <= 256
         assert mib >= 64 or number == 1
 

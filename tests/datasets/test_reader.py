@@ -19,15 +19,15 @@ def test_dataset_reads_back_what_the_source_holds(data_dir, idx_dir):
         source.ids(everything), *source.read(everything), strict=True
     ):
         expected[record_id.decode()] = (image.tobytes(), label)
-    found, per_split = {}, {}
+    records, per_split = {}, {}
     for split in dataset.splits:
         for entry in dataset.shards(split):
             shard = dataset.read_shard(entry)
             for record_id, image, label in zip(shard.ids, shard.images, shard.labels, strict=True):
-                assert record_id not in found
-                found[record_id] = (image.tobytes(), label)
+                assert record_id not in records
+                records[record_id] = (image.tobytes(), label)
                 per_split.setdefault(split, set()).add(record_id.split("-")[0])
-    assert found == expected
+    assert records == expected
     assert per_split == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
 
 
@@ -94,13 +94,13 @@ def test_records_that_can_be_had_are_had_on_request(data_dir, tmp_path):
     with pytest.raises(StageError, match=f"{name}: damaged"):
         reader.Dataset(str(out)).read_images("train")
 
-    images, losses = reader.Dataset(str(out), on_corrupt="quarantine").read_split("train")
+    images, damaged_shards = reader.Dataset(str(out), on_corrupt="quarantine").read_split("train")
     whole = reader.Dataset(str(data_dir))
     place = whole.shards("train")[0]["num_examples"] + 1
     np.testing.assert_array_equal(images, np.delete(whole.read_images("train"), place, axis=0))
-    [loss] = losses
-    assert (loss.name, loss.num_records, loss.faults[0].offset) == (name, 1, offset)
-    [line] = loss.lines(str(out))
+    [damaged] = damaged_shards
+    assert (damaged.name, damaged.num_records, damaged.faults[0].offset) == (name, 1, offset)
+    [line] = damaged.lines(str(out))
     assert line["where"] == f"{out}/{name} byte {offset}"
     assert "checksum" in line["reason"]
 
@@ -132,7 +132,7 @@ def test_whole_records_of_another_file_are_no_damage_to_put_up_with(data_dir, tm
     dataset = reader.Dataset(str(out), on_corrupt="quarantine")
     first, second = sorted(dataset.shards("train"), key=lambda e: e["num_examples"])[:2]
     shutil.copy(out / second["name"], out / first["name"])
-    with pytest.raises(StageError, match="is not the file that the manifest names"):
+    with pytest.raises(StageError, match="is not the file in the manifest"):
         dataset.read_shard(first)
 
 

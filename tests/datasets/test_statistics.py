@@ -47,9 +47,9 @@ def test_statistics_are_numpy_s_and_the_sum_of_those_of_any_parts(records, data)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(images)), max_size=3)))
     total = Statistics(images.shape[1:])
     for part in np.split(np.array(order), cuts):
-        some = Statistics(images.shape[1:])
-        some.add(images[part], labels[part])
-        total += Statistics.from_bytes(some.to_bytes())
+        statistics = Statistics(images.shape[1:])
+        statistics.add(images[part], labels[part])
+        total += Statistics.from_bytes(statistics.to_bytes())
     assert total.summary([]) == whole.summary([])
     assert total.to_bytes() == whole.to_bytes()
 

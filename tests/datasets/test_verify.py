@@ -59,9 +59,9 @@ def test_every_fault_is_named_with_file_and_offset(out):
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert any(line.startswith(f"{out}/{SHARD} byte {offset}: the checksum") for line in lines)
-    assert f"{out}/{SHARD}: its sha256 is not the manifest's" in lines
+    assert f"{out}/{SHARD}: its sha256 differs from the manifest" in lines
     assert f"{out}/blobs-test.tfrecord-00000-of-00004: missing" in lines
-    assert any("00009-of-00004: is no file of the manifest" in line for line in lines)
+    assert any("00009-of-00004: is not in the manifest" in line for line in lines)
     assert f"{len(lines)} faults in 350 records" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -71,13 +71,13 @@ def test_files_beside_the_shards_are_checked_too(out, name):
     data = bytearray((out / name).read_bytes())
     data[20] ^= 1
     (out / name).write_bytes(bytes(data))
-    assert faults(out) == [f"{out}/{name}: its sha256 is not the manifest's"]
+    assert faults(out) == [f"{out}/{name}: its sha256 differs from the manifest"]
 
 
 def test_records_that_do_not_belong_though_every_checksum_fits(out):
     stray = tf_example.encode(b"stray", bytes(96), 3)
     rewrite(out, SHARD, lambda records: [*records, stray])
-    assert any("split" in f or "records were read" in f or "are whole" in f for f in faults(out))
+    assert any("split" in f or "records were read" in f or "are intact" in f for f in faults(out))
 
     rewrite(out, SHARD, lambda records: [*records[:-2], tf_example.encode(b"x", bytes(95), 3)])
     assert any("an image of 95 bytes, expected 96" in f for f in faults(out))
@@ -90,7 +90,7 @@ def test_an_id_that_stands_twice_is_named_at_both_places(out):
     rewrite(out, SHARD, lambda records: [*records[:-1], records[0]])
     [fault] = faults(out)
     assert fault.startswith(f"{out}/{SHARD} byte ")
-    assert f"its id stands twice, also in the same split at {out}/{SHARD} byte 0" in fault
+    assert f"its id appears twice, also in the same split at {out}/{SHARD} byte 0" in fault
 
 
 def test_a_record_in_two_splits_is_named(out):

@@ -184,7 +184,7 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
 
     settings = create_set.Settings("blobs", 1, 0.1, 0, "none")
     make_embeddings(HOSTILE, trained / "export", tmp_path / "out", num_shards=1)
-    input_ = inputs.SourceInput(conversion.Reading(HOSTILE), settings, ["test"])
+    input_ = inputs.SourceInput(conversion.SourceSpec(HOSTILE), settings, ["test"])
     page = make_report_of(tmp_path / "out", input_, trained / "export")
     assert_sound(browser, page)
     assert browser.run("return document.querySelectorAll('script, b').length") == 0
@@ -315,7 +315,7 @@ def test_records_of_two_splits_with_equal_ids_are_told_apart(trained, tmp_path):
     source = "tests.reports.test_report.open_twins:x"
     make_embeddings(source, trained / "export", tmp_path / "out", split="train,test", num_shards=1)
     settings = create_set.Settings("blobs", 1, 0.1, 0, "none")
-    input_ = inputs.SourceInput(conversion.Reading(source), settings, ["train", "test"])
+    input_ = inputs.SourceInput(conversion.SourceSpec(source), settings, ["train", "test"])
     wanted = {task: {f"{i}" for i in range(20)} for task in input_.sizes}
     found = dict(input_.images(wanted))
     assert len(found) > 20

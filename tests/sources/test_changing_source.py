@@ -65,25 +65,25 @@ KINDS = ["folder", "idx", "idx.gz", "csv", "npz"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_refuses_what_is_not_as_the_command_found_it(tmp_path, kind):
-    reading = conversion.open_reading(
-        conversion.Reading(make_set(kind, tmp_path / "set"))
+    source_spec = conversion.open_converted(
+        conversion.SourceSpec(make_set(kind, tmp_path / "set"))
     ).for_workers()
     conversion.open_source_once.cache_clear()  # As in another process.
-    assert conversion.open_reading(reading).num_records == reading.num_records
+    assert conversion.open_converted(source_spec).num_records == source_spec.num_records
     touch(files_of(tmp_path / "set")[0])
     conversion.open_source_once.cache_clear()
-    with pytest.raises(SourceChanged, match="a worker finds other files, or files of other times"):
-        conversion.open_reading(reading)
+    with pytest.raises(SourceChanged, match="a worker finds other files, or other file times"):
+        conversion.open_converted(source_spec)
 
 
 def test_a_worker_that_serves_another_job_looks_again(tmp_path):
     spec = make_set("idx", tmp_path / "set")
-    earlier = conversion.open_reading(conversion.Reading(spec)).for_workers()
+    earlier = conversion.open_converted(conversion.SourceSpec(spec)).for_workers()
     change_in_place(files_of(tmp_path / "set")[0])
-    later = conversion.open_reading(conversion.Reading(spec)).for_workers()
+    later = conversion.open_converted(conversion.SourceSpec(spec)).for_workers()
     with pytest.raises(SourceChanged, match="a worker finds other files"):
-        conversion.open_reading(earlier)
-    assert conversion.open_reading(later).num_records == later.num_records
+        conversion.open_converted(earlier)
+    assert conversion.open_converted(later).num_records == later.num_records
 
 
 def test_a_source_that_lists_nothing_is_known_by_its_classes(tmp_path, monkeypatch):
@@ -99,16 +99,18 @@ def test_a_source_that_lists_nothing_is_known_by_its_classes(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     import unlisted
 
-    reading = conversion.open_reading(conversion.Reading("unlisted.open_it:")).for_workers()
+    source_spec = conversion.open_converted(
+        conversion.SourceSpec("unlisted.open_it:")
+    ).for_workers()
     unlisted.NAMES = list("bacdefghi")
     conversion.open_source_once.cache_clear()
     with pytest.raises(SourceChanged, match="a worker finds other"):
-        conversion.open_reading(reading)
+        conversion.open_converted(source_spec)
 
 
 @pytest.mark.parametrize("kind", ["folder", "idx", "csv"])
 def test_no_byte_of_another_file_is_read(tmp_path, kind):
-    source = conversion.open_reading(conversion.Reading(make_set(kind, tmp_path / "set")))
+    source = conversion.open_converted(conversion.SourceSpec(make_set(kind, tmp_path / "set")))
     every = np.arange(source.num_records)
     source.read(every)
     for path in files_of(tmp_path / "set"):

@@ -141,9 +141,9 @@ import resource, sys
 import numpy as np
 from PIL import Image
 from pipeline.sources import conversion
-source = conversion.open_reading(conversion.Reading(sys.argv[1]))
+source = conversion.open_converted(conversion.SourceSpec(sys.argv[1]))
 source.fingerprint()
-source = conversion.open_reading(source.for_workers())
+source = conversion.open_converted(source.for_workers())
 records = source.read(np.arange(source.num_records))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(len(records.places), len(records.faults), peak)
@@ -192,18 +192,18 @@ def test_images_are_decoded_one_by_one_and_not_kept():
 def test_the_limit_is_a_setting_of_the_set_where_it_is_not_the_default(tmp_path):
     folder = make_folder_set(tmp_path / "set", num_train=6, num_test=2)  # 12×8 pixels.
 
-    def of_source(**settings):
-        reading = conversion.Reading(f"folder:{folder}", **settings)
-        source = conversion.open_reading(reading)
-        return create_set.of_source(reading, source), source.read(np.arange(8)).faults
+    def identity_and_faults(**settings):
+        source_spec = conversion.SourceSpec(f"folder:{folder}", **settings)
+        source = conversion.open_converted(source_spec)
+        return create_set.source_identity(source_spec, source), source.read(np.arange(8)).faults
 
-    assert "max_image_pixels" not in of_source()[0]
-    made_from, faults = of_source(max_image_pixels=96)
+    assert "max_image_pixels" not in identity_and_faults()[0]
+    made_from, faults = identity_and_faults(max_image_pixels=96)
     assert made_from["max_image_pixels"] == 96 and not faults
     with pytest.raises(StageError, match=r"none of its 8 images can be opened .*12×8 = 96 "):
-        of_source(max_image_pixels=95)
+        identity_and_faults(max_image_pixels=95)
     with pytest.raises(UsageError, match="--max_image_pixels=95: sample holds no image files"):
-        conversion.open_reading(conversion.Reading("sample", max_image_pixels=95))
+        conversion.open_converted(conversion.SourceSpec("sample", max_image_pixels=95))
 
 
 # What is no regular file.
@@ -243,7 +243,7 @@ def test_only_regular_files_are_opened(tmp_path, make, kind):
         sources.open_source(f"idx:{idx}")
     folder = make_folder_set(tmp_path / "folder", num_train=6, num_test=2)
     (next(folder.rglob("*.png")).parent / "link.png").symlink_to(tmp_path / "odd")
-    source = conversion.open_reading(conversion.Reading(f"folder:{folder}"))
+    source = conversion.open_converted(conversion.SourceSpec(f"folder:{folder}"))
     [(_, reason)] = source.read(np.arange(9)).faults
     assert reason == f"{kind}, expected a file"
 
@@ -282,7 +282,10 @@ def test_each_directory_is_listed_once(tmp_path, capsys):
     assert list(tree.stamps) == [f"{name}/1.png" for name in "abcdefghi"]
     assert len(tree.skipped_links) == 81
     assert sources.open_source(f"folder:{tmp_path / 'set'}").split_sizes == {"unsplit": 9}
-    assert "81 links to directories whose files stand under another path" in capsys.readouterr().err
+    assert (
+        "81 links to directories that are already listed under another path"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("first", ["0", "z"])
@@ -323,16 +326,28 @@ IMAGES, LABELS = np.zeros((3, 4, 4), np.uint8), np.arange(3)
         (
             {"x": (IMAGES, b"\0" * 3_000_000)},
             {},
-            r"x promises uint8 \(3, 4, 4\), and holds 3000000",
+            r"x: its header states uint8 \(3, 4, 4\), but it holds 3000000",
         ),
-        ({"y": (LABELS, b"\0" * 3_000_000)}, {}, r"y promises int64 \(3,\), and holds 3000000"),
+        (
+            {"y": (LABELS, b"\0" * 3_000_000)},
+            {},
+            r"y: its header states int64 \(3,\), but it holds 3000000",
+        ),
         (
             {"y": (np.broadcast_to(0, 400_000), b"\0" * 3_200_000)},
             {},
-            r"3 images and labels int64 \(400000,\); expected one whole number for each",
+            r"3 images and labels int64 \(400000,\); expected one integer for each",
         ),
-        ({"x": (IMAGES, IMAGES.tobytes())}, {"compress_type": 12}, "packed by another method"),
-        ({"x": (IMAGES, IMAGES.tobytes())}, {"compress_type": 14}, "packed by another method"),
+        (
+            {"x": (IMAGES, IMAGES.tobytes())},
+            {"compress_type": 12},
+            "compressed with another method",
+        ),
+        (
+            {"x": (IMAGES, IMAGES.tobytes())},
+            {"compress_type": 14},
+            "compressed with another method",
+        ),
     ],
     ids=["images", "labels", "many labels", "bzip2", "lzma"],
 )
@@ -355,7 +370,9 @@ def test_an_npz_that_holds_less_than_both_its_headers_say(tmp_path):
                 np.lib.format.write_array_header_1_0(file, about)
                 file.write(array.tobytes()[:-1])
             archive.filelist[-1].file_size += 1
-    with pytest.raises(StageError, match=r"x promises uint8 \(3, 4, 4, 1\), and holds 47 bytes"):
+    with pytest.raises(
+        StageError, match=r"x: its header states uint8 \(3, 4, 4, 1\), but it holds 47 bytes"
+    ):
         sources.open_source(f"npz:{tmp_path}/set.npz")
 
 
@@ -364,7 +381,7 @@ def test_a_header_of_an_npz_that_is_no_end(tmp_path):
         head = b"\x93NUMPY\x02\x00" + struct.pack("<I", 3_000_000)
         for key in "xy":
             archive.writestr(f"{key}.npy", head + b" " * 3_000_000, compresslevel=1)
-    with pytest.raises(StageError, match="x: no NumPy array .*reading array header"):
+    with pytest.raises(StageError, match="x: not a NumPy array .*reading array header"):
         sources.open_source(f"npz:{tmp_path}/set.npz")
 
 
@@ -378,9 +395,12 @@ FORGED = packed_idx(3, b"\0" * 100_000_000)[:-4] + struct.pack("<I", 64)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (packed_idx(3, b"\0" * 30_000_000), r"its header promises 64 bytes, its end 30000016\); f"),
-        (packed_idx(2**32 - 1, b"\0" * 48), r"promises 68719476736 bytes, and \d+ hold no more th"),
-        (FORGED, "promises 3×4×4 = 48 bytes, the file holds 49 or more"),
+        (packed_idx(3, b"\0" * 30_000_000), r"its header states 64 bytes, its end 30000016\); d"),
+        (
+            packed_idx(2**32 - 1, b"\0" * 48),
+            r"states 68719476736 bytes, but \d+ compressed bytes hold at m",
+        ),
+        (FORGED, "states 3×4×4 = 48 bytes, the file holds 49 or more"),
     ],
     ids=["more", "less", "more, and forged"],
 )
@@ -397,5 +417,5 @@ def test_a_packed_idx_file_of_several_members_is_whole(tmp_path):
     parts = [gzip.compress(whole[:10]), gzip.compress(whole[10:50]), gzip.compress(whole[50:])]
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"".join(parts))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8))
-    found, _ = sources.open_source(f"idx:{tmp_path}").read(np.arange(3))
-    np.testing.assert_array_equal(found[..., 0], images)
+    read_images, _ = sources.open_source(f"idx:{tmp_path}").read(np.arange(3))
+    np.testing.assert_array_equal(read_images[..., 0], images)

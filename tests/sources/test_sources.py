@@ -29,14 +29,14 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 
 def records_in(directory) -> dict[str, set]:
     """split -> {(id, pixels, label)} of a finished set."""
-    dataset, found = reader.Dataset(str(directory)), {}
+    dataset, records = reader.Dataset(str(directory)), {}
     for split in dataset.splits:
-        found[split] = set()
+        records[split] = set()
         for entry in dataset.shards(split):
             shard = dataset.read_shard(entry)
             pixels = [image.tobytes() for image in shard.images]
-            found[split] |= set(zip(shard.ids, pixels, shard.labels.tolist(), strict=True))
-    return found
+            records[split] |= set(zip(shard.ids, pixels, shard.labels.tolist(), strict=True))
+    return records
 
 
 def save_npz(path, names, *, size=(12, 8), **changes) -> str:
@@ -196,11 +196,11 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
     assert manifest["class_names"] == list("abcdefghij")
     assert manifest["splits"]["test"] == 50
     # TFDS shuffles when it prepares, so ids say another order; the pixels are the same.
-    found = {split: {record[1:] for record in some} for split, some in records_in(out).items()}
-    of_train = found["train"] | found["validation"]
+    pairs = {s: {record[1:] for record in records} for s, records in records_in(out).items()}
+    train_pairs = pairs["train"] | pairs["validation"]
     images, labels = blobs()["train"]
     pixels = [image.tobytes() for image in images]
-    assert of_train == set(zip(pixels, labels.tolist(), strict=True))
+    assert train_pairs == set(zip(pixels, labels.tolist(), strict=True))
     # Another day, another folder, prepared already: nothing of it is in the output.
     moved = (tmp_path / "tfds").rename(tmp_path / "elsewhere")
     make_shards("tfds:manual_blobs:1.0.0", tmp_path / "again", tfds_data_dir=str(moved))
@@ -254,8 +254,8 @@ def test_the_source_that_readme_shows_is_one(tmp_path, monkeypatch):
     assert manifest["records"] == {"read": 120, "written": 120, "quarantined": 0}
     # Channels last: the last batch's first image as its authors say it is stored.
     image = data[0].reshape(3, 32, 32).transpose(1, 2, 0)
-    found = {record[0]: record[1] for record in records_in(tmp_path / "out")["test"]}
-    assert found["test-0000000"] == image.tobytes()
+    pixels_by_id = {record[0]: record[1] for record in records_in(tmp_path / "out")["test"]}
+    assert pixels_by_id["test-0000000"] == image.tobytes()
 
 
 # IDX: names, layouts, damage.
@@ -289,7 +289,7 @@ def test_emnist_s_files_lie_side_by_side_and_are_transposed(tmp_path, data_dir):
         for name in ("letters", "digits"):
             write_idx(emnist / f"emnist-{name}-{split}-images-idx3-ubyte.gz", images.swapaxes(1, 2))
             write_idx(emnist / f"emnist-{name}-{split}-labels-idx1-ubyte.gz", labels)
-    with pytest.raises(StageError, match="are of one split; name one set .*/emnist-"):
+    with pytest.raises(StageError, match="belong to the same split; name one set .*/emnist-"):
         sources.open_source(f"idx:{emnist}")
     out = tmp_path / "out"
     make_shards(f"idx:{emnist}/emnist-letters", out, transpose=True)
@@ -357,12 +357,12 @@ def remove_all(directory):
 
 
 BAD_SETS = [
-    (cut_gzip, "not a whole gzip file .* fetch or copy it again"),
+    (cut_gzip, "not a complete gzip file .* download or copy it again"),
     (
         promise_more,
-        "the header promises 4294967295×12×8 = 412316860320 bytes, the file holds 28800",
+        "the header states 4294967295×12×8 = 412316860320 bytes, the file holds 28800",
     ),
-    (wrong_magic, "begins with 89504e47, expected the IDX magic number 00000803"),
+    (wrong_magic, "starts with 89504e47, expected the IDX magic number 00000803"),
     (cut_header, "holds 7 bytes, expected an IDX header of 16"),
     (fewer_labels, "holds 300 images, .* holds 299 labels"),
     (empty_set, "holds 0×12×8 pixels; expected at least one image"),
@@ -370,7 +370,7 @@ BAD_SETS = [
     (remove_all, "no train-images-idx3-ubyte.* found t10k-images-idx3-ubyte.bak"),
     (lambda d: (d / TRAIN_IMAGES).unlink(), "no train-images-idx3-ubyte.* beside train-labels"),
     (lambda d: (d / TRAIN_LABELS).unlink(), "no train-labels-idx1-ubyte.* beside train-images"),
-    (lambda d: (d / TRAIN_LABELS).write_bytes(b""), "begins with nothing, expected the IDX magic"),
+    (lambda d: (d / TRAIN_LABELS).write_bytes(b""), "starts with nothing, expected the IDX magic"),
 ]
 
 
@@ -386,10 +386,10 @@ def test_a_bad_set_is_an_error_and_nothing_is_written(tmp_path, damage, message)
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("idx:/no/such/place", StageError, "no such directory; expected IDX files"),
+        ("idx:/no/such/place", StageError, "no such directory; expected a directory of IDX files"),
         ("npz:/no/such/set.npz", StageError, "no such file; expected an .npz archive"),
         ("csv:/no/such/set.csv", StageError, "no such file"),
-        ("folder:/no/such/place", StageError, "no such directory; expected images in it"),
+        ("folder:/no/such/place", StageError, "no such directory; expected a directory of images"),
         ("tfds:no_such_set", StageError, "tensorflow-datasets has no such set"),
         ("idx:", UsageError, "names no directory"),
         ("npz:", UsageError, "names no file"),
@@ -398,7 +398,7 @@ def test_a_bad_set_is_an_error_and_nothing_is_written(tmp_path, damage, message)
         ("tfds:", UsageError, "names no set"),
         ("mnist", UsageError, "no source 'mnist'; expected sample, idx:DIR"),
         ("os.path:x", UsageError, r"no source 'os.path'"),
-        ("sample:x", UsageError, "the sample takes nothing after its name"),
+        ("sample:x", UsageError, "the sample takes no argument"),
     ],
 )
 def test_a_bad_spec(spec, error, message):
@@ -425,12 +425,12 @@ class Payload:
         ({"x_train": np.zeros((300, 12), np.uint8)}, r"\(300, 12\); expected uint8 \(n, H, W\)"),
         ({"x_train": np.zeros((300, 12, 8, 4), np.uint8)}, "expected uint8"),
         ({"x_train": np.zeros((299, 12, 8), np.uint8)}, "299 images and labels"),
-        ({"y_train": np.zeros((300, 14), np.uint8)}, "one whole number for each image"),
+        ({"y_train": np.zeros((300, 14), np.uint8)}, "one integer for each image"),
         ({"y_train": np.zeros(300)}, "labels float64"),
         ({"y_train": np.full(300, 70_000)}, "labels up to 70000; expected class numbers"),
         ({"train_images": np.zeros((300, 12, 8), np.uint8)}, "are both images of train"),
         ({"x_val": np.zeros((3, 12, 8), np.uint8)}, "expected images and labels of each split"),
-        ({"y_train": np.zeros((300, 1, 1), np.uint8)}, "one whole number for each image"),
+        ({"y_train": np.zeros((300, 1, 1), np.uint8)}, "one integer for each image"),
     ],
 )
 def test_a_bad_npz(tmp_path, changes, message):
@@ -451,7 +451,7 @@ def test_a_cut_npz(tmp_path, part):
     spec = save_npz(tmp_path / "set.npz", KERAS)
     data = (tmp_path / "set.npz").read_bytes()
     (tmp_path / "set.npz").write_bytes(data[: int(part * len(data))])
-    with pytest.raises(StageError, match=r"no whole \.npz archive"):
+    with pytest.raises(StageError, match=r"not a complete \.npz archive"):
         sources.open_source(spec)
 
 
@@ -460,8 +460,8 @@ def test_a_cut_npz(tmp_path, part):
     [
         ("", "0 columns in the first line"),
         ("hello\nworld\n", "1 columns in the first line"),
-        ("label,pixel0,pixel1,pixel2,pixel3\n", "no row beside its header"),
-        ("1,2,3\n", "2 pixels a row are no square image"),
+        ("label,pixel0,pixel1,pixel2,pixel3\n", "holds a header but no rows"),
+        ("1,2,3\n", "2 pixels a row; expected a square image"),
     ],
 )
 def test_a_bad_csv(tmp_path, text, message):
@@ -524,12 +524,12 @@ def test_a_folder_of_odd_names_pipes_and_links_to_nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("class_names = ['a', 'b', 'a']", "the class name 'a' stands twice"),
+        ("class_names = ['a', 'b', 'a']", "the class name 'a' appears twice"),
         ("split_sizes = {'train': 0}", "holds no records"),
-        ("ids = lambda self, i: [b'\\xff%d' % x for x in i]", "ids that are no UTF-8 bytes"),
-        ("ids = lambda self, i: [str(x) for x in i]", "ids that are no UTF-8 bytes"),
-        ("read = lambda self, i: (self.x[i][1:], self.y[i])", "gave .* images and labels"),
-        ("read = lambda self, i: (self.x[i], self.y[i] * 1.5)", "gave labels of float64"),
+        ("ids = lambda self, i: [b'\\xff%d' % x for x in i]", "ids are not UTF-8 bytes"),
+        ("ids = lambda self, i: [str(x) for x in i]", "ids are not UTF-8 bytes"),
+        ("read = lambda self, i: (self.x[i][1:], self.y[i])", "returned .* images and labels"),
+        ("read = lambda self, i: (self.x[i], self.y[i] * 1.5)", "returned labels of float64"),
     ],
 )
 def test_a_source_of_one_s_own_that_breaks_the_protocol(tmp_path, monkeypatch, body, message):
@@ -558,7 +558,7 @@ def test_a_folder_that_does_not_say_what_is_a_class(tmp_path):
     shutil.copy(next(directory.rglob("*.png")), directory / "cat" / "1.png")
     with pytest.raises(StageError, match="test/ looks like a split, cat/ like a class"):
         sources.open_source(f"folder:{directory}")
-    with pytest.raises(StageError, match="images and no directories of them"):
+    with pytest.raises(StageError, match="images and no class directories"):
         sources.open_source(f"folder:{directory}/cat")
     with pytest.raises(StageError, match="0 images"):
         (tmp_path / "empty").mkdir()
@@ -568,9 +568,9 @@ def test_a_folder_that_does_not_say_what_is_a_class(tmp_path):
 # Conversions.
 
 
-def reading_of(source, **settings):
+def open_converted(source, **settings):
     conversion.open_source_once.cache_clear()
-    return conversion.open_reading(conversion.Reading(source, **settings))
+    return conversion.open_converted(conversion.SourceSpec(source, **settings))
 
 
 def test_conversions_are_pillow_s_own(tmp_path):
@@ -581,7 +581,7 @@ def test_conversions_are_pillow_s_own(tmp_path):
     labels = np.arange(6)
     np.savez(tmp_path / "set.npz", x_train=colours, y_train=labels)
     spec = f"npz:{tmp_path}/set.npz"
-    source = reading_of(spec, image_size=(5, 4), grayscale=True, transpose=True)
+    source = open_converted(spec, image_size=(5, 4), grayscale=True, transpose=True)
     assert source.image_shape == (5, 4, 1)
     images = source.read(np.arange(6)).images
     for image, original in zip(images, colours, strict=True):

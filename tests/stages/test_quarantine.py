@@ -186,7 +186,7 @@ def test_an_id_that_stands_twice_is_an_error_that_names_both_places(tmp_path, mo
         "    return Twice({'train': (np.zeros((20, 4, 4, 1), np.uint8), np.arange(20))})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(StageError, match=r"the id 'same' stands twice, at .*\[3\] and .*\[17\]"):
+    with pytest.raises(StageError, match=r"the id 'same' appears twice, at .*\[3\] and .*\[17\]"):
         make_shards("twice.open_twice:", tmp_path / "out")
 
 

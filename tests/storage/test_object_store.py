@@ -393,10 +393,10 @@ def test_an_object_that_is_replaced_is_refused_and_to_list_takes_no_request_more
         object_store.put(f"{inside(place)}/{path.relative_to(folder)}", path.read_bytes())
     requests = []
     with object_store.deciding(lambda request: requests.append(request.path)):
-        source = conversion.open_reading(conversion.Reading(f"folder:{place}"))
+        source = conversion.open_converted(conversion.SourceSpec(f"folder:{place}"))
     # Two of whether it is a directory, and a list; then each image, for the shape of most.
     assert len(requests) == 2 + 1 + 15, requests
-    reading = source.for_workers()
+    source_spec = source.for_workers()
     assert len(source.read(np.arange(15)).places) == 15
     name = str(path.relative_to(folder))
     data = bytearray(path.read_bytes())
@@ -408,4 +408,4 @@ def test_an_object_that_is_replaced_is_refused_and_to_list_takes_no_request_more
         source.check_unchanged()
     conversion.open_source_once.cache_clear()
     with pytest.raises(SourceChanged, match="a worker finds other files"):
-        conversion.open_reading(reading)
+        conversion.open_converted(source_spec)

@@ -36,7 +36,7 @@ class Run:
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.is_cluster = config.strategy == "multi_worker"
         self.is_chief = not self.is_cluster or strategies.is_chief()  # Only the chief writes.
-        self.losses: list[reader.Loss] = []  # What of the data cannot be had.
+        self.losses: list[reader.DamagedShard] = []  # What of the data cannot be had.
         self._arrays: dict[str, np.ndarray] = {}  # split -> images, until they are placed
         self.num_examples = dataset.num_examples("train")
         if dataset.on_corrupt == "quarantine":  # The order depends on how many there are.

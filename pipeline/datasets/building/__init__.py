@@ -1,1 +1,1 @@
-"""How a data set is made of an image set, and how a finished one grows. The Beam jobs are here."""
+"""Beam jobs that create a data set from an image set, and append to a finished data set."""

@@ -1,7 +1,7 @@
-"""A data set directory made from an image set: what job 1 does in all.
+"""Creates a data set directory from an image set.
 
-The shards are written by shard_writer.py and described by finish.py; a set that is
-there already grows by append.py.
+shard_writer.py writes the shards, finish.py describes them and writes the manifest, and append.py
+adds records to a finished data set.
 """
 
 import dataclasses
@@ -14,8 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import sources
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import placement
-from pipeline.datasets.building import finish as finish_set
-from pipeline.datasets.building import shard_writer
+from pipeline.datasets.building import finish, shard_writer
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.datasets.profile import describe
 from pipeline.formats import tfrecord
@@ -25,26 +24,26 @@ from pipeline.stages import quarantine
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files
 
-# --num_shards=auto aims at this, so that shards have 64 to 256 MiB where there is enough.
+# Target of --num_shards=auto, so that shards of a large enough split have 64 to 256 MiB.
 _SHARD_BYTES = 128 << 20
-# What a record takes beside its pixels: id, names of features, frame.
+# Bytes of a record beside its pixels: id, names of features, TFRecord frame.
 _RECORD_OVERHEAD = 80
-# The key of `made_from` that says what the records come from.
+# The key of `made_from` for the source of the records.
 SOURCE = "source"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What shapes a data set beside its source."""
+    """The settings of a data set, without its source."""
 
-    name: str  # Shard files begin with it.
+    name: str  # Names of shard files start with it.
     num_shards: int | None  # Shards per split; None to choose by size.
     validation_fraction: float  # Share of train that goes to validation.
-    seed: int  # Of the order of the records.
+    seed: int  # For the order of the records.
     compression: str  # "none" or "gzip".
 
     def shared(self) -> dict[str, Any]:
-        """What all records of a set have in common, whichever source they are of."""
+        """The settings that all records of a set share; an append must use the same."""
         return {
             "name": self.name,
             "validation_fraction": self.validation_fraction,
@@ -55,18 +54,18 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a run of the command is asked to do."""
+    """The arguments of one run of preprocess."""
 
-    reading: conversion.Reading  # The source, and how it is converted.
+    source_spec: conversion.SourceSpec  # The source, and how it is converted.
     settings: Settings
     output_dir: str  # Local path or fsspec URL.
-    max_quarantined: quarantine.Limit  # How many records may be bad.
-    overwrite: bool  # Whether output of other inputs may go; see OutputDirectory.
+    max_quarantined: quarantine.Limit  # Limit on unreadable records.
+    overwrite: bool  # Whether to replace output of other inputs; see OutputDirectory.
     options: PipelineOptions  # Beam's.
 
 
 def check(settings: Settings, source: conversion.ConvertedSource) -> None:
-    """Raises a UsageError for settings that this source cannot have."""
+    """Raises a UsageError or StageError if the settings do not fit the source."""
     if settings.compression not in tfrecord.COMPRESSIONS:
         raise UsageError(
             f"--compression={settings.compression}: expected {' or '.join(tfrecord.COMPRESSIONS)}"
@@ -75,20 +74,20 @@ def check(settings: Settings, source: conversion.ConvertedSource) -> None:
     if not 0 <= settings.validation_fraction < limit:
         raise UsageError(
             f"--validation_fraction={settings.validation_fraction}: expected 0 ≤ fraction < "
-            f"{limit}, so that records are left for train"
+            f"{limit}, so that train keeps records"
         )
     for split in source.split_sizes:
         if not split.isidentifier():
             raise StageError(
                 f"the source names a split {split!r}; expected letters, digits and underscores, "
-                "since it becomes part of file names"
+                "because the name becomes part of file names"
             )
 
 
 def num_shards(
     settings: Settings, sizes: Mapping[str, float], image_shape: tuple[int, ...]
 ) -> dict[str, int]:
-    """How many shards each split gets."""
+    """Split -> number of shards."""
     num_records = round(sum(sizes.values()))
     if settings.num_shards is not None:
         if settings.num_shards > num_records:
@@ -104,103 +103,107 @@ def num_shards(
     }
 
 
-def of_source(reading: conversion.Reading, source: conversion.ConvertedSource) -> dict[str, Any]:
-    """What shapes a source's records; goes into `made_from`."""
-    limit = reading.max_image_pixels
+def source_identity(
+    source_spec: conversion.SourceSpec, source: conversion.ConvertedSource
+) -> dict[str, Any]:
+    """All that determines a source's records; part of `made_from`."""
+    limit = source_spec.max_image_pixels
     return {
         "fingerprint": source.fingerprint(),
-        "image_size": reading.image_size,
-        "grayscale": reading.grayscale,
-        "transpose": reading.transpose,
-        "id_prefix": reading.id_prefix,
-        "class_names": reading.class_names,
+        "image_size": source_spec.image_size,
+        "grayscale": source_spec.grayscale,
+        "transpose": source_spec.transpose,
+        "id_prefix": source_spec.id_prefix,
+        "class_names": source_spec.class_names,
         **({"max_image_pixels": limit} if limit != sources.MAX_IMAGE_PIXELS else {}),
     }
 
 
-def make_set(request: Request) -> dict[str, Any]:
-    """Turns an image set into a finished data set directory.
+def create_dataset(request: Request) -> dict[str, Any]:
+    """Creates a data set directory from an image set.
 
     Returns:
-      The manifest, with the key "reused" where nothing had to be done.
+      The manifest, with the key "reused" if the data set was already finished.
 
     Raises:
-      UsageError: settings that this source cannot have.
+      UsageError: settings that do not fit the source.
       StageError: the source or the output directory cannot be used.
     """
-    kind, _, place = request.reading.spec.partition(":")
-    if kind == "folder" and files.is_within(request.output_dir, place):
+    kind, _, path = request.source_spec.source.partition(":")
+    if kind == "folder" and files.is_within(request.output_dir, path):
         raise UsageError(
-            f"--output_dir={request.output_dir}: lies in the source, {place}; name a directory "
+            f"--output_dir={request.output_dir}: lies inside the source {path}; name a directory "
             "outside of the source"
         )
-    settings, source = request.settings, conversion.open_reading(request.reading)
+    settings, source = request.settings, conversion.open_converted(request.source_spec)
     check(settings, source)
-    sizes = dict(placement.expected_sizes(source.split_sizes, settings.validation_fraction))
+    sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
     counts = num_shards(settings, sizes, source.image_shape)
     made_from = {
         **settings.shared(),
-        SOURCE: {**of_source(request.reading, source), "num_shards": counts},
+        SOURCE: {**source_identity(request.source_spec, source), "num_shards": counts},
     }
     zeros = dict.fromkeys(counts, 0)
-    layout = Layout(**settings.shared(), num_shards=counts, first=zeros, named=counts)
+    layout = Layout(**settings.shared(), num_shards=counts, first_shard=zeros, num_in_names=counts)
     output = OutputDirectory(request.output_dir, stage="preprocess", made_from=made_from)
     with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
-        blocks = shard_writer.blocks_of(source.num_records)
-        with opened_source.telling_changes(source.check_unchanged, output.tasks.clear):
-            return write_set(request, source=source, layout=layout, blocks=blocks, output=output)
+        blocks = shard_writer.index_blocks(source.num_records)
+        with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
+            return write_dataset(
+                request, source=source, layout=layout, blocks=blocks, output=output
+            )
 
 
 def file_names(layout: Layout) -> list[str]:
-    """Every file that a job may make beside the manifest."""
+    """Every file that a job may write, without the manifest."""
     tasks = layout.tasks()
-    return [*tasks, *map(quarantine.file_name, tasks), *finish_set.NAMES]
+    return [*tasks, *map(quarantine.file_name, tasks), *finish.NAMES]
 
 
-def write_set(
+def write_dataset(
     request: Request,
     *,
     source: conversion.ConvertedSource,
     layout: Layout,
-    blocks: Sequence[shard_writer.Block],
+    blocks: Sequence[shard_writer.IndexBlock],
     output: OutputDirectory,
     base: Mapping[str, Any] | None = None,
-    num_there: int = 0,
+    num_existing: int = 0,
 ) -> dict[str, Any]:
-    """Writes shards into a directory that this process holds, and finishes the set.
+    """Writes shards and the files that describe the set, last its manifest.
 
     Args:
-      request: what is asked for.
-      source: what is read.
+      request: the arguments of the run.
+      source: the open source.
       layout: the shards to write.
-      blocks: the indices of the records that go into them.
-      output: the directory, made ready.
-      base: the manifest of the set that is appended to.
-      num_there: records of the source that are left out because they are in `base`.
+      blocks: the indices of the records to write.
+      output: the directory, held by this process and ready for the job.
+      base: the manifest of the data set to append to.
+      num_existing: records of the source that are skipped because `base` holds them.
 
     Returns:
       The manifest.
     """
-    there = [entry for entry in base["files"] if "split" in entry] if base else []
-    num_records = source.num_records + sum(entry["num_examples"] for entry in there)
+    existing_shards = [entry for entry in base["files"] if "split" in entry] if base else []
+    num_records = source.num_records + sum(entry["num_examples"] for entry in existing_shards)
     buckets = describe.num_buckets(num_records)
     shard_writer.write_shards(
-        reading=source.for_workers(),
+        source_spec=source.for_workers(),
         layout=layout,
         blocks=blocks,
-        there=there,
+        existing_shards=existing_shards,
         num_buckets=buckets,
         tasks=output.tasks,
         options=request.options,
     )
-    return finish_set.finish(
+    return finish.finish_dataset(
         source=source,
         layout=layout,
         output=output,
         max_quarantined=request.max_quarantined,
         num_buckets=buckets,
         base=base,
-        num_there=num_there,
+        num_existing=num_existing,
     )

@@ -1,4 +1,4 @@
-"""The end of job 1: counts reconciled, the set described, the manifest written."""
+"""The end of preprocess: reconciles counts, describes the set, writes the manifest."""
 
 import collections
 import json
@@ -20,15 +20,15 @@ from pipeline.stages.output_directory import OutputDirectory
 _STATISTICS = "statistics.json"
 DUPLICATES = "duplicates.jsonl"
 _PAGE = "stats.html"
-# All that is written here beside the manifest.
+# All files written here, without the manifest.
 NAMES = (_STATISTICS, DUPLICATES, _PAGE, "dataset_info.json", "features.json")
-# Records on the page's sample grid, for each split.
+# Sample images on the page for each split.
 _NUM_SAMPLES = 48
-# Reasons of quarantine that are counted one by one.
+# Number of quarantine reasons that are listed.
 _MAX_REASONS = 20
 
 
-def finish(
+def finish_dataset(
     *,
     source: conversion.ConvertedSource,
     layout: Layout,
@@ -36,24 +36,25 @@ def finish(
     max_quarantined: quarantine.Limit,
     num_buckets: int,
     base: Mapping[str, Any] | None = None,
-    num_there: int = 0,
+    num_existing: int = 0,
 ) -> dict[str, Any]:
     """Describes the set and writes its manifest.
 
     Args:
-      source: what was read.
+      source: the source that was read.
       layout: the shards that were written.
-      output: the directory.
-      max_quarantined: how many records may be bad.
-      num_buckets: as the shards were written with.
-      base: the manifest of the set that was appended to.
-      num_there: records of the source that were left out because they are in `base`.
+      output: the output directory.
+      max_quarantined: limit on unreadable records.
+      num_buckets: the number of buckets that the shards were written with.
+      base: the manifest of the data set that was appended to.
+      num_existing: records of the source that were skipped because `base` holds them.
 
     Returns:
       The manifest as written.
 
     Raises:
-      StageError: a shard failed, records are missing, too many are bad, or the source changed.
+      StageError: a shard failed, records are missing, or too many are unreadable.
+      SourceChanged: the source has changed.
     """
     tasks = layout.tasks()
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
@@ -67,27 +68,29 @@ def finish(
         num_records=source.num_records,
     )
     counts = {"read": source.num_records, "written": written, "quarantined": quarantined}
-    if source.num_records != written + quarantined + num_there:
+    if source.num_records != written + quarantined + num_existing:
         raise StageError(
-            f"{output.directory}: {source.num_records} records read, {written} written, "
-            f"{quarantined} quarantined, {num_there} there before; expected all of them: run the "
-            "same command again"
+            f"{output.directory}: {source.num_records} records read, but {written} written + "
+            f"{quarantined} quarantined + {num_existing} already in the data set; expected the sum "
+            "to match: run the same command again"
         )
     entries = [e for e in base["files"] if e["name"] not in NAMES] if base else []
     entries += new
     splits = in_order({e["split"] for e in entries if "split" in e})
     by_split = {split: [e for e in entries if e.get("split") == split] for split in splits}
-    named = {split: layout.named.get(split) or base["num_shards"][split] for split in splits}
+    num_in_names = {
+        split: layout.num_in_names.get(split) or base["num_shards"][split] for split in splits
+    }
 
     statistics = {s: describe.read_statistics(output.tasks, s) for s in splits}
     duplicates = _write_duplicates(output, num_buckets)
     class_names = list(source.class_names)
     warnings = set_warnings.find(statistics, duplicates, class_names)
-    described = {
+    description = {
         "splits": {
             split: {
                 **statistics[split].summary(class_names),
-                "num_duplicates": duplicates.within[split],
+                "num_duplicates": duplicates.repeated[split],
                 "num_quarantined": sum(
                     e["num_quarantined"] for e in entries if e.get("of_split") == split
                 ),
@@ -96,24 +99,24 @@ def finish(
         },
         "quarantined": _reasons(output.directory, entries),
         "duplicates_between": {
-            f"{a}, {b}": found.count for (a, b), found in sorted(duplicates.between.items())
+            f"{a}, {b}": shared.count for (a, b), shared in sorted(duplicates.shared.items())
         },
         "warnings": warnings,
     }
-    page = stats_page.page(
+    page = stats_page.render(
         name=layout.name,
-        described=described,
+        description=description,
         statistics=statistics,
         class_names=class_names,
         samples={s: _samples(output.directory, by_split[s], source.image_shape) for s in splits},
     )
-    texts = {_STATISTICS: manifest_lib.readable_json(described), _PAGE: page}
-    if layout.compression == "none":  # tensorflow-datasets reads no packed TFRecords.
+    texts = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
+    if layout.compression == "none":  # tensorflow-datasets cannot read compressed TFRecords.
         texts |= tfds_metadata.tfds_files(
             name=layout.name,
             image_shape=source.image_shape,
             splits=by_split,
-            num_shards=named,
+            num_shards=num_in_names,
         )
     files = [manifest_lib.write_file(output.directory, name, data) for name, data in texts.items()]
     files.append(duplicates.entry)
@@ -122,14 +125,10 @@ def finish(
         "made_from": output.made_from,
         "shards": [entry for entry in entries if "split" in entry],
     }
-    whole = dict(counts)
+    total = dict(counts)
     if base:
-        earlier = base["records"]
-        whole = {
-            "read": earlier["read"] + counts["read"] - num_there,
-            "written": earlier["written"] + written,
-            "quarantined": earlier["quarantined"] + quarantined,
-        }
+        total = {key: base["records"][key] + count for key, count in counts.items()}
+        total["read"] -= num_existing
     source.check_unchanged()
     return output.finish(
         {
@@ -137,10 +136,10 @@ def finish(
             "name": layout.name,
             "image_shape": list(source.image_shape),
             "class_names": class_names,
-            "num_shards": named,
+            "num_shards": num_in_names,
             "splits": {split: statistics[split].num_examples for split in splits},
-            "records": whole,
-            **({"last_append": {**counts, "there": num_there}} if base else {}),
+            "records": total,
+            **({"last_append": {**counts, "there": num_existing}} if base else {}),
             "warnings": warnings,
             "files": entries + files,
         },
@@ -149,20 +148,20 @@ def finish(
 
 
 def _write_duplicates(output: OutputDirectory, num_buckets: int) -> set_warnings.Duplicates:
-    """Writes duplicates.jsonl, and returns what it says in numbers."""
-    found = set_warnings.Duplicates()
+    """Writes duplicates.jsonl, and returns its counts."""
+    duplicates = set_warnings.Duplicates()
 
     def lines() -> Iterator[bytes]:
         for line in describe.read_duplicates(output.tasks, num_buckets):
-            found.add(json.loads(line)["ids"])
+            duplicates.add(json.loads(line)["ids"])
             yield line
 
-    found.entry = manifest_lib.write_lines(output.directory, DUPLICATES, lines())
-    return found
+    duplicates.entry = manifest_lib.write_lines(output.directory, DUPLICATES, lines())
+    return duplicates
 
 
 def _reasons(directory: str, entries: list[dict[str, Any]]) -> dict[str, int]:
-    """How many records are in quarantine for which reason, the most frequent reasons."""
+    """The most frequent reasons in quarantine -> number of records."""
     counts = collections.Counter(
         fault["reason"] for fault in quarantine.read_all(directory, entries)
     )
@@ -170,7 +169,7 @@ def _reasons(directory: str, entries: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _samples(directory: str, entries: list[dict[str, Any]], shape: tuple[int, ...]) -> list[Any]:
-    """The first records of a split: a fair sample, since their order is a hash of the ids."""
+    """The first records of a split: a random sample, since a hash of the ids orders them."""
     samples: list[Any] = []
     for entry in entries:
         samples += reader.read_head(directory, entry, _NUM_SAMPLES - len(samples), shape)

@@ -1,8 +1,8 @@
-"""Which records of a source a finished data set doesn't hold yet, as a Beam pipeline.
+"""The Beam pipeline that finds the records of a source that a finished data set does not hold.
 
-What is shuffled are hashes, 32 bytes for a record that is there and 24 for one of the
-source: the ids of both meet in buckets. Only for an id that is there already is the
-source's image read, to see whether it is the same.
+The pipeline shuffles hashes: 32 bytes for a record of the data set, 24 for a record of the source.
+The ids of both meet in buckets. An image of the source is read only if its id is already in the
+data set, to check that both are the same record.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.datasets import placement, reader
-from pipeline.datasets.profile.describe import num_buckets
+from pipeline.datasets.profile import describe
 from pipeline.formats import tf_example
 from pipeline.runners import run as runner
 from pipeline.sources import conversion
@@ -28,7 +28,7 @@ from pipeline.storage import files
 
 _HASH_BYTES = 16
 # Element of the shuffle: (name of a shard, hashes of ids, hashes of records), or
-# ("", hashes of ids, int64 indices as little-endian bytes); hashes in a row.
+# ("", hashes of ids, int64 indices as little-endian bytes). Hashes are joined.
 _Part = tuple[str, bytes, bytes]
 
 
@@ -37,22 +37,22 @@ def _hash(data: bytes) -> bytes:
 
 
 def _by_bucket(
-    name: str, ids: list[bytes], values: np.ndarray, buckets: int
+    name: str, ids: list[bytes], values: np.ndarray, num_buckets: int
 ) -> Iterator[tuple[int, _Part]]:
-    """Sorts ids, and a value (n, bytes) for each, into buckets by the ids' hashes."""
+    """Groups ids and their values (n, bytes) into buckets by the hashes of the ids."""
     hashes = np.frombuffer(b"".join(map(_hash, ids)), np.uint8).reshape(-1, _HASH_BYTES)
-    numbers = np.ascontiguousarray(hashes[:, :4]).view("<u4")[:, 0] % buckets
+    numbers = np.ascontiguousarray(hashes[:, :4]).view("<u4")[:, 0] % num_buckets
     for bucket in np.unique(numbers).tolist():
-        here = numbers == bucket
-        yield bucket, (name, hashes[here].tobytes(), values[here].tobytes())
+        mask = numbers == bucket
+        yield bucket, (name, hashes[mask].tobytes(), values[mask].tobytes())
 
 
-class ReadKnown(beam.DoFn):
-    """Entry of a shard -> the hashes of its ids and of its records."""
+class HashShard(beam.DoFn):
+    """Manifest entry of a shard -> the hashes of its ids and of its records."""
 
-    def __init__(self, tasks: Tasks, buckets: int):
-        """Takes the data set, and how many buckets there are."""
-        self._tasks, self._buckets = tasks, buckets
+    def __init__(self, tasks: Tasks, num_buckets: int):
+        """`tasks` of the data set's directory; `num_buckets` as in describe.num_buckets."""
+        self._tasks, self._num_buckets = tasks, num_buckets
 
     def process(self, entry: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
         """Manifest entry -> (bucket, part)."""
@@ -63,113 +63,115 @@ class ReadKnown(beam.DoFn):
             return
         ids = [record_id.encode() for record_id in shard.ids]
         hashes = np.frombuffer(b"".join(map(_hash, shard.records)), np.uint8)
-        yield from _by_bucket(entry["name"], ids, hashes.reshape(-1, _HASH_BYTES), self._buckets)
+        yield from _by_bucket(
+            entry["name"], ids, hashes.reshape(-1, _HASH_BYTES), self._num_buckets
+        )
 
 
 class HashIds(beam.DoFn):
     """Block of indices -> the hashes of their ids."""
 
-    def __init__(self, reading: conversion.Reading, buckets: int):
-        """Takes the source, and how many buckets there are."""
-        self._reading, self._buckets = reading, buckets
+    def __init__(self, source_spec: conversion.SourceSpec, num_buckets: int):
+        """`num_buckets` as in describe.num_buckets."""
+        self._source_spec, self._num_buckets = source_spec, num_buckets
 
     def process(self, block: tuple[int, int]) -> Iterator[tuple[int, _Part]]:
         """(first, last + 1) -> (bucket, part)."""
         indices = np.arange(*block, dtype="<i8")
-        ids = conversion.open_reading(self._reading).ids(indices)
-        yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._buckets)
+        ids = conversion.open_converted(self._source_spec).ids(indices)
+        yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._num_buckets)
 
 
 class KeepNew(beam.DoFn):
-    """All ids of a bucket -> a file of the indices that are new, and a marker."""
+    """All ids of a bucket -> a file with the indices of new records, and a marker."""
 
     def __init__(
         self,
-        reading: conversion.Reading,
+        source_spec: conversion.SourceSpec,
         validation_fraction: float,
         quarantined: frozenset[bytes],
         tasks: Tasks,
     ):
-        """Takes the source, how it is split, ids known to be bad, and where to write."""
-        self._reading, self._tasks = reading, tasks
+        """`quarantined` are the ids in the data set's quarantine."""
+        self._source_spec, self._tasks = source_spec, tasks
         self._validation_fraction, self._quarantined = validation_fraction, quarantined
 
     def process(self, element: tuple[int, Iterable[_Part]]) -> None:
-        """(bucket, parts) -> nothing."""
+        """Takes (bucket, parts); yields nothing."""
         bucket, parts = element
-        known: dict[bytes, tuple[bytes, str]] = {}  # hash of id -> hash of record, shard
-        asked: list[tuple[bytes, int]] = []  # hash of id, index
+        set_records: dict[bytes, tuple[bytes, str]] = {}  # hash of id -> hash of record, shard
+        source_ids: list[tuple[bytes, int]] = []  # hash of id, index
         for name, joined, values in parts:
             hashes = [joined[i : i + _HASH_BYTES] for i in range(0, len(joined), _HASH_BYTES)]
             if name:
-                for place, id_hash in enumerate(hashes):
-                    start = place * _HASH_BYTES
-                    known[id_hash] = values[start : start + _HASH_BYTES], name
+                for number, id_hash in enumerate(hashes):
+                    start = number * _HASH_BYTES
+                    set_records[id_hash] = values[start : start + _HASH_BYTES], name
             else:
-                asked += zip(hashes, np.frombuffer(values, "<i8").tolist(), strict=True)
-        new = np.array(sorted(i for id_hash, i in asked if id_hash not in known), "<i8")
-        there = sorted((i, known[id_hash]) for id_hash, i in asked if id_hash in known)
-        source = conversion.open_reading(self._reading)
+                source_ids += zip(hashes, np.frombuffer(values, "<i8").tolist(), strict=True)
+        new = np.array(sorted(i for id_hash, i in source_ids if id_hash not in set_records), "<i8")
+        existing = sorted((i, set_records[h]) for h, i in source_ids if h in set_records)
+        source = conversion.open_converted(self._source_spec)
         still_bad = self._still_bad(source, new)
         new = np.setdiff1d(new, still_bad)
-        num_there = len(there) + len(still_bad)
-        marker = {"num_there": num_there, "splits": self._split_counts(source, new)}
-        failed = self._other_content(source, there)
-        if failed:
-            marker["failed"] = failed
+        num_existing = len(existing) + len(still_bad)
+        marker = {"num_there": num_existing, "splits": self._split_counts(source, new)}
+        conflict = self._first_conflict(source, existing)
+        if conflict:
+            marker["failed"] = conflict
         buffer = io.BytesIO()
         np.save(buffer, new)
         files.write_bytes(self._tasks.path(_new_file(bucket)), buffer.getvalue())
         _mark(self._tasks, str(bucket), marker)
 
     def _still_bad(self, source: conversion.ConvertedSource, new: np.ndarray) -> np.ndarray:
-        """Those of the new that are in the set's quarantine, and would go there again."""
+        """The new indices whose records are in the set's quarantine and are still unreadable."""
         ids = source.ids(new) if self._quarantined else []
-        known = new[[i for i, record_id in enumerate(ids) if record_id in self._quarantined]]
-        step = self._reading.records_at_a_time
+        quarantined = new[[i for i, record_id in enumerate(ids) if record_id in self._quarantined]]
+        step = self._source_spec.records_at_a_time
         bad = [np.empty(0, np.int64)]
-        for first in range(0, len(known), step):
-            faults = source.read(known[first : first + step]).faults
-            bad.append(known[[first + place for place, _ in faults]])
+        for first in range(0, len(quarantined), step):
+            faults = source.read(quarantined[first : first + step]).faults
+            bad.append(quarantined[[first + place for place, _ in faults]])
         return np.concatenate(bad)
 
     def _split_counts(self, source: conversion.ConvertedSource, new: np.ndarray) -> dict[str, int]:
         counts: dict[str, int] = {}
         for split, indices in source.by_source_split(new):
             ids = source.ids(indices)
-            found = placement.splits_of(split, ids, self._validation_fraction)
-            for name, count in zip(*np.unique(found, return_counts=True), strict=True):
+            splits = placement.splits_of(split, ids, self._validation_fraction)
+            for name, count in zip(*np.unique(splits, return_counts=True), strict=True):
                 counts[str(name)] = counts.get(str(name), 0) + int(count)
         return counts
 
-    def _other_content(
-        self, source: conversion.ConvertedSource, there: list[tuple[int, tuple[bytes, str]]]
+    def _first_conflict(
+        self, source: conversion.ConvertedSource, existing: list[tuple[int, tuple[bytes, str]]]
     ) -> str:
-        """Which record has an id that is there with other content; "" if none has."""
-        step = self._reading.records_at_a_time
-        for first in range(0, len(there), step):
-            some = there[first : first + step]
-            indices = np.array([index for index, _ in some], np.int64)
+        """The error for an existing id whose record differs in the source; "" if none does."""
+        step = self._source_spec.records_at_a_time
+        for first in range(0, len(existing), step):
+            batch = existing[first : first + step]
+            indices = np.array([index for index, _ in batch], np.int64)
             ids = source.ids(indices)
             records = source.read(indices)
             places = records.places.tolist()
             for place, image, label in zip(places, records.images, records.labels, strict=True):
-                index, (record_hash, shard) = some[place]
+                index, (record_hash, shard) = batch[place]
                 encoded = tf_example.encode(ids[place], image.tobytes(), int(label))
                 if _hash(encoded) != record_hash:
                     return _conflict(source, index, ids[place], shard)
             if records.faults:
                 place, reason = records.faults[0]
-                index, (_, shard) = some[place]
+                index, (_, shard) = batch[place]
                 return f"{_conflict(source, index, ids[place], shard)} ({reason})"
         return ""
 
 
 def _conflict(source: conversion.ConvertedSource, index: int, record_id: bytes, shard: str) -> str:
     return (
-        f"the id {record_id.decode()!r} is in {shard} already, with another image or label than "
-        f"in {source.where(index)}; expected records with new ids: give them others with "
-        "--id_prefix, or make a new data set of all of them"
+        f"the id {record_id.decode()!r} is already in {shard}, with another image or label than "
+        f"in {source.where(index)}; expected new records to have new ids: add a prefix with "
+        "--id_prefix, or create a new data set"
     )
 
 
@@ -182,64 +184,67 @@ def _mark(tasks: Tasks, name: str, marker: dict[str, Any]) -> None:
 
 
 def load_indices(tasks: Tasks, name: str) -> np.ndarray:
-    """The int64 indices in a file that `find_new` names."""
+    """The int64 indices in a file named by `find`."""
     return np.load(io.BytesIO(files.read_bytes(tasks.path(name))))
 
 
-def find_new(
+def find(
     *,
-    reading: conversion.Reading,
+    source_spec: conversion.SourceSpec,
     num_records: int,
     base: dict[str, Any],
     tasks: Tasks,
     options: PipelineOptions,
 ) -> tuple[list[str], dict[str, int], int]:
-    """Finds the records of a source whose ids a data set doesn't hold.
+    """Finds the records of a source whose ids a data set does not hold.
 
     Args:
-      reading: the source.
-      num_records: how many it holds.
+      source_spec: the source.
+      num_records: number of records in the source.
       base: the data set's manifest.
-      tasks: of its directory, which this process holds.
+      tasks: of the data set's directory, which this process holds.
       options: Beam's.
 
     Returns:
-      Names of the files of indices, for `load_indices`; how many are new, by the split they
-      end in; and how many are there already, with the same content.
+      Names of the files of indices, for `load_indices`; split -> number of new records; and the
+      number of records that the data set already holds.
 
     Raises:
-      StageError: an id is there with other content, or a shard is damaged.
+      StageError: an id is in the data set with another record, or a shard is damaged.
     """
     entries = [entry for entry in base["files"] if "split" in entry]
-    num_known = sum(entry["num_examples"] for entry in entries)
-    buckets = num_buckets(num_records + num_known)
+    num_examples = sum(entry["num_examples"] for entry in entries)
+    num_buckets = describe.num_buckets(num_records + num_examples)
     block_size = max(1, min(65_536, num_records))
     blocks = [
         (first, min(first + block_size, num_records)) for first in range(0, num_records, block_size)
     ]
-    markers = [str(bucket) for bucket in range(buckets)]
-    names = [_new_file(bucket) for bucket in range(buckets)]
+    bucket_names = [str(bucket) for bucket in range(num_buckets)]
+    names = [_new_file(bucket) for bucket in range(num_buckets)]
     files.make_dirs(tasks.path())
-    for name in [*names, *(f"new-{m}.seen" for m in [*markers, *(e["name"] for e in entries)])]:
+    for name in [
+        *names,
+        *(f"new-{m}.seen" for m in [*bucket_names, *(e["name"] for e in entries)]),
+    ]:
         files.remove(tasks.path(name))
-    bad = frozenset(
+    quarantined = frozenset(
         fault["id"].encode() for fault in quarantine.read_all(tasks.directory, base["files"])
     )
-    keep = KeepNew(reading, base["made_from"]["validation_fraction"], bad, tasks)
+    keep = KeepNew(source_spec, base["made_from"]["validation_fraction"], quarantined, tasks)
 
     def build(pipeline: beam.Pipeline) -> None:
-        known = (
+        set_parts = (
             pipeline
             | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
-            | "ReadKnown" >> beam.ParDo(ReadKnown(tasks, buckets))
+            | "HashShard" >> beam.ParDo(HashShard(tasks, num_buckets))
         )
-        asked = (
+        source_parts = (
             pipeline
             | "Blocks" >> beam.Create(blocks, reshuffle=True)  # (first, last + 1)
-            | "HashIds" >> beam.ParDo(HashIds(reading, buckets))
+            | "HashIds" >> beam.ParDo(HashIds(source_spec, num_buckets))
         )
         _ = (
-            (known, asked)
+            (set_parts, source_parts)
             | beam.Flatten()
             | "GroupById" >> beam.GroupByKey()  # (bucket, [part])
             | "KeepNew" >> beam.ParDo(keep)
@@ -248,25 +253,26 @@ def find_new(
     def num_seen() -> int:
         return sum(n.endswith(".seen") for n in files.list_names(tasks.path()))
 
-    progress = Progress("preprocess: what is new", total=buckets, unit="parts")
+    progress = Progress("preprocess: finding new records", total=num_buckets, unit="parts")
     runner.run(build, options, progress=progress, count_done=num_seen)
 
-    found = {
+    markers = {
         name: read_sealed(tasks.path(f"new-{name}.seen"))
-        for name in [*markers, *(entry["name"] for entry in entries)]
+        for name in [*bucket_names, *(entry["name"] for entry in entries)]
     }
-    failed = [marker["failed"] for marker in found.values() if marker and "failed" in marker]
+    failed = [marker["failed"] for marker in markers.values() if marker and "failed" in marker]
     if failed:
-        more = f" (and {len(failed) - 1} more)" * (len(failed) > 1)
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise StageError(f"--append: {failed[0]}{more}")
     splits: dict[str, int] = {}
-    for name in markers:  # A bucket that nothing fell into has no marker.
-        for split, count in ((found[name] or {}).get("splits", {})).items():
+    for name in bucket_names:  # An empty bucket has no marker.
+        for split, count in ((markers[name] or {}).get("splits", {})).items():
             splits[split] = splits.get(split, 0) + count
-    num_there = sum((found[name] or {}).get("num_there", 0) for name in markers)
-    if sum(splits.values()) + num_there != num_records:
+    num_existing = sum((markers[name] or {}).get("num_there", 0) for name in bucket_names)
+    if sum(splits.values()) + num_existing != num_records:
         raise StageError(
-            f"--append: {num_records} records read, {sum(splits.values())} new and {num_there} "
-            "there already; expected all of them: run the same command again"
+            f"--append: {num_records} records read, but {sum(splits.values())} new + "
+            f"{num_existing} already in the data set; expected the sum to match: run the same "
+            "command again"
         )
-    return [n for n in names if files.exists(tasks.path(n))], splits, num_there
+    return [n for n in names if files.exists(tasks.path(n))], splits, num_existing

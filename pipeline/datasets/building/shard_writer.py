@@ -1,8 +1,8 @@
-"""Job 1: an image set to TFRecord shards, as a Beam pipeline.
+"""The Beam pipeline that writes an image set into TFRecord shards.
 
-What the pipeline shuffles are indices, 8 bytes a record. Each shard's writer fetches its
-own records from the source, so memory is bounded by one shard, and since the order is a
-function of the seed and the ids, so are the bytes.
+The pipeline shuffles indices, 8 bytes a record. The writer of a shard reads its records from the
+source, so memory is bounded by one shard. The bytes of a shard depend on the seed and its records
+only.
 """
 
 import time
@@ -26,101 +26,106 @@ from pipeline.stages import quarantine
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
 
-# Indices hashed at a time: a megabyte of them, a fraction of a second of work.
+# Indices hashed at a time: half a megabyte, and a fraction of a second of work.
 BLOCK_SIZE = 65_536
 # (first, last + 1), or the name of a file of indices.
-Block = tuple[int, int] | str
+IndexBlock = tuple[int, int] | str
 
 
 class Layout(NamedTuple):
-    """Which shards a job writes, and what they are called."""
+    """The shards that a job writes, and their names."""
 
     name: str
     seed: int
     validation_fraction: float
     compression: str
     num_shards: dict[str, int]  # split -> shards that this job writes
-    first: dict[str, int]  # split -> number of the first of them; above 0 in an append
-    named: dict[str, int]  # split -> shards of the set as it was first made
+    first_shard: dict[str, int]  # split -> number of the first such shard; above 0 in an append
+    num_in_names: dict[str, int]  # split -> number of shards in file names, without appended ones
 
     def shard_name(self, split: str, shard: int) -> str:
-        """File name of this job's shard of that number, from 0."""
-        number = self.first[split] + shard
-        return reader.shard_name(self.name, split, number, self.named[split], self.compression)
+        """File name of this job's shard with that number, from 0."""
+        number, total = self.first_shard[split] + shard, self.num_in_names[split]
+        return reader.shard_name(self.name, split, number, total, self.compression)
 
     def keys(self) -> list[tuple[str, int]]:
         """(split, shard) of every shard that this job writes."""
         return [(split, shard) for split, n in self.num_shards.items() for shard in range(n)]
 
     def tasks(self) -> list[str]:
-        """Their file names."""
+        """File names of the shards that this job writes."""
         return [self.shard_name(*key) for key in self.keys()]
 
 
 class AssignShards(beam.DoFn):
-    """Block of indices -> the part of it that each shard gets."""
+    """IndexBlock -> the indices of each shard."""
 
-    def __init__(self, reading: conversion.Reading, layout: Layout, tasks: Tasks | None = None):
-        """Takes the source, the shards, and where files of indices are, if blocks may be such.
+    def __init__(
+        self, source_spec: conversion.SourceSpec, layout: Layout, tasks: Tasks | None = None
+    ):
+        """Skips records whose split has no shards in `layout`.
 
-        Records of splits that the layout has no shards for are left out.
+        Args:
+          source_spec: the source.
+          layout: the shards.
+          tasks: of the directory with the files of indices; None if no block is a file name.
         """
-        self._reading, self._layout, self._tasks = reading, layout, tasks
+        self._source_spec, self._layout, self._tasks = source_spec, layout, tasks
 
-    def process(self, block: Block) -> Iterator[tuple[tuple[str, int], bytes]]:
-        """Block -> ((split, shard), int64 indices as little-endian bytes)."""
-        layout, source = self._layout, conversion.open_reading(self._reading)
+    def process(self, block: IndexBlock) -> Iterator[tuple[tuple[str, int], bytes]]:
+        """IndexBlock -> ((split, shard), int64 indices as little-endian bytes)."""
+        layout, source = self._layout, conversion.open_converted(self._source_spec)
         is_file = isinstance(block, str)
         indices = new_records.load_indices(self._tasks, block) if is_file else np.arange(*block)
-        for source_split, here in source.by_source_split(indices):
-            ids = source.ids(here)
+        for source_split, split_indices in source.by_source_split(indices):
+            ids = source.ids(split_indices)
             splits = placement.splits_of(source_split, ids, layout.validation_fraction)
             numbers, _ = placement.shards_and_order(layout.seed, ids)
             for split in sorted(set(splits.tolist()) & layout.num_shards.keys()):
-                of_split = splits == split
-                shard_numbers = numbers[of_split] % np.uint64(layout.num_shards[split])
+                mask = splits == split
+                shard_numbers = numbers[mask] % np.uint64(layout.num_shards[split])
                 order = np.argsort(shard_numbers, kind="stable")
-                found, starts = np.unique(shard_numbers[order], return_index=True)
-                parts = np.split(here[of_split][order].astype("<i8"), starts[1:])
-                for shard, part in zip(found.tolist(), parts, strict=True):
+                shards, starts = np.unique(shard_numbers[order], return_index=True)
+                parts = np.split(split_indices[mask][order].astype("<i8"), starts[1:])
+                for shard, part in zip(shards.tolist(), parts, strict=True):
                     yield (split, shard), part.tobytes()
 
 
 class WriteShard(beam.DoFn):
-    """All indices of a shard -> its file and marker, and what is learnt of its records."""
+    """All indices of a shard -> its file and marker, statistics and image hashes."""
 
     def __init__(
         self,
-        reading: conversion.Reading,
+        source_spec: conversion.SourceSpec,
         layout: Layout,
         tasks: Tasks,
         num_buckets: int,
     ):
-        """Takes the source, the shards, where to write, and the buckets of image hashes."""
-        self._reading, self._layout, self._tasks = reading, layout, tasks
+        """`num_buckets` is the number of buckets for image hashes; see describe.num_buckets."""
+        self._source_spec, self._layout, self._tasks = source_spec, layout, tasks
         self._num_buckets = num_buckets
 
     def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> Iterator[Any]:
         """((split, shard), [int64 indices as little-endian bytes]) -> STATISTICS and IMAGES."""
         (split, shard), parts = element
         name = self._layout.shard_name(split, shard)
-        description = describe.Description(split, self._reading.image_shape, self._num_buckets)
+        description = describe.Description(split, self._source_spec.image_shape, self._num_buckets)
         indices = np.frombuffer(b"".join(parts), "<i8")
-        records = source_records.SourceRecords(self._reading, self._layout.seed, name, indices)
+        records = source_records.SourceRecords(self._source_spec, self._layout.seed, name, indices)
 
         def encoded() -> Iterator[bytes]:
-            for block in records.blocks():
+            for batch in records.batches():
                 started = time.perf_counter()
-                description.add(block.ids, block.images, block.labels)
+                description.add(batch.ids, batch.images, batch.labels)
                 records.secs["compute"] += time.perf_counter() - started
-                yield from block.encoded
+                yield from batch.encoded
 
         def make() -> dict[str, Any]:
             started = time.perf_counter()
             with manifest_lib.writing(self._tasks.directory, name) as file:
                 num_examples = tfrecord.write(file, name, encoded())
             entry = {**file.entry(), "num_examples": num_examples}
-            faults = quarantine.write(
+            fault_entries = quarantine.write(
                 self._tasks.directory,
                 name,
                 records.faults,
@@ -128,8 +133,8 @@ class WriteShard(beam.DoFn):
             )
             secs = records.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
-            of_split = [{**fault, "of_split": split} for fault in faults]
-            return {"entries": [{**entry, "split": split}, *of_split], "secs": secs}
+            fault_entries = [{**fault_entry, "of_split": split} for fault_entry in fault_entries]
+            return {"entries": [{**entry, "split": split}, *fault_entries], "secs": secs}
 
         marker = self._tasks.make_once(name, make)
         if marker is None:
@@ -137,18 +142,18 @@ class WriteShard(beam.DoFn):
         if marker["reused"]:
             path = files.join(self._tasks.directory, name)
             data = files.read_bytes(path)
-            description = describe.read_back(
+            description = describe.describe_shard(
                 data,
                 path,
                 split=split,
-                image_shape=self._reading.image_shape,
+                image_shape=self._source_spec.image_shape,
                 num_buckets=self._num_buckets,
             )
         yield from description.outputs()
 
 
-def blocks_of(num_records: int) -> list[Block]:
-    """All indices of a source, in blocks."""
+def index_blocks(num_records: int) -> list[IndexBlock]:
+    """Blocks that cover all indices of a source."""
     return [
         (first, min(first + BLOCK_SIZE, num_records)) for first in range(0, num_records, BLOCK_SIZE)
     ]
@@ -156,23 +161,23 @@ def blocks_of(num_records: int) -> list[Block]:
 
 def write_shards(
     *,
-    reading: conversion.Reading,
+    source_spec: conversion.SourceSpec,
     layout: Layout,
-    blocks: Sequence[Block],
-    there: Sequence[dict[str, Any]],
+    blocks: Sequence[IndexBlock],
+    existing_shards: Sequence[dict[str, Any]],
     num_buckets: int,
     tasks: Tasks,
     options: PipelineOptions,
 ) -> None:
-    """Runs the pipeline: afterwards each task has its marker, or says why it failed.
+    """Runs the pipeline; then each shard's task has a marker of success or failure.
 
     Args:
-      reading: the source.
+      source_spec: the source.
       layout: the shards to write.
       blocks: the indices of the records to write.
-      there: manifest entries of shards that stay, and are described with the new ones.
+      existing_shards: manifest entries of shards that stay; described with the new shards.
       num_buckets: see describe.num_buckets.
-      tasks: of the directory to write to, which this process holds.
+      tasks: of the output directory, which this process holds.
       options: Beam's.
     """
 
@@ -180,25 +185,25 @@ def write_shards(
         assigned = (
             pipeline
             | "Blocks" >> beam.Create(blocks, reshuffle=True)
-            | "AssignShards" >> beam.ParDo(AssignShards(reading, layout, tasks))
+            | "AssignShards" >> beam.ParDo(AssignShards(source_spec, layout, tasks))
         )
-        # A shard that no record falls into is a file too, with nothing in it.
-        every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
+        # A shard without records is written as an empty file.
+        empty = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
         written = (
-            (assigned, every)
+            (assigned, empty)
             | "AllParts" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
             | "WriteShard"
-            >> beam.ParDo(WriteShard(reading, layout, tasks, num_buckets)).with_outputs(
+            >> beam.ParDo(WriteShard(source_spec, layout, tasks, num_buckets)).with_outputs(
                 STATISTICS, IMAGES
             )
         )
         described = (
             pipeline
-            | "Shards" >> beam.Create(there, reshuffle=True)  # manifest entries
+            | "Shards" >> beam.Create(existing_shards, reshuffle=True)  # manifest entries
             | "DescribeShard"
             >> beam.ParDo(
-                describe.DescribeShard(tasks.directory, reading.image_shape, num_buckets)
+                describe.DescribeShard(tasks.directory, source_spec.image_shape, num_buckets)
             ).with_outputs(STATISTICS, IMAGES)
         )
         _ = (

@@ -1,4 +1,4 @@
-"""The records of one shard on their way from a source: in order, encoded, or named as faults."""
+"""Reads the records of one shard from a source: sorted, encoded, with faults listed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from pipeline.formats import tf_example
 from pipeline.sources import conversion
 
 
-class Block(NamedTuple):
-    """Some records of a shard, in order."""
+class EncodedBatch(NamedTuple):
+    """Consecutive records of a shard."""
 
     ids: list[bytes]
     images: list[bytes]  # H·W·C raw bytes each
@@ -22,58 +22,64 @@ class Block(NamedTuple):
 
 
 class SourceRecords:
-    """The records at some indices of a source, in the order in which a shard has them."""
+    """The records of one shard, read from a source, in the order of the shard."""
 
-    def __init__(self, reading: conversion.Reading, seed: int, name: str, indices: np.ndarray):
-        """Takes the source, the seed of the order, the shard's name, and int64 indices."""
-        self._reading, self._seed, self._name, self._indices = reading, seed, name, indices
+    def __init__(
+        self, source_spec: conversion.SourceSpec, seed: int, name: str, indices: np.ndarray
+    ):
+        """`name` is the shard's; `indices` are its records in the source, (n,) int64, unsorted."""
+        self._source_spec, self._seed, self._name, self._indices = source_spec, seed, name, indices
         self.num_read = len(indices)
-        # Filled on the way: one JSON object for each record that cannot be had, and seconds.
+        # Filled by `batches`: a JSON object for each unreadable record, and seconds spent.
         self.faults: list[dict[str, Any]] = []
         self.secs = {"read": 0.0, "compute": 0.0}
 
-    def blocks(self) -> Iterator[Block]:
-        """All records that can be had; what cannot goes to `faults`.
+    def batches(self) -> Iterator[EncodedBatch]:
+        """Yields the readable records, and lists the others in `faults`.
 
         Raises:
-          StageError: an id stands twice, or the source is not as it was.
+          StageError: an id appears twice.
+          SourceChanged: the source has changed.
         """
         self.faults = []
         started = time.perf_counter()
-        source = conversion.open_reading(self._reading)
+        source = conversion.open_converted(self._source_spec)
         ids = source.ids(self._indices)
         _, keys = placement.shards_and_order(self._seed, ids)
         order = placement.sorted_by(keys, ids)
-        indices, ids = self._indices[order], [ids[place] for place in order.tolist()]
-        for place, (previous, this) in enumerate(zip(ids, ids[1:], strict=False)):
-            if previous == this:  # Equal ids hash alike, so they stand side by side.
-                places = " and ".join(source.where(int(i)) for i in indices[place : place + 2])
+        indices, ids = self._indices[order], [ids[i] for i in order.tolist()]
+        for position, (record_id, next_id) in enumerate(zip(ids, ids[1:], strict=False)):
+            if record_id == next_id:  # Equal ids have equal hashes, so they are neighbours.
+                pair = indices[position : position + 2]
+                origins = " and ".join(source.where(int(i)) for i in pair)
                 raise StageError(
-                    f"{self._name}: the id {this.decode()!r} stands twice, at {places}; ids must "
-                    "be unique"
+                    f"{self._name}: the id {record_id.decode()!r} appears twice, at {origins}; "
+                    "expected unique ids: make them unique in the source"
                 )
         self.secs["compute"] += time.perf_counter() - started
-        step = self._reading.records_at_a_time
+        step = self._source_spec.records_at_a_time
         for first in range(0, len(ids), step):
             chunk = slice(first, first + step)
-            yield self._block(source, indices[chunk], ids[chunk])
+            yield self._encoded_batch(source, indices[chunk], ids[chunk])
 
-    def _block(
+    def _encoded_batch(
         self, source: conversion.ConvertedSource, indices: np.ndarray, ids: Sequence[bytes]
-    ) -> Block:
+    ) -> EncodedBatch:
         started = time.perf_counter()
-        found = source.read(indices)
-        read = time.perf_counter()
-        for place, reason in found.faults:
+        records = source.read(indices)
+        read_end = time.perf_counter()
+        for place, reason in records.faults:
             where = source.where(int(indices[place]))
             self.faults.append({"id": ids[place].decode(), "where": where, "reason": reason})
-        good = [ids[place] for place in found.places.tolist()]
-        pixels, size = found.images.tobytes(), int(np.prod(found.images.shape[1:]))
+        good_ids = [ids[place] for place in records.places.tolist()]
+        pixels, size = records.images.tobytes(), int(np.prod(records.images.shape[1:]))
         images = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         encoded = [
             tf_example.encode(record_id, image, label)
-            for record_id, image, label in zip(good, images, found.labels.tolist(), strict=True)
+            for record_id, image, label in zip(
+                good_ids, images, records.labels.tolist(), strict=True
+            )
         ]
-        self.secs["read"] += read - started
-        self.secs["compute"] += time.perf_counter() - read
-        return Block(good, images, found.labels, encoded)
+        self.secs["read"] += read_end - started
+        self.secs["compute"] += time.perf_counter() - read_end
+        return EncodedBatch(good_ids, images, records.labels, encoded)

@@ -1,1 +1,1 @@
-"""What a data set holds, in numbers and on a page: statistics, equal images, warnings."""
+"""Describes the contents of a data set: statistics, duplicate images, warnings, stats.html."""

@@ -1,8 +1,7 @@
-"""What the Beam job learns of the records beside writing them: statistics, and equal images.
+"""Describes the records of a data set in the Beam job that writes them.
 
-Each shard gives the statistics of its records, which are added up by split, and the
-hashes of its images, which are sorted into buckets: equal images meet in one bucket
-wherever they stood, and no worker holds more than a bucket.
+Each shard yields statistics, which are summed by split, and image hashes, which are grouped into
+buckets. Equal images of all shards meet in one bucket, and a worker holds one bucket at a time.
 """
 
 import functools
@@ -21,21 +20,21 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
 
-# Records whose hashes and ids one worker sorts at once: some 20 MB of them.
+# Records per bucket: hashes and ids of about 20 MB, which one worker sorts at once.
 _RECORDS_A_BUCKET = 131_072
 
 STATISTICS, IMAGES = "statistics", "images"
-# What a bucket gets of a shard: split, hashes in a row, and the ids as _pack_ids packs them.
+# A shard's part of a bucket: split, joined hashes, and ids compressed by _pack_ids.
 _Part = tuple[str, bytes, bytes]
 
 
 def num_buckets(num_records: int) -> int:
-    """Into how many buckets so many records are sorted."""
+    """Number of buckets for the image hashes of `num_records` records."""
     return max(1, -(-num_records // _RECORDS_A_BUCKET))
 
 
 def _pack_ids(ids: list[bytes]) -> bytes:
-    """Ids in few bytes, since a runner may keep all of them in memory."""
+    """Compressed ids, since a runner may keep all of them in memory."""
     lengths = np.array([len(record_id) for record_id in ids], "<u4").tobytes()
     return zlib.compress(lengths + b"".join(ids), 1)
 
@@ -48,7 +47,7 @@ def _unpack_ids(packed: bytes, count: int) -> list[bytes]:
 
 
 class Description:
-    """What is learnt of one shard, in parts as they come by."""
+    """Collects the statistics and image hashes of one shard."""
 
     def __init__(self, split: str, image_shape: tuple[int, ...], num_buckets: int):
         self._split, self._num_buckets = split, num_buckets
@@ -56,11 +55,11 @@ class Description:
         self._parts: list[tuple[int, _Part]] = []
 
     def add(self, ids: list[bytes], images: list[bytes], labels: np.ndarray) -> None:
-        """Takes in some records.
+        """Adds records.
 
         Args:
-          ids: their ids.
-          images: their pixels, H·W·C bytes each.
+          ids: the records' ids.
+          images: the records' pixels, H·W·C bytes each.
           labels: int64 (n,).
         """
         if not ids:
@@ -69,13 +68,13 @@ class Description:
         self._statistics.add(pixels.reshape(-1, *self._statistics.image_shape), labels)
         hashes = np.frombuffer(b"".join(map(image_hash, images)), np.uint8)
         hashes = hashes.reshape(-1, IMAGE_HASH_BYTES)
-        # By the leading bytes, so that the buckets one after the other are in order.
+        # By the leading bytes, so that the concatenated buckets are in the order of the hashes.
         leading = np.ascontiguousarray(hashes[:, :4]).view(">u4")[:, 0].astype(np.uint64)
         buckets = (leading * np.uint64(self._num_buckets)) >> np.uint64(32)
         for bucket in np.unique(buckets).tolist():
-            here = np.flatnonzero(buckets == bucket)
-            some = [ids[i] for i in here.tolist()]
-            part = (self._split, hashes[here].tobytes(), _pack_ids(some))
+            positions = np.flatnonzero(buckets == bucket)
+            bucket_ids = [ids[i] for i in positions.tolist()]
+            part = (self._split, hashes[positions].tobytes(), _pack_ids(bucket_ids))
             self._parts.append((bucket, part))
 
     def outputs(self) -> Iterator[Any]:
@@ -85,33 +84,35 @@ class Description:
             yield beam.pvalue.TaggedOutput(IMAGES, part)
 
 
-def read_back(
+def describe_shard(
     data: bytes, path: str, *, split: str, image_shape: tuple[int, ...], num_buckets: int
 ) -> Description:
     """The description of a shard from its bytes.
 
     Raises:
-      StageError: something is wrong with the shard.
+      StageError: the shard is damaged.
     """
-    parsed = []
-    for found in reader.parse_records(data, path, image_shape):
-        if isinstance(found, reader.Fault):
-            raise StageError(f"{path}: at byte {found.offset} {found.reason}; make it again")
-        parsed.append(found[2])
+    records = []
+    for item in reader.parse_records(data, path, image_shape):
+        if isinstance(item, reader.Fault):
+            raise StageError(
+                f"{path}: at byte {item.offset} {item.reason}; create the data set again"
+            )
+        records.append(item[2])
     description = Description(split, image_shape, num_buckets)
     description.add(
-        [record.id for record in parsed],
-        [record.image for record in parsed],
-        np.array([record.label for record in parsed], np.int64),
+        [record.id for record in records],
+        [record.image for record in records],
+        np.array([record.label for record in records], np.int64),
     )
     return description
 
 
 class DescribeShard(beam.DoFn):
-    """Entry of a shard that is there already -> what is learnt of it."""
+    """Manifest entry of an existing shard -> its statistics and image hashes."""
 
     def __init__(self, directory: str, image_shape: tuple[int, ...], num_buckets: int):
-        """Takes where the shards lie, and what they hold."""
+        """`directory` is the data set's."""
         self._directory, self._image_shape = directory, image_shape
         self._num_buckets = num_buckets
 
@@ -119,7 +120,7 @@ class DescribeShard(beam.DoFn):
         """Manifest entry -> STATISTICS and IMAGES, as `Description.outputs`."""
         data = manifest_lib.read_file(self._directory, entry)
         path = files.join(self._directory, entry["name"])
-        description = read_back(
+        description = describe_shard(
             data,
             path,
             split=entry["split"],
@@ -133,7 +134,7 @@ def _sum(parts: Iterable[Statistics]) -> Statistics:
     total: Statistics | None = None
     for part in parts:
         if total is None:
-            total = Statistics(part.image_shape)  # Elements are never changed in place.
+            total = Statistics(part.image_shape)  # Beam forbids changing elements in place.
         total += part
     return total
 
@@ -148,7 +149,7 @@ def _duplicates_file(bucket: int) -> str:
 
 @beam.ptransform_fn
 def WriteStatistics(parts: beam.PCollection, tasks: Tasks) -> beam.PCollection:  # noqa: N802
-    """(split, Statistics) of parts -> one file for each split."""
+    """(split, Statistics) of shards -> one file for each split."""
 
     def write(element: tuple[str, Statistics]) -> None:
         split, total = element
@@ -158,14 +159,14 @@ def WriteStatistics(parts: beam.PCollection, tasks: Tasks) -> beam.PCollection: 
 
 
 class FindDuplicates(beam.DoFn):
-    """All images of a bucket -> a file with a line for each group of equal ones."""
+    """Image hashes of a bucket -> a file with a line for each group of equal images."""
 
     def __init__(self, tasks: Tasks):
-        """Takes where to write."""
+        """`tasks` of the data set's directory."""
         self._tasks = tasks
 
     def process(self, element: tuple[int, Iterable[_Part]]) -> None:
-        """(bucket, [part]) -> nothing."""
+        """Takes (bucket, [part]); yields nothing."""
         bucket, parts = element[0], list(element[1])
         hashes = b"".join(part[1] for part in parts)
         words = np.frombuffer(hashes, ">u8").reshape(-1, IMAGE_HASH_BYTES // 8)
@@ -178,19 +179,19 @@ class FindDuplicates(beam.DoFn):
 
         @functools.cache
         def unpacked(number: int) -> list[bytes]:
-            """The ids of a part; most parts hold no duplicate and stay packed."""
+            """The ids of a part; most parts hold no duplicate and stay compressed."""
             return _unpack_ids(parts[number][2], counts[number])
 
         lines = []
         for begin, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
             group: dict[str, list[str]] = {}
-            for place in order[begin : begin + size].tolist():
-                number = int(np.searchsorted(part_ends, place, side="right"))
-                record_id = unpacked(number)[place - part_ends[number] + counts[number]]
+            for position in order[begin : begin + size].tolist():
+                number = int(np.searchsorted(part_ends, position, side="right"))
+                record_id = unpacked(number)[position - part_ends[number] + counts[number]]
                 group.setdefault(parts[number][0], []).append(record_id.decode())
             line = {
                 "image_hash": words[begin].tobytes().hex(),
-                "ids": {split: sorted(found) for split, found in sorted(group.items())},
+                "ids": {split: sorted(split_ids) for split, split_ids in sorted(group.items())},
             }
             lines.append(json.dumps(line) + "\n")
         path = self._tasks.path(_duplicates_file(bucket))
@@ -198,14 +199,14 @@ class FindDuplicates(beam.DoFn):
 
 
 def read_statistics(tasks: Tasks, split: str) -> Statistics:
-    """What WriteStatistics wrote of a split."""
+    """Reads a split's file of WriteStatistics."""
     return Statistics.from_bytes(files.read_bytes(tasks.path(_statistics_file(split))))
 
 
 def read_duplicates(tasks: Tasks, num_buckets: int) -> Iterator[bytes]:
-    """The lines that FindDuplicates wrote, in the order of the hashes."""
+    """The lines of FindDuplicates, in the order of the hashes."""
     for bucket in range(num_buckets):
         path = tasks.path(_duplicates_file(bucket))
-        if files.exists(path):  # No image fell into it otherwise.
+        if files.exists(path):  # An empty bucket has no file.
             with files.open_read(path) as file:
                 yield from file

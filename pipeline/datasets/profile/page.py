@@ -1,4 +1,4 @@
-"""stats.html: a data set as a person looks at it, in one file that needs no other."""
+"""Renders stats.html: a self-contained page that shows a data set."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from pipeline.formats import html as html_page
 from pipeline.formats import png
 from pipeline.formats.tf_example import Record
 
-# Classes on the balance chart; more would be no picture any more.
+# Limit on the classes of the balance chart.
 _MAX_BARS = 100
-_MIN_SIDE = 56  # Pixels a side that an image is shown at, at least.
-_MIN_COLUMN = 76  # Pixels of a column, for captions.
+_MIN_SIDE = 56  # Minimum size of an image on the page, in pixels.
+_MIN_COLUMN = 76  # Minimum width of a column in pixels, for captions.
 
 
-def page(
+def render(
     *,
     name: str,
-    described: Mapping[str, Any],
+    description: Mapping[str, Any],
     statistics: Mapping[str, Statistics],
     class_names: Sequence[str],
     samples: Mapping[str, Sequence[Record]],
@@ -28,26 +28,26 @@ def page(
     """The page as UTF-8.
 
     Args:
-      name: the data set's.
-      described: the contents of statistics.json.
-      statistics: of each split.
-      class_names: name of label i at place i.
-      samples: some records of each split.
+      name: the data set's name.
+      description: the contents of statistics.json.
+      statistics: split -> statistics.
+      class_names: class_names[i] is the name of label i.
+      samples: split -> records to show.
     """
     first = next(iter(statistics.values()))
     total = sum(part.num_examples for part in statistics.values())
-    num_quarantined = sum(part["num_quarantined"] for part in described["splits"].values())
+    num_quarantined = sum(part["num_quarantined"] for part in description["splits"].values())
     shape = "×".join(map(str, first.image_shape))
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="soft">{total:,} images of {shape}, {len(class_names)} classes, '
         f"{num_quarantined:,} quarantined</p>",
-        html_page.warnings(described["warnings"]) or "<p>Nothing looks wrong.</p>",
+        html_page.warnings(description["warnings"]) or "<p>Nothing looks wrong.</p>",
         "<h2>Splits</h2>",
-        _splits(described["splits"]),
-        _quarantined(described["quarantined"], num_quarantined),
+        _splits(description["splits"]),
+        _quarantined(description["quarantined"], num_quarantined),
         "<h2>Class balance</h2>",
-        _balance(described["splits"], class_names),
+        _balance(description["splits"], class_names),
         "<h2>Mean image of each class</h2>",
     ]
     for split, part in statistics.items():
@@ -86,34 +86,36 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
     outside = sorted({int(x) for part in splits.values() for x in part["num_outside_classes"]})
-    shown = [("num_per_class", name, name) for name in class_names]
-    shown += [("num_outside_classes", str(x), f"{x}, outside the list") for x in outside]
-    most = {
+    classes = [("num_per_class", name, name) for name in class_names]
+    classes += [("num_outside_classes", str(x), f"{x}, outside the list") for x in outside]
+    highest = {
         split: max(1, *part["num_per_class"].values(), *part["num_outside_classes"].values())
         for split, part in splits.items()
     }
     rows = []
-    for key, name, text in shown[:_MAX_BARS]:
+    for key, name, text in classes[:_MAX_BARS]:
         row = [html_page.cell(text)]
         for split, part in splits.items():
             count = part[key].get(name, 0)
-            share = count / most[split]
+            share = count / highest[split]
             bar = f'<span class="bar" style="width:{100 * share:.1f}px"></span>' if count else ""
             row.append(f"<td>{bar}{count:,}</td>")
         rows.append(row)
-    left = len(shown) - len(rows)
-    more = f'<p class="soft">and {left:,} more classes, in statistics.json</p>' if left > 0 else ""
-    return html_page.table(["class", *map(html.escape, splits)], rows, kind="bars") + more
+    table = html_page.table(["class", *map(html.escape, splits)], rows, kind="bars")
+    num_hidden = len(classes) - len(rows)
+    if num_hidden > 0:
+        table += f'<p class="soft">and {num_hidden:,} more classes, in statistics.json</p>'
+    return table
 
 
 def _shown_size(image: np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels on the page."""
+    """(height, width) on the page, in pixels."""
     scale = max(1, -(-_MIN_SIDE // max(image.shape[:2])))
     return image.shape[0] * scale, image.shape[1] * scale
 
 
 def _grid(figures: Sequence[str], image: np.ndarray) -> str:
-    """Figures of images of one size, in columns that hold a caption too."""
+    """A grid of figures whose images have the size of `image`; columns leave room for captions."""
     column = max(_MIN_COLUMN, _shown_size(image)[1])
     style = f"grid-template-columns:repeat(auto-fill,{column}px)"
     return f'<div class="images" style="{style}">{"".join(figures)}</div>'
@@ -121,9 +123,9 @@ def _grid(figures: Sequence[str], image: np.ndarray) -> str:
 
 def _figure(image: np.ndarray, caption: str, title: str) -> str:
     height, width = _shown_size(image)
-    shown = html_page.image(png.png(image), width=width, height=height, alt=title)
+    picture = html_page.image(png.png(image), width=width, height=height, alt=title)
     return (
-        f'<figure title="{html.escape(title)}">{shown}'
+        f'<figure title="{html.escape(title)}">{picture}'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
@@ -134,19 +136,21 @@ def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> st
         image = part.mean_image(label)
         if image is not None:
             figures.append(_figure(image, name, f"mean of {split}, class {name}"))
-    left = len(class_names) - MAX_MEAN_IMAGES
-    more = f'<p class="soft">and {left:,} more classes</p>' if left > 0 else ""
     if not figures:
         return ""
-    return f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}{more}'
+    section = f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}'
+    num_hidden = len(class_names) - MAX_MEAN_IMAGES
+    if num_hidden > 0:
+        section += f'<p class="soft">and {num_hidden:,} more classes</p>'
+    return section
 
 
 def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Sequence[str]) -> str:
     figures = []
     for record in records:
         image = np.frombuffer(record.image, np.uint8).reshape(shape)
-        step = -(-max(shape[:2]) // 128)  # Large images are shown by every n-th pixel.
-        known = 0 <= record.label < len(class_names)
-        label = class_names[record.label] if known else str(record.label)
+        step = -(-max(shape[:2]) // 128)  # Large images are sampled at every n-th pixel.
+        has_name = 0 <= record.label < len(class_names)
+        label = class_names[record.label] if has_name else str(record.label)
         figures.append(_figure(image[::step, ::step], label, f"{record.id.decode()}: {label}"))
     return _grid(figures, image[::step, ::step])

@@ -1,7 +1,7 @@
-"""What is known of a split's records: counts and sums, all of them exact whole numbers.
+"""Statistics of a split: exact integer counts and sums.
 
-So the statistics of a whole are the sum of those of its parts, in whatever order the
-parts come, and the same to the last digit on any runner.
+Integer sums do not depend on their order, so any runner gives the same statistics to the last
+digit.
 """
 
 import collections
@@ -14,32 +14,28 @@ from typing import Any
 import numpy as np
 
 IMAGE_HASH_BYTES = 16
-# Mean images of larger images are of every n-th pixel, at most this many a side.
+# Largest height or width of a mean image; larger images are sampled at every n-th pixel.
 _MEAN_SIDE = 64
-# Mean images are kept for the first labels only, which bounds what they take.
+# Mean images are kept for the first labels only, to bound their memory.
 MAX_MEAN_IMAGES = 100
 
 
 def image_hash(image: bytes) -> bytes:
-    """The hash by which equal images are found: the first 16 bytes of sha256."""
+    """The hash that identifies equal images: the first 16 bytes of sha256."""
     return hashlib.sha256(image).digest()[:IMAGE_HASH_BYTES]
 
 
 class Statistics:
-    """Statistics of some records of one shape; add records, or add two of these up."""
+    """Statistics of records with one image shape; `+=` adds the statistics of other records."""
 
     def __init__(self, image_shape: tuple[int, ...]):
-        """Of no records yet.
-
-        Args:
-          image_shape: (H, W, C).
-        """
+        """`image_shape` is (H, W, C)."""
         height, width, channels = image_shape
         self._step = -(-max(height, width) // _MEAN_SIDE)
         small = np.empty(image_shape, np.bool_)[:: self._step, :: self._step].shape
         self.image_shape = tuple(image_shape)
         self.label_counts: collections.Counter[int] = collections.Counter()
-        self.num_blank = 0  # Images of one value everywhere.
+        self.num_blank = 0  # Images whose pixels all have one value.
         self.sums = np.zeros(channels, np.int64)
         self.squares = np.zeros(channels, np.int64)
         self.minimum, self.maximum = 255, 0
@@ -47,7 +43,7 @@ class Statistics:
         self.label_sums: dict[int, np.ndarray] = {}
 
     def add(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Counts some records in.
+        """Adds records.
 
         Args:
           images: uint8 (n, H, W, C).
@@ -66,7 +62,7 @@ class Statistics:
         small = images[:, :: self._step, :: self._step]
         for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
             self.label_counts[int(label)] += int(count)
-            # Not as a matrix product, which would take every core for each worker.
+            # A matrix product would use every core in each worker.
             total = small[labels == label].sum(axis=0, dtype=np.int64)
             self.image_sum += total
             if 0 <= label < MAX_MEAN_IMAGES:
@@ -86,11 +82,11 @@ class Statistics:
 
     @property
     def num_examples(self) -> int:
-        """How many records were added."""
+        """Number of records added."""
         return sum(self.label_counts.values())
 
     def mean_image(self, label: int | None = None) -> np.ndarray | None:
-        """The mean of all images, or of those of a label, uint8 (h, w, C); None if of none."""
+        """Mean of all images, or of a label's images: uint8 (h, w, C); None if there are none."""
         count = self.num_examples if label is None else self.label_counts[label]
         total = self.image_sum if label is None else self.label_sums.get(label)
         if not count or total is None:
@@ -98,14 +94,14 @@ class Statistics:
         return ((total + count // 2) // count).astype(np.uint8)
 
     def summary(self, class_names: list[str]) -> dict[str, Any]:
-        """What statistics.json says of the split.
+        """The split's entry in statistics.json.
 
         Args:
-          class_names: name of label i at place i; other labels go by their number.
+          class_names: class_names[i] is the name of label i; other labels are named by number.
         """
         num_values = self.num_examples * self.image_shape[0] * self.image_shape[1]
         sums, squares = self.sums.tolist(), self.squares.tolist()
-        # In whole numbers up to the last step: the same digits everywhere.
+        # Integers up to the last step give the same digits everywhere.
         variances = [
             max(0, num_values * square - total * total)
             for total, square in zip(sums, squares, strict=True)
@@ -133,7 +129,7 @@ class Statistics:
         }
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`."""
+        """The serialized statistics; `from_bytes` reads them."""
         numbers = {
             "image_shape": self.image_shape,
             "label_counts": sorted(self.label_counts.items()),
@@ -156,15 +152,15 @@ class Statistics:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Statistics":
-        """The statistics that `to_bytes` wrote."""
+        """Reads the output of `to_bytes`."""
         with np.load(io.BytesIO(data)) as arrays:
             numbers = json.loads(arrays["numbers"].tobytes())
-            made = cls(numbers["image_shape"])
-            made.label_counts.update(dict(numbers["label_counts"]))
-            made.num_blank = numbers["num_blank"]
-            made.minimum, made.maximum = numbers["minimum"], numbers["maximum"]
-            made.sums, made.squares = arrays["sums"], arrays["squares"]
-            made.image_sum = arrays["image_sum"]
+            statistics = cls(numbers["image_shape"])
+            statistics.label_counts.update(dict(numbers["label_counts"]))
+            statistics.num_blank = numbers["num_blank"]
+            statistics.minimum, statistics.maximum = numbers["minimum"], numbers["maximum"]
+            statistics.sums, statistics.squares = arrays["sums"], arrays["squares"]
+            statistics.image_sum = arrays["image_sum"]
             labels = arrays["labels"].tolist()
-            made.label_sums = dict(zip(labels, arrays["label_sums"], strict=True))
-        return made
+            statistics.label_sums = dict(zip(labels, arrays["label_sums"], strict=True))
+        return statistics

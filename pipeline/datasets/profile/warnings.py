@@ -1,4 +1,4 @@
-"""Where a set looks wrong: what a person would want to know before training on it."""
+"""Warnings about suspicious contents of a data set, to read before training on it."""
 
 import collections
 import dataclasses
@@ -12,50 +12,50 @@ from pipeline.datasets.profile.statistics import Statistics
 from pipeline.sources.splits import in_order
 
 _MAX_SHOWN = 3
-# Mean images of two splits that vary against each other this much are negatives.
+# Mean images of two splits with a lower correlation may be negatives of each other.
 _INVERTED_CORRELATION = -0.5
 
 
 @dataclasses.dataclass
-class Between:
-    """Images that stand in both of two splits."""
+class SharedImages:
+    """Images that two splits share."""
 
     count: int = 0  # Distinct images.
     examples: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # Pairs of ids.
 
 
 class Duplicates:
-    """What duplicates.jsonl says, in numbers."""
+    """Counts of the images in duplicates.jsonl."""
 
     def __init__(self):
-        self.within: collections.Counter[str] = collections.Counter()  # Beyond the first of each.
-        self.between: dict[tuple[str, str], Between] = collections.defaultdict(Between)
-        self.entry: dict[str, Any] = {}  # The file's.
+        self.repeated: collections.Counter[str] = collections.Counter()  # Split -> repetitions.
+        self.shared: dict[tuple[str, str], SharedImages] = collections.defaultdict(SharedImages)
+        self.entry: dict[str, Any] = {}  # The manifest entry of duplicates.jsonl.
 
     def add(self, ids: Mapping[str, Sequence[str]]) -> None:
-        """Counts in a group of equal images.
+        """Adds a group of equal images.
 
         Args:
-          ids: split -> ids of those of them that it holds.
+          ids: split -> ids of the group's images in that split.
         """
-        for split, found in ids.items():
-            self.within[split] += len(found) - 1
+        for split, split_ids in ids.items():
+            self.repeated[split] += len(split_ids) - 1
         for a, b in itertools.combinations(in_order(ids), 2):
-            between = self.between[a, b]
-            between.count += 1
-            if len(between.examples) < _MAX_SHOWN:
-                between.examples.append((ids[a][0], ids[b][0]))
+            shared = self.shared[a, b]
+            shared.count += 1
+            if len(shared.examples) < _MAX_SHOWN:
+                shared.examples.append((ids[a][0], ids[b][0]))
 
 
 def find(
     statistics: Mapping[str, Statistics], duplicates: Duplicates, class_names: Sequence[str]
 ) -> list[str]:
-    """Everything that looks wrong, a sentence each.
+    """The warnings, a sentence each.
 
     Args:
-      statistics: of each split.
-      duplicates: of all of them.
-      class_names: name of label i at place i.
+      statistics: split -> statistics.
+      duplicates: duplicate images of all splits.
+      class_names: class_names[i] is the name of label i.
     """
     warnings = []
     for split, part in statistics.items():
@@ -76,12 +76,12 @@ def find(
                 f"{split} has {_images(part.num_blank)} of one value everywhere, with nothing on "
                 "them"
             )
-    for (a, b), found in sorted(duplicates.between.items()):
-        pairs = ", ".join(f"{x} = {y}" for x, y in found.examples)
-        more = ", …" if found.count > len(found.examples) else ""
-        stand = "stands" if found.count == 1 else "stand"
+    for (a, b), shared in sorted(duplicates.shared.items()):
+        pairs = ", ".join(f"{x} = {y}" for x, y in shared.examples)
+        more = ", …" if shared.count > len(shared.examples) else ""
+        stand = "stands" if shared.count == 1 else "stand"
         warnings.append(
-            f"{_images(found.count)} {stand} both in {a} and in {b}: {pairs}{more}; all of them "
+            f"{_images(shared.count)} {stand} both in {a} and in {b}: {pairs}{more}; all of them "
             "are in duplicates.jsonl"
         )
     for a, b in itertools.combinations(statistics, 2):
@@ -95,7 +95,7 @@ def find(
 
 
 def _inverted(a: Statistics, b: Statistics) -> bool:
-    """Whether one split's images are light on dark and the other's dark on light."""
+    """Whether one split is light on dark and the other dark on light."""
     if not a.num_examples or not b.num_examples:
         return False
     x, y = a.mean_image().astype(np.float64).ravel(), b.mean_image().astype(np.float64).ravel()

@@ -1,7 +1,7 @@
-"""Sources over arrays, which lie in memory or in files.
+"""Sources over arrays in memory or in files.
 
-Files are read record by record and not mapped: what is touched of a mapped file counts
-as memory of the process, and a job over a large set is to stay as small as over a small one.
+Files are read record by record and not memory-mapped: the touched pages of a mapped file count as
+memory of the process, and a job's memory must not grow with the set.
 """
 
 import concurrent.futures
@@ -16,25 +16,25 @@ from pipeline.cli.errors import StageError
 from pipeline.sources.local_file import OpenFile
 from pipeline.storage import stamps
 
-# Labels above this are no class numbers but a column of something else.
+# A higher label is not a class number; the column holds something else.
 MAX_LABEL = 65_535
-# Bytes of a part that is hashed by itself; part of what a fingerprint means.
+# Bytes of each part that is hashed separately; another size changes every fingerprint.
 _HASH_BYTES = 1 << 23
 _HASH_THREADS = 4
 
 
 class FileRows:
-    """A uint8 array in an open local file, whose rows are read when they are asked for."""
+    """A uint8 array in an open local file; rows are read on access."""
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, file: OpenFile, offset: int, shape: tuple[int, ...]):
-        """Takes the file as it is.
+        """Reads nothing yet.
 
         Args:
-          file: stays open as long as this does.
-          offset: where the array begins.
-          shape: its shape, in C order.
+          file: stays open as long as this object.
+          offset: byte at which the array begins.
+          shape: the array's shape, in C order.
         """
         self._file, self._offset, self.shape = file, offset, shape
         self._row_bytes = math.prod(shape[1:])
@@ -53,7 +53,7 @@ class FileRows:
 
 
 def hash_rows(digest: "hashlib._Hash", array: np.ndarray | FileRows) -> None:
-    """Adds an array to a digest: the digests of its parts, which are hashed side by side."""
+    """Adds an array to a digest: the digests of its parts, which are hashed in parallel."""
     step = max(1, _HASH_BYTES // max(1, math.prod(array.shape[1:])))
 
     def hash_part(first: int) -> bytes:
@@ -72,32 +72,32 @@ def class_names_up_to(highest: int, where: str) -> list[str]:
     """
     if highest > MAX_LABEL:
         raise StageError(
-            f"{where}: labels up to {highest}; expected class numbers 0 to {MAX_LABEL}: are "
-            "these labels?"
+            f"{where}: labels up to {highest}; expected class numbers 0 to {MAX_LABEL}: check "
+            "that these are the labels"
         )
     return [str(label) for label in range(highest + 1)]
 
 
 def check_pair(where: str, images: Any, labels: Any) -> None:
-    """Refuses what are no images and labels of a split.
+    """Checks the images and labels of a split by shape and dtype.
 
     Args:
-      where: the set and the split.
+      where: the set and the split, for messages.
       images: anything with a shape and a dtype.
       labels: the same.
 
     Raises:
-      StageError: the images are not uint8 (n, H, W, C), or the labels not n whole numbers.
+      StageError: the images are not uint8 (n, H, W, C), or the labels are not n integers.
     """
     if len(images.shape) != 4 or images.dtype != np.uint8 or not math.prod(images.shape):
         raise StageError(
-            f"{where} images are {images.dtype} {images.shape}; expected uint8 (n, H, W, C), at "
-            "least one"
+            f"{where} images are {images.dtype} {images.shape}; expected uint8 (n, H, W, C) "
+            "with at least one image"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise StageError(
             f"{where} has {images.shape[0]} images and labels {labels.dtype} {labels.shape}; "
-            "expected one whole number for each image"
+            "expected one integer for each image"
         )
 
 
@@ -112,24 +112,24 @@ class ArraySource:
         id_prefix: str = "",
         listed: Mapping[str, str] | None = None,
     ):
-        """Takes the arrays as they are.
+        """Keeps the arrays without a copy.
 
         Args:
-          splits: split -> (images uint8 (n, H, W, C), labels of integers (n,)).
-          name: what messages call the set.
-          id_prefix: what ids begin with in place of the split's name.
-          listed: path or URL of each file that the arrays are of -> its stamp (storage/stamps.py)
-            before it was read; None where a change of the set is not to be looked for.
+          splits: split -> (images uint8 (n, H, W, C), integer labels (n,)).
+          name: name of the set in messages.
+          id_prefix: start of every id, in place of the split's name.
+          listed: path or URL of each file that the arrays come from -> its stamp
+            (storage/stamps.py) before it was read; None to skip the check for changes.
 
         Raises:
-          StageError: the arrays are not such.
+          StageError: an array of another shape or dtype, or image shapes that differ.
         """
         for split, (images, labels) in splits.items():
             check_pair(f"{name}: {split}", images, labels)
         shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
         if len(set(shapes.values())) > 1:
             raise StageError(
-                f"{name}: image shapes differ between splits: {shapes}; expected one shape per set"
+                f"{name}: image shapes differ between splits: {shapes}; expected one shape"
             )
         self._splits, self._name = splits, name
         self.listed = dict(listed or {})
@@ -141,7 +141,7 @@ class ArraySource:
         self._starts = np.cumsum([0, *self.split_sizes.values()])
 
     def listing(self) -> dict[str, str]:
-        """Path -> stamp of the files, as they are now."""
+        """Path -> current stamp of each file."""
         return stamps.of_paths(self.listed)
 
     def fingerprint(self) -> str:
@@ -158,7 +158,7 @@ class ArraySource:
         return number_ids(self._prefixes, self._starts, indices)
 
     def where(self, index: int) -> str:
-        """The set's name, the split, and the place in it."""
+        """The set's name, the split, and the index in the split."""
         number = np.searchsorted(self._starts, index, side="right") - 1
         return f"{self._name} {list(self._splits)[number]}[{index - self._starts[number]}]"
 
@@ -168,24 +168,24 @@ class ArraySource:
         labels = np.empty(len(indices), np.int64)
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number, (split_images, split_labels) in enumerate(self._splits.values()):
-            here = np.flatnonzero(numbers == number)
-            places = indices[here] - self._starts[number]
-            images[here] = split_images[places]
-            labels[here] = split_labels[places]
+            positions = np.flatnonzero(numbers == number)
+            rows = indices[positions] - self._starts[number]
+            images[positions] = split_images[rows]
+            labels[positions] = split_labels[rows]
         return images, labels
 
 
 def number_ids(prefixes: list[bytes], starts: np.ndarray, indices: np.ndarray) -> list[bytes]:
-    """`<prefix>-<place in the split, 7 digits>` for each index.
+    """`<prefix>-<index in the split, 7 digits>` for each index.
 
     Args:
       prefixes: one for each split.
-      starts: int64 (splits + 1,), the index at which each split begins, and the end.
+      starts: int64 (splits + 1,), the first index of each split, and the number of records.
       indices: int64 (n,).
     """
     numbers = np.searchsorted(starts, indices, side="right") - 1
-    places = indices - starts[numbers]
+    rows = indices - starts[numbers]
     return [
-        b"%s-%07d" % (prefixes[number], place)
-        for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        b"%s-%07d" % (prefixes[number], row)
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)
     ]

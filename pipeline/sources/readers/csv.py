@@ -1,4 +1,4 @@
-"""CSV files with a label and pixels in each row, the common export of these sets."""
+"""CSV files with a label and pixels in each row."""
 
 import hashlib
 import math
@@ -16,14 +16,14 @@ from pipeline.storage import files, stamps
 _LABEL_NAMES = ("label", "class", "target", "y")
 _BOM = b"\xef\xbb\xbf"
 _NUMBER = re.compile(rb'\s*"?[-+]?\d*(\.\d*)?"?\s*')
-_OF_NUMBERS = b"0123456789,- \r"
-_WHOLE = re.compile(rb"\s*-?\d+\s*")
+_INTEGER_BYTES = b"0123456789,- \r"
+_INTEGER = re.compile(rb"\s*-?\d+\s*")
 # Bytes searched for line ends at a time.
 _BLOCK_BYTES = 1 << 24
 
 
 class _Table:
-    """One file: where its rows lie, and how to read one."""
+    """One file: the offsets of its rows, and how to read a row."""
 
     def __init__(self, path: str):
         self.path = path
@@ -36,7 +36,7 @@ class _Table:
         if self._file.read(0, len(_BOM)) == _BOM:
             starts[0] = len(_BOM)
         self._starts, self._ends = starts, ends
-        # A line of nothing, or of a lone carriage return, is none.
+        # An empty line, or a carriage return alone, is not a row.
         lengths = ends - starts
         empty = [i for i in np.flatnonzero(lengths == 1) if self._line(i) == b"\r"]
         lengths[empty] = 0
@@ -48,13 +48,13 @@ class _Table:
                 "separated by commas"
             )
         self.num_columns, self._label = len(first), 0
-        # A header, and not a row with something wrong in it, if most of it is no numbers.
+        # If most fields are not numbers, the line is a header and not a row with a bad field.
         if 2 * sum(bool(_NUMBER.fullmatch(field)) for field in first) < len(first):
             names = [field.decode(errors="replace").strip(' "\r').lower() for field in first]
             self._label = next((names.index(n) for n in _LABEL_NAMES if n in names), 0)
             self._lines = self._lines[1:]
         if not len(self._lines):
-            raise StageError(f"{path}: holds no row beside its header; expected at least one")
+            raise StageError(f"{path}: holds a header but no rows; expected at least one row")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -73,13 +73,15 @@ class _Table:
         return f"{self.path} line {self._lines[row] + 1}"
 
     def highest_label(self) -> int:
-        """The highest label of the rows that look whole; the others are no class of the set."""
+        """The highest label of the well-formed rows; other rows do not define classes."""
         highest = -1
         for row in range(len(self)):
             line = self._line(self._lines[row])
-            if line.count(b",") == self.num_columns - 1 and not line.translate(None, _OF_NUMBERS):
-                at_once = self._label == 0
-                label = _label(line.split(b",", 1 if at_once else -1)[self._label])
+            if line.count(b",") == self.num_columns - 1 and not line.translate(
+                None, _INTEGER_BYTES
+            ):
+                num_splits = 1 if self._label == 0 else -1  # Only as many as needed.
+                label = _label(line.split(b",", num_splits)[self._label])
                 highest = max(highest, -1 if label is None else label)
         return highest
 
@@ -96,11 +98,13 @@ class _Table:
             return source.Unreadable(reason), -1
         try:
             pixels = bytes(map(int, fields))
-            if b"_" in line or b"+" in line:  # Numbers to Python, but to nobody else.
+            if (
+                b"_" in line or b"+" in line
+            ):  # Python accepts them in integers; other programs do not.
                 raise ValueError
         except ValueError:
-            place, bad = next((i, f) for i, f in enumerate(fields) if not _is_pixel(f))
-            reason = f"pixel {place} is {_shown(bad)}, expected a whole number 0 to 255"
+            number, pixel = next((i, f) for i, f in enumerate(fields) if not _is_pixel(f))
+            reason = f"pixel {number} is {_shown(pixel)}, expected a whole number 0 to 255"
             return source.Unreadable(reason), label
         return np.frombuffer(pixels, np.uint8).reshape(shape), label
 
@@ -111,15 +115,15 @@ class _Table:
 
 
 def _label(field: bytes) -> int | None:
-    """The label that a field says, if it says one."""
-    if not _WHOLE.fullmatch(field) or len(field) > 20:
+    """The label in a field, or None."""
+    if not _INTEGER.fullmatch(field) or len(field) > 20:
         return None
     label = int(field)
     return label if -arrays.MAX_LABEL <= label <= arrays.MAX_LABEL else None
 
 
 def _is_pixel(field: bytes) -> bool:
-    return bool(_WHOLE.fullmatch(field)) and len(field) < 20 and 0 <= int(field) <= 255
+    return bool(_INTEGER.fullmatch(field)) and len(field) < 20 and 0 <= int(field) <= 255
 
 
 def _shown(field: bytes) -> str:
@@ -127,14 +131,14 @@ def _shown(field: bytes) -> str:
 
 
 def _shape_of(num_pixels: int, path: str) -> tuple[int, int, int]:
-    """A square image, grey or RGB, of so many numbers."""
+    """The shape (H, W, C) of a square grey or RGB image with so many numbers."""
     for channels in (1, 3):
         side = math.isqrt(num_pixels // channels)
         if side * side * channels == num_pixels:
             return side, side, channels
     raise StageError(
-        f"{path}: {num_pixels} pixels a row are no square image, grey or RGB; save images of "
-        "another shape as npz, which says their shape"
+        f"{path}: {num_pixels} pixels a row; expected a square image, grey or RGB: save images of "
+        "another shape as .npz, which stores the shape"
     )
 
 
@@ -145,15 +149,17 @@ class CsvSource:
         """Finds the rows.
 
         Args:
-          paths: split -> path or URL, packed with gzip if it ends in .gz.
+          paths: split -> path or URL, compressed with gzip if it ends in .gz.
 
         Raises:
-          StageError: a file is missing, or no such table.
+          StageError: a file is missing or not such a table, or image shapes differ.
         """
         self._tables = [_Table(path) for path in paths.values()]
         shapes = {t.path: _shape_of(t.num_columns - 1, t.path) for t in self._tables}
         if len(set(shapes.values())) > 1:
-            raise StageError(f"image shapes differ between files: {shapes}; expected one shape")
+            raise StageError(
+                f"image shapes differ between files: {shapes}; expected one shape in the whole set"
+            )
         self.image_shape = next(iter(shapes.values()))
         self.split_sizes = dict(zip(paths, map(len, self._tables), strict=True))
         self._starts = np.cumsum([0, *self.split_sizes.values()])
@@ -161,7 +167,7 @@ class CsvSource:
         self.listed = {table.path: table.stamp for table in self._tables}
 
     def listing(self) -> dict[str, str]:
-        """Path -> stamp of the files, as they are now."""
+        """Path -> current stamp of each file."""
         return stamps.of_paths(self.listed)
 
     @property
@@ -190,32 +196,32 @@ class CsvSource:
         return self._tables[number], index - self._starts[number]
 
     def where(self, index: int) -> str:
-        """File and line."""
+        """The file and the line."""
         table, row = self._row(index)
         return table.where(row)
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
         """Parses the rows at `indices`."""
         images, labels = [], np.empty(len(indices), np.int64)
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             table, row = self._row(index)
-            image, labels[place] = table.read(row, self.image_shape)
+            image, labels[position] = table.read(row, self.image_shape)
             images.append(image)
         return images, labels
 
 
 def open_csv(path: str) -> CsvSource:
-    """The image set in a CSV file, or in a directory of one file a split.
+    """The image set in a CSV file, or in a directory with one file for each split.
 
-    The label is in the column of that name (label, class, target or y), or else in the
-    first; all the others are the pixels of a square image, row by row.
+    The label is in the column named label, class, target or y, or else in the first column. The
+    other columns are the pixels of a square image, row by row.
 
     Args:
-      path: FILE, local or a URL, without splits of its own; or DIR, where the names of the
-        files (*train*.csv, *test*.csv) say the split.
+      path: FILE, local or a URL, a set without splits; or DIR, where file names (*train*.csv,
+        *test*.csv) state the split.
 
     Raises:
-      StageError: no such file, or no such table.
+      StageError: no such file, or not such a table.
     """
     if not path:
         raise UsageError("--source=csv: names no file; write --source=csv:FILE")
@@ -227,10 +233,12 @@ def open_csv(path: str) -> CsvSource:
             split = split_named(name)
             if split in paths:
                 raise StageError(
-                    f"--source=csv:{path}: {paths[split]} and {name} are of one split; expected "
-                    "one file for each: name one file"
+                    f"--source=csv:{path}: {paths[split]} and {name} belong to the same split; "
+                    "expected one file for each split: name one file"
                 )
             paths[split] = files.join(path, name)
     if not paths:
-        raise StageError(f"--source=csv:{path}: no .csv files in this directory; name a file")
+        raise StageError(
+            f"--source=csv:{path}: no .csv files in this directory; expected at least one"
+        )
     return CsvSource({split: paths[split] for split in in_order(paths)})

@@ -20,48 +20,49 @@ from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
 
-# A file whose name ends in one of these is a record; what else lies around is not.
+# A file with one of these extensions is a record; other files are ignored.
 _EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm"),
 )
-# Files read at once for the fingerprint: enough to keep an object store busy.
+# Files read in parallel for the fingerprint: enough to keep an object store busy.
 _NUM_THREADS = 8
 _HASH_BYTES = 1 << 20
 _NO_CLASS = "lies in no class directory, expected <class>/FILE or <split>/<class>/FILE"
-# What a file may have beside its pixels: profiles, thumbnails, text.
+# Allowance for data beside the pixels: profiles, thumbnails, text.
 _EXTRA_BYTES = 1 << 20
-# Of the links that are not followed, as many are named.
+# Skipped links that a message names.
 _MAX_SHOWN = 3
 
 
 class FolderSource:
-    """A source over image files; the directory a file lies in is its class."""
+    """A source over image files; the directory of a file is its class."""
 
     def __init__(self, directory: str, max_pixels: int = source.MAX_IMAGE_PIXELS):
         """Lists the files.
 
         Args:
           directory: local path or URL.
-          max_pixels: of an image, height × width; a larger one cannot be had.
+          max_pixels: limit on height × width of an image; a larger one is `Unreadable`.
 
         Raises:
-          StageError: no such directory, no images, or no telling what is a class.
+          StageError: no images, or ambiguous class directories.
         """
-        # What Pillow warns of is either quarantined or no matter.
+        # Pillow warns of damage, which is quarantined, and of harmless oddities.
         warnings.filterwarnings("ignore", module="PIL")
         self._directory, self._max_pixels = directory, max_pixels
-        # Uncompressed, a pixel of 8 bits a channel takes at most 4 bytes, and nothing is read that
-        # must be more than that.
+        # Uncompressed, a pixel with 8 bits a channel takes at most 4 bytes. Larger files are not
+        # read.
         self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
         if tree.skipped_links:
             shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
-            more = ", …" * (len(tree.skipped_links) > _MAX_SHOWN)
+            if len(tree.skipped_links) > _MAX_SHOWN:
+                shown += ", …"
             print(
                 f"preprocess: --source=folder:{directory}: {len(tree.skipped_links)} links to "
-                f"directories whose files stand under another path are not followed: {shown}{more}",
+                f"directories that are already listed under another path are skipped: {shown}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -70,9 +71,9 @@ class FolderSource:
         tops = {part[0] for part in parts if len(part) > 1}
         if not tops:
             raise StageError(
-                f"--source=folder:{directory}: {len(files)} images and no directories of them; "
+                f"--source=folder:{directory}: {len(files)} images and no class directories; "
                 "expected <class>/FILE or <split>/<class>/FILE: make a directory for each class, "
-                "if only one"
+                "even for a single one"
             )
         splits = {top: split_named(top) for top in tops}
         has_splits = UNSPLIT not in splits.values()
@@ -81,15 +82,15 @@ class FolderSource:
             others = sorted(top for top in tops if splits[top] == UNSPLIT)
             raise StageError(
                 f"--source=folder:{directory}: {min(deep)}/ looks like a split, {others[0]}/ like "
-                "a class; expected only splits or only classes at the top: move one of them"
+                "a class; expected only splits or only classes at the top level: move one of them"
             )
         num_levels = 2 if has_splits else 1
         default = in_order(splits.values())[0] if has_splits else UNSPLIT
         records = []  # (split, path, class)
         for path, part in zip(files, parts, strict=True):
-            of_class = part[num_levels - 1] if len(part) > num_levels else ""
+            class_name = part[num_levels - 1] if len(part) > num_levels else ""
             split = splits[part[0]] if has_splits and len(part) > 1 else default
-            records.append((split, path, of_class))
+            records.append((split, path, class_name))
         order = {split: i for i, split in enumerate(in_order({r[0] for r in records}))}
         records.sort(key=lambda record: (order[record[0]], record[1]))
         classes = sorted({record[2] for record in records} - {""})
@@ -101,17 +102,17 @@ class FolderSource:
         self._scanned: tuple[str, tuple[int, int, int]] | None = None
 
     def listing(self) -> dict[str, str]:
-        """Path below the directory -> stamp of the image files, as they are now."""
+        """Path below the directory -> current stamp of each image file."""
         try:
             return _images_of(trees.read_tree(self._directory))
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def _refusal(self, path: str) -> str:
-        """Why a file is not read at all; "" if it is."""
+        """The reason why a file is not read; "" if it is read."""
         num_bytes = stamps.num_bytes(self.listed[path])
         if num_bytes is None and self.listed[path].startswith("is "):
-            return f"{self.listed[path]}, expected a file"  # By a link.
+            return f"{self.listed[path]}, expected a file"  # Reached through a link.
         if num_bytes is not None and num_bytes > self._max_bytes:
             return (
                 f"{num_bytes:,} bytes, expected at most {self._max_bytes:,}: 4 a pixel and a "
@@ -121,11 +122,11 @@ class FolderSource:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[BinaryIO]:
-        """A file that `_refusal` does not refuse.
+        """Opens a file that `_refusal` does not refuse.
 
         Raises:
-          SourceChanged: it is not as it is listed.
-          OSError: it cannot be read.
+          SourceChanged: the file does not match its listed stamp.
+          OSError: the file cannot be read.
         """
         full, listed = files_lib.join(self._directory, path), self.listed[path]
         try:
@@ -143,15 +144,15 @@ class FolderSource:
         with file:
             try:
                 yield file
-            finally:  # Whatever came of it.
+            finally:  # After a failure too.
                 if not files_lib.is_url(full) and stamps.of_open(file) != listed:
                     raise source.changed(full)
 
     def _scan(self) -> tuple[str, tuple[int, int, int]]:
-        """Fingerprint and most frequent shape, from one reading of all files."""
+        """Fingerprint and most frequent shape, from one pass over all files."""
         if self._scanned is None:
 
-            def look(path: str) -> tuple[bytes, tuple[int, ...] | str]:
+            def scan_file(path: str) -> tuple[bytes, tuple[int, ...] | str]:
                 if refusal := self._refusal(path):
                     size = stamps.num_bytes(self.listed[path])
                     return hashlib.sha256(str(size).encode()).digest(), refusal
@@ -162,7 +163,7 @@ class FolderSource:
                             digest.update(block)
                         file.seek(0)
                         shape = shape_of(file, self._max_pixels)
-                except OSError as error:  # A link to nowhere; its record will be quarantined.
+                except OSError as error:  # A broken link; its record will be quarantined.
                     return b"", str(error)
                 except ValueError as error:
                     shape = str(error)
@@ -171,7 +172,7 @@ class FolderSource:
             digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
             with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
                 for path, (content, shape) in zip(
-                    self._paths, pool.map(look, self._paths), strict=True
+                    self._paths, pool.map(scan_file, self._paths), strict=True
                 ):
                     digest.update(os.fsencode(path) + b"\0" + content)
                     if isinstance(shape, str):
@@ -184,13 +185,13 @@ class FolderSource:
                     f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
                     "reads"
                 )
-            most = max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
-            self._scanned = digest.hexdigest(), most
+            shape, _ = max(shapes.items(), key=lambda item: (item[1], item[0]))
+            self._scanned = digest.hexdigest(), shape
         return self._scanned
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape that most of the images have."""
+        """The most frequent image shape."""
         return self._scan()[1]
 
     def fingerprint(self) -> str:
@@ -206,8 +207,8 @@ class FolderSource:
         return files_lib.join(self._directory, self._paths[index])
 
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
-        """Decodes the files at `indices`, each when it is asked for."""
-        images = source.OneByOne(lambda place: self._image(int(indices[place])), len(indices))
+        """Decodes the files at `indices`, each on access."""
+        images = source.OneByOne(lambda i: self._image(int(indices[i])), len(indices))
         return images, self._labels[indices]
 
     def _image(self, index: int) -> np.ndarray | source.Unreadable:
@@ -232,15 +233,17 @@ def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXE
     """The image set in a directory of image files.
 
     Args:
-      directory: local path or URL. If all directories in it are named for splits (train,
-        test, val, …) the classes lie in those, else they are the classes.
-      max_image_pixels: of an image, height × width.
+      directory: local path or URL. If all its subdirectories are named after splits (train,
+        test, val, …), they hold the class directories; else they are the class directories.
+      max_image_pixels: limit on height × width of an image.
 
     Raises:
-      StageError: no such directory, no images, or no telling what is a class.
+      StageError: no such directory, no images, or ambiguous class directories.
     """
     if not directory:
         raise UsageError("--source=folder: names no directory; write --source=folder:DIR")
     if not files_lib.is_dir(directory):
-        raise StageError(f"--source=folder:{directory}: no such directory; expected images in it")
+        raise StageError(
+            f"--source=folder:{directory}: no such directory; expected a directory of images"
+        )
     return FolderSource(directory.rstrip("/") or "/", max_image_pixels)

@@ -1,4 +1,4 @@
-"""NumPy archives: `x_train`, `y_train`, … as Keras has them, `train_images`, … as MedMNIST has."""
+"""NumPy archives with keys of Keras (`x_train`, `y_train`, …) or MedMNIST (`train_images`, …)."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from pipeline.sources.splits import in_order, split_named
 from pipeline.storage import files, names, stamps
 
 _WORDS = r"train|training|val|valid|validation|test|testing"
-# What reading a damaged or encrypted archive raises.
+# Raised while reading a damaged or encrypted archive.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 _KEYS = {
     "images": re.compile(rf"(x|images?)(_({_WORDS}))?|({_WORDS})_(x|images?)"),
@@ -28,67 +28,67 @@ _KEYS = {
 }
 
 
-# zipfile unpacks what these pack in steps of a bounded size; of LZMA and bzip2 a few bytes may
-# become gigabytes in one step.
+# Methods that zipfile decompresses in steps of a bounded size. With LZMA and bzip2, one step can
+# turn a few bytes into gigabytes.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What is looked at of an array before it is unpacked: NumPy's header is shorter.
+# Bytes read of an array before it is decompressed; NumPy's header is shorter.
 _HEAD_BYTES = 1 << 16
 
 
 class _Member:
-    """An array of an archive, of which the header is read."""
+    """An array of an archive, with only the header read."""
 
     def __init__(self, archive: zipfile.ZipFile, key: str, path: str):
         """Reads the header.
 
         Raises:
-          StageError: no array of numbers, or not as large as its header promises.
+          StageError: not an array of numbers, or of another size than its header states.
         """
         self._archive, self._info = archive, archive.getinfo(f"{key}.npy")
         self.key, self._path, self._where = key, path, f"{path}: {key}"
         if self._info.compress_type not in _METHODS:
             raise StageError(
-                f"{self._where} is packed by another method than zip's own; expected deflate or "
-                "none, as numpy.savez_compressed and numpy.savez pack: save it again"
+                f"{self._where} is compressed with another method than deflate; save it again with "
+                "numpy.savez_compressed or numpy.savez"
             )
-        with archive.open(self._info) as packed:
-            head = io.BytesIO(packed.read(_HEAD_BYTES))
+        with archive.open(self._info) as member:
+            head = io.BytesIO(member.read(_HEAD_BYTES))
         self.shape, self._fortran_order, self.dtype = _read_header(head, self._where)
         if self.dtype.hasobject:
             raise StageError(
                 f"{self._where} holds Python objects, which are never unpickled; expected numbers: "
-                "save the array with another dtype"
+                "save the array with a numeric dtype"
             )
         self._offset = head.tell()
         self._check_size(self._info.file_size)
 
     def _check_size(self, num_bytes: int) -> None:
-        """Raises a StageError if so many bytes, header included, are not the array's."""
-        found, promised = num_bytes - self._offset, math.prod(self.shape) * self.dtype.itemsize
-        if min(self.shape, default=0) < 0 or found != promised:
+        """Raises a StageError unless a member of `num_bytes` bytes holds exactly the array."""
+        data_bytes, expected = num_bytes - self._offset, math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or data_bytes != expected:
             raise StageError(
-                f"{self._where} promises {self.dtype} {self.shape}, and holds {found} bytes; save "
-                "it again"
+                f"{self._where}: its header states {self.dtype} {self.shape}, but it holds "
+                f"{data_bytes} bytes; save it again"
             )
 
     def read(self) -> np.ndarray | arrays.FileRows:
-        """Unpacks the array; images of bytes stay in an unnamed file. Never unpickled."""
+        """Decompresses the array, never unpickled; uint8 images stay in an unnamed file."""
         shape, dtype = self.shape, self.dtype
-        plain = tempfile.TemporaryFile()
-        # No more comes out than file_size says, but less may.
-        with self._archive.open(self._info) as packed:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        self._check_size(plain.tell())
-        plain.flush()
+        copy = tempfile.TemporaryFile()
+        # zipfile yields at most file_size bytes, but may yield fewer.
+        with self._archive.open(self._info) as member:
+            shutil.copyfileobj(member, copy, 1 << 20)
+        self._check_size(copy.tell())
+        copy.flush()
         if dtype == np.uint8 and len(shape) in (3, 4) and not self._fortran_order:
-            return arrays.FileRows(OpenFile(plain, self._path), self._offset, shape)
-        plain.seek(self._offset)
+            return arrays.FileRows(OpenFile(copy, self._path), self._offset, shape)
+        copy.seek(self._offset)
         order = "F" if self._fortran_order else "C"
-        return np.ndarray(shape, dtype, plain.read(), order=order)
+        return np.ndarray(shape, dtype, copy.read(), order=order)
 
 
 def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype of an .npy file."""
+    """(shape, is Fortran order, dtype) of an .npy file."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -96,15 +96,17 @@ def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.
     try:
         return readers[np.lib.format.read_magic(file)](file)
     except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise StageError(f"{where}: no NumPy array ({error}); save it with numpy.savez") from error
+        raise StageError(
+            f"{where}: not a NumPy array ({error}); save it with numpy.savez"
+        ) from error
 
 
 def _read_pair(
     images: _Member, labels: _Member, split: str, path: str
 ) -> tuple[np.ndarray | arrays.FileRows, np.ndarray]:
-    """Images (n, H, W, C) and labels (n,), unpacked only if they are such.
+    """Images (n, H, W, C) and labels (n,), decompressed only if their headers fit.
 
-    Images may be stored as (n, H, W), and labels as (n, 1), which is MedMNIST's way.
+    Images may be stored as (n, H, W), and labels as (n, 1), as MedMNIST does.
     """
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
@@ -123,11 +125,11 @@ def open_npz(path: str) -> arrays.ArraySource:
     """The image set in an .npz archive.
 
     Args:
-      path: local path or URL. Keys say what they hold: x or images, y or labels, before or
-        after the split; without a split the set has none.
+      path: local path or URL. A key is x or images, y or labels, before or after the name of
+        the split; keys without a split make a set without splits.
 
     Raises:
-      StageError: no such file, or not such keys, dtypes or shapes.
+      StageError: no such file, or other keys, dtypes or shapes.
     """
     if not path:
         raise UsageError("--source=npz: names no file; write --source=npz:FILE")
@@ -140,37 +142,38 @@ def open_npz(path: str) -> arrays.ArraySource:
                 names.check(
                     member.removesuffix("/"),
                     f"{where}: holds a member named",
-                    "do not unpack an archive of such names; save the set anew",
+                    "do not extract this archive; save the set again",
                 )
             keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-            found: dict[str, dict[str, str]] = {}
+            keys_by_split: dict[str, dict[str, str]] = {}
             for key in keys:
                 for kind, pattern in _KEYS.items():
                     if pattern.fullmatch(key.lower()):
                         split = split_named(key.replace("_", " "))
-                        other = found.setdefault(split, {}).setdefault(kind, key)
+                        other = keys_by_split.setdefault(split, {}).setdefault(kind, key)
                         if other != key:
                             raise StageError(
                                 f"{where}: {other} and {key} are both {kind} of {split}; expected "
-                                "one: save the set without the other"
+                                "one key: save the set without the other"
                             )
-            complete = [split for split, kinds in found.items() if len(kinds) == len(_KEYS)]
-            if not complete or len(complete) < len(found):
+            complete = [split for split, kinds in keys_by_split.items() if len(kinds) == len(_KEYS)]
+            if not complete or len(complete) < len(keys_by_split):
                 raise StageError(
                     f"{where}: holds {', '.join(keys) or 'nothing'}; expected images and labels of "
-                    "each split, as x_train and y_train, or train_images and train_labels"
+                    "each split, such as x_train and y_train, or train_images and train_labels"
                 )
             splits = {}
             for split in in_order(complete):
-                images_key, labels_key = found[split]["images"], found[split]["labels"]
-                images = _Member(archive, images_key, path)
-                labels = _Member(archive, labels_key, path)
+                images = _Member(archive, keys_by_split[split]["images"], path)
+                labels = _Member(archive, keys_by_split[split]["labels"], path)
                 splits[split] = _read_pair(images, labels, split, path)
             stamp_after = stamps.of_path(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise StageError(f"{where}: no such file; expected an .npz archive") from error
     except _DAMAGED as error:
-        raise StageError(f"{where}: no whole .npz archive ({error}); fetch it again") from error
+        raise StageError(
+            f"{where}: not a complete .npz archive ({error}); download it again"
+        ) from error
     if stamp_after != stamp:
         raise source.changed(path)
     return arrays.ArraySource(splits, name=f"npz:{path}", listed={path: stamp})

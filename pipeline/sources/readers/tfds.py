@@ -1,6 +1,6 @@
-"""Sets of tensorflow-datasets, prepared as array_record files, which are random access.
+"""Sets of tensorflow-datasets, prepared as array_record files, which allow random access.
 
-Preparing needs TensorFlow and may take minutes; reading what is prepared needs neither.
+Preparing needs TensorFlow and can take minutes; reading prepared files needs neither.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from pipeline.storage import files, trees
 _HASH_RECORDS = 4_096
 
 
-def _prepared(builder: Any, where: str, manual_dir: str | None) -> None:
-    """Prepares the builder's files unless they are there.
+def _prepare(builder: Any, where: str, manual_dir: str | None) -> None:
+    """Prepares the builder's files unless they exist.
 
     Raises:
-      StageError: they cannot be prepared.
+      StageError: tensorflow-datasets cannot prepare the files.
     """
     import tensorflow_datasets as tfds
 
@@ -37,16 +37,16 @@ def _prepared(builder: Any, where: str, manual_dir: str | None) -> None:
         tfds.disable_progress_bar()
     print(f"preprocess: {where}: preparing in {builder.data_dir}", file=sys.stderr, flush=True)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Results alone go to standard output.
+        with contextlib.redirect_stdout(sys.stderr):  # Standard output is for results only.
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )
-    except Exception as error:  # Anything: each set downloads and parses in its own way.
+    except Exception as error:  # Each set has its own download and parser.
         reason = " ".join(str(error).split())[:300]
         raise StageError(
             f"{where}: tensorflow-datasets could not prepare it ({type(error).__name__}: "
-            f"{reason}); without access to the internet, put the original files into a directory "
-            "and name it with --tfds_manual_dir"
+            f"{reason}); without internet access, put the original files into a directory and name "
+            "it with --tfds_manual_dir"
         ) from error
 
 
@@ -61,14 +61,14 @@ class TfdsSource:
         manual_dir: str | None,
         max_pixels: int = source.MAX_IMAGE_PIXELS,
     ):
-        """Opens the set, and prepares it first where needed.
+        """Opens the set, and prepares it first if necessary.
 
         Raises:
-          StageError: no such set, it cannot be prepared, or holds no labelled images.
+          StageError: no such set, it cannot be prepared, or it holds no labelled images.
         """
         where = f"--source=tfds:{name}"
-        for chatty in ("absl", "urllib3"):  # Advice to install OpenCV, and every retry.
-            logging.getLogger(chatty).setLevel(logging.ERROR)
+        for name_of_log in ("absl", "urllib3"):  # Advice to install OpenCV, and every retry.
+            logging.getLogger(name_of_log).setLevel(logging.ERROR)
         import tensorflow_datasets as tfds
 
         try:
@@ -76,11 +76,11 @@ class TfdsSource:
         except tfds.core.registered.DatasetNotFoundError as error:
             raise StageError(
                 f"{where}: tensorflow-datasets has no such set; see "
-                "https://www.tensorflow.org/datasets/catalog for their names"
+                "https://www.tensorflow.org/datasets/catalog for the names"
             ) from error
         except (AssertionError, ValueError, KeyError, RuntimeError) as error:
             raise StageError(f"{where}: {' '.join(str(error).split())[:300]}") from error
-        _prepared(builder, where, manual_dir)
+        _prepare(builder, where, manual_dir)
         self._directory, self._max_pixels = str(builder.data_dir), max_pixels
         self.listed = self.listing()
         features, keys = builder.info.features, builder.info.supervised_keys
@@ -93,8 +93,8 @@ class TfdsSource:
             )
         ):
             raise StageError(
-                f"{where}: holds {' '.join(str(features).split())}; expected an image and a label, "
-                "a whole number"
+                f"{where}: holds {' '.join(str(features).split())}; expected an image and an "
+                "integer label"
             )
         self.class_names = list(getattr(features[self._label], "names", None) or [])
         self._image_feature = features[self._image]
@@ -102,7 +102,7 @@ class TfdsSource:
         sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
         splits = in_order(split for split, size in sizes.items() if size)
         try:
-            # Images as they are stored: what they promise is looked at first.
+            # Images stay encoded: their headers are checked before they are decoded.
             stored = {self._image: tfds.decode.SkipDecoding()}
             self._data = {s: builder.as_data_source(s, decoders=stored) for s in splits}
         except (NotImplementedError, ValueError) as error:
@@ -118,20 +118,20 @@ class TfdsSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape of all images, or of the first where they differ."""
+        """The shape of all images, or of the first image if shapes differ."""
         shape = self._image_feature.shape
         if None not in shape:
             return tuple(shape)
         first = self._decoded(next(iter(self._data.values()))[0][self._image])
         if isinstance(first, source.Unreadable):
             raise StageError(
-                f"{self._name}: its first image cannot be had ({first.reason}); expected one that "
-                "shows the shape of the set's images"
+                f"{self._name}: its first image is unreadable ({first.reason}); expected an image "
+                "that shows the shape of the set's images"
             )
         return np.shape(first)
 
     def listing(self) -> dict[str, str]:
-        """Name -> stamp of the prepared files, as they are now."""
+        """Name -> current stamp of each prepared file."""
         try:
             return trees.read_tree(self._directory).stamps
         except FileNotFoundError:
@@ -143,8 +143,8 @@ class TfdsSource:
         for split, data in self._data.items():
             digest.update(f"{split} {len(data)};".encode())
             for first in range(0, len(data), _HASH_RECORDS):
-                places = range(first, min(first + _HASH_RECORDS, len(data)))
-                for record in data.data_source.__getitems__(list(places)):
+                rows = range(first, min(first + _HASH_RECORDS, len(data)))
+                for record in data.data_source.__getitems__(list(rows)):
                     digest.update(len(record).to_bytes(8, "little"))
                     digest.update(record)
         return digest.hexdigest()
@@ -153,55 +153,56 @@ class TfdsSource:
         """`<split>-<index in the split, 7 digits>`."""
         return arrays.number_ids([s.encode() for s in self._data], self._starts, indices)
 
-    def _place(self, index: int) -> tuple[str, int]:
+    def _row(self, index: int) -> tuple[str, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return list(self._data)[number], int(index - self._starts[number])
 
     def where(self, index: int) -> str:
-        """The set, the split, and the place in it."""
-        split, place = self._place(index)
-        return f"{self._name} {split}[{place}]"
+        """The set, the split, and the index in the split."""
+        split, row = self._row(index)
+        return f"{self._name} {split}[{row}]"
 
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
-        """Reads the records at `indices`, and decodes each when it is asked for."""
+        """Reads the records at `indices`; images are decoded on access."""
         stored: list[bytes | source.Unreadable] = [b""] * len(indices)
         labels = np.full(len(indices), -1, np.int64)
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number, data in enumerate(self._data.values()):
-            here = np.flatnonzero(numbers == number).tolist()
-            places = (indices[here] - self._starts[number]).tolist()
-            for i, found in zip(here, _fetch(data, places), strict=True):
-                if isinstance(found, source.Unreadable):
-                    stored[i] = found
+            positions = np.flatnonzero(numbers == number).tolist()
+            rows = (indices[positions] - self._starts[number]).tolist()
+            for i, record in zip(positions, _fetch(data, rows), strict=True):
+                if isinstance(record, source.Unreadable):
+                    stored[i] = record
                 else:
-                    stored[i] = found[self._image]
-                    labels[i] = int(found[self._label])
-        # What reads them is not ours and keeps them open; of a URL, to list them takes requests.
+                    stored[i] = record[self._image]
+                    labels[i] = int(record[self._label])
+        # A library opens and reads the files, so only their stamps can be checked here. For a URL,
+        # that would take requests for each read.
         if not files.is_url(self._directory) and self.listing() != self.listed:
             raise source.changed(self._directory)
         return source.OneByOne(lambda i: self._decoded(stored[i]), len(indices)), labels
 
     def _decoded(self, stored: bytes | source.Unreadable) -> np.ndarray | source.Unreadable:
-        """An image from its file's bytes, as tensorflow-datasets decodes it."""
+        """Decodes an image file's bytes with tensorflow-datasets."""
         if isinstance(stored, source.Unreadable):
             return stored
         try:
             image_file.shape_of(io.BytesIO(stored), self._max_pixels)
             return np.asarray(self._image_feature.decode_example_np(stored))
-        except Exception as error:  # Decoding fails in as many ways as there are formats.
+        except Exception as error:  # Each format fails in its own way.
             return source.Unreadable(f"a damaged record ({error})")
 
 
-def _fetch(data: Any, places: list[int]) -> list[Any]:
-    """The records at some places of a data source, all at once if they can be."""
-    if not places:
+def _fetch(data: Any, rows: list[int]) -> list[Any]:
+    """The records at some rows of a data source: all in one call, or one by one if that fails."""
+    if not rows:
         return []
     try:
-        return list(data.__getitems__(places))
-    except Exception as error:  # So does what is not decoded here.
-        if len(places) == 1:
+        return list(data.__getitems__(rows))
+    except Exception as error:  # Each format fails in its own way.
+        if len(rows) == 1:
             return [source.Unreadable(f"a damaged record ({error})")]
-        return [found for place in places for found in _fetch(data, [place])]
+        return [record for row in rows for record in _fetch(data, [row])]
 
 
 def open_tfds(
@@ -214,13 +215,13 @@ def open_tfds(
     """The image set of that name in tensorflow-datasets.
 
     Args:
-      name: NAME or NAME:VERSION, as in its catalog.
-      data_dir: where prepared sets lie, local or a URL; tensorflow-datasets' default if None.
-      manual_dir: where original files lie that would be downloaded otherwise.
-      max_image_pixels: of an image, height × width.
+      name: NAME or NAME:VERSION, as in the catalog of tensorflow-datasets.
+      data_dir: directory or URL of prepared sets; tensorflow-datasets' default if None.
+      manual_dir: directory of original files to use instead of a download.
+      max_image_pixels: limit on height × width of an image.
 
     Raises:
-      StageError: no such set, it cannot be prepared, or holds no labelled images.
+      StageError: no such set, it cannot be prepared, or it holds no labelled images.
     """
     if not name:
         raise UsageError("--source=tfds: names no set; write --source=tfds:NAME")
