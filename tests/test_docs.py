@@ -71,7 +71,8 @@ def command_lines() -> list[list[str]]:
         lines += [line.replace("\n", " ") for line in re.findall(r"`([^`]+)`", text)]
         for line in lines:
             if re.match(
-                r"vae-[a-z-]+ [-/]|python -m (pipeline|trainer)\.\S+ -|make [a-z-]+( +[A-Z_]+=| *(#|$))",
+                r"vae-[a-z-]+ [-/]|python -m (pipeline|trainer)\.\S+ -"
+                r"|make [a-z-]+( +[A-Z_]+=| *(#|$))",
                 line,
             ):
                 words = shlex.split(re.sub(r"\$\w+", "8", line), comments=True)

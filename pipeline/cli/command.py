@@ -46,6 +46,7 @@ def run(
     name: str,
     doc: str,
     module: str,
+    subjects: flag_parsing.Subjects | None = None,
     beam: bool = False,
     arguments: bool = False,
 ) -> None:
@@ -56,6 +57,7 @@ def run(
       name: the command's name in messages.
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
+      subjects: groups the flags for --help.
       beam: whether other flags go to Beam.
       arguments: whether positional arguments are allowed.
     """
@@ -67,7 +69,12 @@ def run(
     def work() -> None:
         main(
             flag_parsing.parse_flags(
-                sys.argv, doc=doc, module=module, beam=beam, arguments=arguments
+                sys.argv,
+                doc=doc,
+                module=module,
+                subjects=subjects,
+                beam=beam,
+                arguments=arguments,
             )
         )
 

@@ -7,10 +7,14 @@ import os
 import re
 import textwrap
 import traceback
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
 from pipeline.cli.errors import UsageError
+
+# Subject, such as "Output" -> names of the flags about it.
+Subjects = Mapping[str, Sequence[str]]
 
 # A home directory that no shell expands: --flag=~/x, --flag=KIND:~/x.
 _HOME = re.compile(r"(--?[\w.]+=(?:\w+:)?)(~(?:/.*)?)", re.DOTALL)
@@ -22,22 +26,40 @@ def _with_home(argument: str) -> str:
     return f"{match[1]}{os.path.expanduser(match[2])}" if match else argument
 
 
-def _help(doc: str, module: str) -> str:
-    """The text of --help: the command's docstring, then its flags."""
-    lines = [doc.strip(), "", "Flags:"]
-    for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda f: f.name):
-        kind = flag.flag_type()
-        value = "" if kind == "bool" else f"={kind.upper().split(' ')[0]}"
-        lines.append(f"  --{flag.name}{value}")
-        text = " ".join((flag.help or "").split())
-        if flag.default not in (None, "") and flag.name != "config":
-            text += f" (default: {flag.default_as_str})".replace("'", "")
-        lines += textwrap.wrap(text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
+def _help(doc: str, module: str, subjects: Subjects) -> str:
+    """The text of --help: the command's docstring, then its flags by subject."""
+    unlisted = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(module)}
+    lines = [doc.strip()]
+    for subject, names in subjects.items():
+        lines += ["", f"{subject}:"]
+        for name in names:
+            lines += _help_lines(unlisted.pop(name))
+    if unlisted:
+        lines += ["", "Flags:"]
+        for _, flag in sorted(unlisted.items()):
+            lines += _help_lines(flag)
     return "\n".join(lines)
 
 
+def _help_lines(flag: flags.Flag) -> list[str]:
+    kind = flag.flag_type()
+    value = "" if kind == "bool" else f"={kind.upper().split(' ')[0]}"
+    text = " ".join((flag.help or "").split())
+    if flag.default not in (None, "") and flag.name != "config":
+        text += f" (default: {flag.default_as_str})".replace("'", "")
+    indent = " " * 6
+    wrapped = textwrap.wrap(text, 88, initial_indent=indent, subsequent_indent=indent)
+    return [f"  --{flag.name}{value}", *wrapped]
+
+
 def parse_flags(
-    argv: list[str], *, doc: str, module: str, beam: bool = False, arguments: bool = False
+    argv: list[str],
+    *,
+    doc: str,
+    module: str,
+    subjects: Subjects | None = None,
+    beam: bool = False,
+    arguments: bool = False,
 ) -> list[str]:
     """Parses absl flags, or ends the process after --help.
 
@@ -45,6 +67,7 @@ def parse_flags(
       argv: program name and arguments.
       doc: the command's docstring, shown by --help.
       module: name of the module that defines the command's flags.
+      subjects: groups the flags for --help; other flags follow the groups.
       beam: whether other flags go to Beam.
       arguments: whether positional arguments are allowed.
 
@@ -55,7 +78,7 @@ def parse_flags(
       UsageError: a flag is unknown, malformed or missing.
     """
     if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
-        print(_help(doc, module))
+        print(_help(doc, module, subjects or {}))
         raise SystemExit(0)
     try:
         rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]
