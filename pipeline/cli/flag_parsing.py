@@ -8,6 +8,7 @@ import re
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -41,7 +42,7 @@ def _help(doc: str, module: str, subjects: Subjects) -> str:
     return "\n".join(lines)
 
 
-def _help_lines(flag: flags.Flag) -> list[str]:
+def _help_lines(flag: "flags.Flag[Any]") -> list[str]:
     kind = flag.flag_type()
     value = "" if kind == "bool" else f"={kind.upper().split(' ')[0]}"
     text = " ".join((flag.help or "").split())
