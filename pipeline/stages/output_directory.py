@@ -27,6 +27,10 @@ from pipeline.storage import lock
 TIMINGS = "timings.json"
 
 
+class UnfinishedConflict(StageError):
+    """The directory holds an unfinished run of this stage with other inputs."""
+
+
 def are_there(directory: str, files: Iterable[Mapping[str, Any]]) -> bool:
     """Whether files that a manifest lists are whole.
 
@@ -127,8 +131,10 @@ class OutputDirectory:
         if known:
             differ = differences(known["made_from"], self.made_from)
             if differ and not overwrite:
-                state = "finished" if manifest else "unfinished"
-                raise StageError(
+                state, error = "finished", StageError
+                if not manifest:
+                    state, error = "unfinished", UnfinishedConflict
+                raise error(
                     f"--output_dir={self.directory}: holds {state} output of other inputs "
                     f"({'; '.join(differ)}); name another directory, or pass --overwrite"
                 )
@@ -176,9 +182,9 @@ class OutputDirectory:
             self._remove_unfinished()
             files_lib.remove(self.tasks.path())
 
-    def _other_append(self, job: Mapping[str, Any]) -> StageError:
+    def _other_append(self, job: Mapping[str, Any]) -> UnfinishedConflict:
         differ = "; ".join(differences(job["made_from"], self.made_from))
-        return StageError(
+        return UnfinishedConflict(
             f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
             f"({differ}); run that one to its end first, or pass --overwrite to undo it"
         )
