@@ -24,7 +24,7 @@ say() { echo "nightly: $*" >&2; }
 
 need() { # name and value of a variable, and an example
   [ -n "$2" ] && return
-  say "$1='': expected a value, such as $3; set it in the environment, see the head of $0"
+  say "$1='': expected a value, such as $3; set it in the environment, see the comment at the top of $0"
   exit 2
 }
 
@@ -56,8 +56,8 @@ for stage; do
 done
 
 # The lock lets one night run at a time for each user and export; nights of two users are kept apart
-# by the locks of their directories. The stages inherit this lock: while a stage runs, no other night
-# begins, even if this script was killed.
+# by the locks of their directories. The stages inherit this lock: while a stage runs, no other
+# night begins, even if this script was killed.
 if ! [ -w "${TMPDIR:-/tmp}" ]; then
   say "TMPDIR=${TMPDIR:-/tmp}: expected a directory to write to"
   exit 2
@@ -154,7 +154,7 @@ preprocess() {
   # Status 3: an unfinished run with other inputs is in the way.
   run_stage preprocess "$@" --status_on_conflict=3
   if [ "$status" -eq 3 ]; then
-    say "$SOURCE has changed since a night that did not end; the partial work of that night is removed"
+    say "$SOURCE has changed since a night that did not end; its partial work is removed"
     run_stage preprocess "$@" --overwrite
   fi
   expect_0
