@@ -390,14 +390,14 @@ def test_a_source_that_changes_under_an_export_is_not_published(trained, tmp_pat
 
 def test_several_splits_at_once_give_the_files_of_each(data_dir, trained, tmp_path):
     model = trained / "export"
-    both = make_embeddings(data_dir, model, tmp_path / "both", split="test,train")
+    manifest = make_embeddings(data_dir, model, tmp_path / "both", split="test,train")
     for split, count in (("train", 272), ("test", 50)):
         alone = make_embeddings(data_dir, model, tmp_path / split, split=split)
         assert alone["records"]["written"] == count
         for name, data in outputs_of(tmp_path / split).items():
             if name.endswith((".parquet", ".png")):
                 assert (tmp_path / "both" / name).read_bytes() == data
-    assert both["records"]["written"] == 322
+    assert manifest["records"]["written"] == 322
     make_embeddings(data_dir, model, tmp_path / "turned", split="train,test")
     assert outputs_of(tmp_path / "both") == outputs_of(tmp_path / "turned")
     with pytest.raises(StageError, match="split 'tset': .* has train, validation, test"):

@@ -98,13 +98,13 @@ def two_latents(data_dir, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def browser():
     needs_browser()
-    found = Browser()
-    yield found
-    found.close()
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 def assert_sound(browser: Browser, page: pathlib.Path) -> None:
-    """The page fetches nothing, logs nothing, and all of its images are there with words."""
+    """The page fetches nothing, logs nothing, and all images load and have alt texts."""
     browser.asked_for(), browser.complaints()  # Those of the page before.
     browser.open(page.as_uri())
     assert browser.asked_for() == [page.as_uri()]
@@ -192,8 +192,8 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     for record_id in IDS:
         assert any(record_id in title for title in titles), record_id
     captions = browser.run(
-        "const found = document.querySelectorAll('#reconstructions figcaption');"
-        "return [...found].map(f => f.textContent)"
+        "const captions = document.querySelectorAll('#reconstructions figcaption');"
+        "return [...captions].map(f => f.textContent)"
     )
     assert set(captions) == set(NAMES)
     lines = (tmp_path / "out" / "projector" / "metadata.tsv").read_text().split("\n")
@@ -348,7 +348,7 @@ class Twins:
         return images, bright.astype(np.int64)
 
 
-def open_twins(rest):
+def open_twins(path):
     return Twins()
 
 
