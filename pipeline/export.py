@@ -3,10 +3,10 @@
     python -m pipeline.export --data_dir=DIR --model_dir=WORKDIR/export --output_dir=DIR
     python -m pipeline.export --source=folder:DIR --model_dir=… --output_dir=DIR
 
-For each shard a file of rows, one a record, and a PNG of originals above their
-reconstructions; in the end report.html. Run again it computes what is new and nothing
-else. Flags that are not listed here go to Apache Beam.
-This file holds flags and nothing else; the job is in embeddings/create.py.
+For each shard it writes a file with one row for each record, and a PNG of originals above their
+reconstructions; then it writes report.html. A rerun computes only new records. Flags that are not
+listed here go to Apache Beam.
+This file holds only flags and printed messages; the job is in embeddings/create.py.
 """
 
 import collections
@@ -27,49 +27,57 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local
 _FIELDS = flags.DEFINE_list(
     "fields",
     "mean,log_var,reconstruction_loss,kl",
-    "What a row holds beside id, label and record_sha: mean, log_var, z (sampled, with a seed of "
-    "the record), reconstruction_loss, kl, elbo.",
+    "Columns of a row beside id, label and record_sha: mean, log_var, z (a sample, seeded by "
+    "--z_seed and the record), reconstruction_loss, kl, elbo.",
 )
 _EMBEDDING_FORMAT = flags.DEFINE_enum(
     "embedding_format",
     "parquet",
     row_files.FORMATS,
-    "Files of rows: Parquet, an .npy array a column, or tf.Examples.",
+    "Format of the rows: Parquet, an .npy file for each column, or TFRecords of tf.Example.",
 )
 _IMAGES = flags.DEFINE_enum(
     "images",
     "sheets",
     ["sheets", "all", "none"],
-    "Pictures: a contact sheet a shard, all of them in a WebDataset .tar a shard, or none.",
+    "Pictures: a contact sheet for each shard, all pictures in a WebDataset .tar for each shard, "
+    "or none.",
 )
 _Z_SEED = flags.DEFINE_integer("z_seed", 0, "Seed of the noise in z.", lower_bound=0)
 _REQUIRE = flags.DEFINE_string(
     "require",
     None,
-    "Bounds without which nothing is published, such as elbo>-110,active_units>=8: on elbo, "
-    "reconstruction_loss, kl, active_units, written, quarantined of this job, or on the "
-    "model's, as model.SPLIT.NAME.",
+    "Publish only if these bounds hold, such as elbo>-110,active_units>=8. Metrics of the export: "
+    "elbo, reconstruction_loss, kl, active_units, written, quarantined; of the model: "
+    "model.SPLIT.NAME.",
+)
+_STATUS_ON_REJECTION = flags.DEFINE_integer(
+    "status_on_rejection",
+    1,
+    "Exit status if a bound of --require does not hold; lets a script see that.",
+    lower_bound=1,
+    upper_bound=125,
 )
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "An export to compare distributions with; warns if they have drifted."
+    "reference", None, "An export to compare with; warns if a distribution has drifted."
 )
-_REPORT = flags.DEFINE_bool("report", True, "Make report.html, plots/ and projector/.")
+_REPORT = flags.DEFINE_bool("report", True, "Write report.html, plots/ and projector/.")
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Compute all anew, and replace what was made with other settings."
+    "overwrite", False, "Compute all rows again, and replace output made with other settings."
 )
 _ON_CORRUPT = flags.DEFINE_enum(
     "on_corrupt",
     "fail",
     reader.ON_CORRUPT,
-    "Where a shard is damaged: stop, or export without the records that cannot be had.",
+    "If a shard is damaged: stop, or skip its unreadable records and list them in quarantine/.",
 )
 _FAST_MATH = flags.DEFINE_bool(
     "fast_math",
     False,
-    "On GPUs: round products to TensorFloat-32, and let last digits depend on timing; faster.",
+    "On GPUs: faster, but products are rounded to TensorFloat-32 and last digits depend on timing.",
 )
 _MAX_QUARANTINED = flags.DEFINE_string(
-    "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
+    "max_quarantined", "0.1%", "Maximum number (25) or share (0.1%) of unreadable records."
 )
 flags.mark_flags_as_required(["model_dir", "output_dir"])
 flags.register_validator(
@@ -80,11 +88,11 @@ flags.register_validator(
 
 
 def run(beam_args: list[str]) -> None:
-    """Runs the job that the flags describe and prints what it made."""
+    """Runs the job that the flags describe and prints its results."""
     quiet.import_beam()
     from pipeline.embeddings import create as create_export
     from pipeline.embeddings import gate
-    from pipeline.embeddings.shard import Making
+    from pipeline.embeddings.shard import ExportSettings
     from pipeline.reports import create as create_report
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
@@ -97,27 +105,31 @@ def run(beam_args: list[str]) -> None:
         model_dir=export_flags.MODEL_DIR.value,
         output_dir=_OUTPUT_DIR.value,
         reference_dir=_REFERENCE.value,
-        making=Making(
+        settings=ExportSettings(
             fields=tuple(_FIELDS.value),
             embedding_format=_EMBEDDING_FORMAT.value,
             images=_IMAGES.value,
             z_seed=_Z_SEED.value,
         ),
-        required=gate.parse(_REQUIRE.value),
-        tolerant=_ON_CORRUPT.value == "quarantine" or export_flags.is_source(),
+        requirements=gate.parse(_REQUIRE.value),
+        allow_missing=_ON_CORRUPT.value == "quarantine" or export_flags.is_source(),
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
         options=options,
         fast_math=_FAST_MATH.value,
     )
-    manifest = create_export.make_export(request)
-    print(*_account(manifest), sep="\n")
-    if kinds := _kinds(manifest):
-        print(f"export: {kinds}", file=sys.stderr)
+    try:
+        manifest = create_export.make_export(request)
+    except gate.Rejected as error:
+        error.exit_status = _STATUS_ON_REJECTION.value
+        raise
+    print(*_shard_lines(manifest), sep="\n")
+    if text := _kinds(manifest):
+        print(f"export: {text}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
         print(f"export: warning: {warning}", file=sys.stderr)
-    print(f"export: {_in_all(manifest)}, export_id {manifest['export_id']}, {_OUTPUT_DIR.value}")
-    create_report.remove_other(_OUTPUT_DIR.value, manifest["export_id"])
+    print(f"export: {_total(manifest)}, export_id {manifest['export_id']}, {_OUTPUT_DIR.value}")
+    create_report.remove_stale(_OUTPUT_DIR.value, manifest["export_id"])
     if _REPORT.value and not create_report.is_current(_OUTPUT_DIR.value, manifest["export_id"]):
         page = create_report.make_report(
             _OUTPUT_DIR.value,
@@ -135,40 +147,43 @@ def _counts(counts: dict) -> str:
     )
 
 
-def _account(manifest: dict) -> list[str]:
-    """A line for each shard of which anything was computed or is missing, and one for the rest."""
-    lines, rest = [], {"read": 0, "written": 0, "quarantined": 0}
-    num_rest = 0
-    for task, of_shard in manifest["shards"].items():
-        done = manifest["done"].get(task, {"computed": 0})
-        if done["computed"] or of_shard["quarantined"]:
-            lines.append(f"{task}: {_counts(of_shard)}, {done['computed']:,} computed")
+def _shard_lines(manifest: dict) -> list[str]:
+    """A line for each shard with computed or quarantined records, and one for all other shards."""
+    lines, num_other_shards = [], 0
+    other_counts = {"read": 0, "written": 0, "quarantined": 0}
+    for task, shard_manifest in manifest["shards"].items():
+        num_computed = manifest["done"].get(task, {"computed": 0})["computed"]
+        if num_computed or shard_manifest["quarantined"]:
+            lines.append(f"{task}: {_counts(shard_manifest)}, {num_computed:,} computed")
         else:
-            num_rest += 1
-            rest = {key: rest[key] + of_shard[key] for key in rest}
-    if num_rest and not manifest["reused"]:
-        lines.append(f"{num_rest:,} other shards: {_counts(rest)}, 0 computed")
+            num_other_shards += 1
+            other_counts = {key: count + shard_manifest[key] for key, count in other_counts.items()}
+    if num_other_shards and not manifest["reused"]:
+        lines.append(f"{num_other_shards:,} other shards: {_counts(other_counts)}, 0 computed")
     return lines
 
 
-def _in_all(manifest: dict) -> str:
-    """What became of every record, in a line."""
+def _total(manifest: dict) -> str:
+    """The number of records by outcome, in one line."""
     state = "already finished" if manifest["reused"] else "finished"
     done = manifest["done"].values()
-    computed = sum(of_shard["computed"] for of_shard in done)
+    num_computed = sum(counts["computed"] for counts in done)
+    num_reused = manifest["records"]["written"] - num_computed
     text = f"{state}: {_counts(manifest['records'])}"
-    text += f" ({computed:,} computed, {manifest['records']['written'] - computed:,} reused)"
-    earlier = sum(of_shard["computed"] for of_shard in done if of_shard["earlier_try"])
-    return text + (f", {earlier:,} of them by a try that was stopped" if earlier else "")
+    text += f" ({num_computed:,} computed, {num_reused:,} reused)"
+    num_earlier = sum(counts["computed"] for counts in done if counts["earlier_try"])
+    if num_earlier:
+        text += f", {num_earlier:,} of the computed ones by an earlier, interrupted run"
+    return text
 
 
 def _kinds(manifest: dict) -> str:
-    """How many rows are of which kind of machine, if of several; see machine/arithmetic.py."""
+    """The number of rows by kind of machine, if there are several; see machine/arithmetic.py."""
     from pipeline.machine import arithmetic
 
     num_rows = collections.Counter()
-    for done in manifest["done"].values():
-        num_rows.update(done["kinds"])
+    for counts in manifest["done"].values():
+        num_rows.update(counts["kinds"])
     if len(num_rows.keys() - {arithmetic.NOT_RECORDED}) < 2:
         return ""
     shown = "; ".join(f"{kind}: {count:,} rows" for kind, count in sorted(num_rows.items()))

@@ -35,6 +35,13 @@ _OVERWRITE = flags.DEFINE_bool(
     "Replace the output of another run of this command in output_dir; with --append, undo an "
     "unfinished append.",
 )
+_STATUS_ON_CONFLICT = flags.DEFINE_integer(
+    "status_on_conflict",
+    1,
+    "Exit status if output_dir holds an unfinished run with other inputs; lets a script see that.",
+    lower_bound=1,
+    upper_bound=125,
+)
 flags.mark_flags_as_required(["source", "output_dir"])
 
 
@@ -45,7 +52,7 @@ def run(beam_args: list[str]) -> None:
     from pipeline.datasets.building import create as create_set
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
-    from pipeline.stages import quarantine
+    from pipeline.stages import output_directory, quarantine
 
     options = beam_options.parse_options(beam_args)
     source_spec = source_flags.source_spec()
@@ -65,7 +72,11 @@ def run(beam_args: list[str]) -> None:
         options=options,
     )
     make = append_set.append_records if _APPEND.value else create_set.create_dataset
-    manifest = make(request)
+    try:
+        manifest = make(request)
+    except output_directory.UnfinishedConflict as error:
+        error.exit_status = _STATUS_ON_CONFLICT.value
+        raise
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
     print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")

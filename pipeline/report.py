@@ -1,9 +1,9 @@
-"""Makes report.html, plots/ and projector/ of a finished export from what is there.
+"""Writes report.html, plots/ and projector/ of a finished export.
 
     python -m pipeline.report --output_dir=EXPORT_DIR --model_dir=… --data_dir=… [--split=…]
 
-Without the images or the model it does without the figures that need them.
-This file holds flags and nothing else; the work is in reports/create.py.
+Without the images or the model, the report leaves out the figures that need them.
+This file holds only flags; the work is in reports/create.py.
 """
 
 from absl import flags
@@ -19,7 +19,7 @@ flags.mark_flag_as_required("output_dir")
 
 
 def run(_: list[str]) -> None:
-    """Makes the report that the flags describe and prints where it is."""
+    """Writes the report that the flags describe and prints its path."""
     quiet.import_beam()
     from pipeline.reports import create as create_report
 

@@ -153,8 +153,8 @@ def make_embeddings(
     """
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import create as create_export
-    from pipeline.embeddings import gate, inputs, rows
-    from pipeline.embeddings.shard import Making
+    from pipeline.embeddings import gate, inputs
+    from pipeline.embeddings.shard import ExportSettings
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
     from pipeline.stages import quarantine
@@ -174,22 +174,24 @@ def make_embeddings(
         on_corrupt = "quarantine"
     else:
         input_ = inputs.ShardsInput(str(data_dir), splits, on_corrupt)
-    making = {
-        "fields": rows.DEFAULT_FIELDS,
+    export_settings = {
+        "fields": ("mean", "log_var", "reconstruction_loss", "kl"),
         "embedding_format": "parquet",
         "images": "sheets",
         "z_seed": 0,
     }
-    making.update({key: settings.pop(key) for key in list(settings) if key in making})
+    export_settings.update(
+        {key: settings.pop(key) for key in list(settings) if key in export_settings}
+    )
     reference = settings.pop("reference", None)
     request = create_export.Request(
         input=input_,
         model_dir=str(model_dir),
         output_dir=str(output_dir),
         reference_dir=None if reference is None else str(reference),
-        making=Making(**making),
-        required=gate.parse(settings.pop("require", None)),
-        tolerant=on_corrupt == "quarantine",
+        settings=ExportSettings(**export_settings),
+        requirements=gate.parse(settings.pop("require", None)),
+        allow_missing=on_corrupt == "quarantine",
         max_quarantined=quarantine.parse_limit(settings.pop("max_quarantined", "0.1%")),
         overwrite=settings.pop("overwrite", False),
         options=options,

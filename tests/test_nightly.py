@@ -1,4 +1,4 @@
-"""The night's chain as cron runs it: real nights, a gate, a signal, and two nights at once."""
+"""The nightly job as cron runs it: real nights, a gate, a signal, and two nights at once."""
 
 import fcntl
 import json
@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import REPOSITORY, blobs, outputs_of, run_command, write_idx
 
 SCRIPT = REPOSITORY / "configs" / "deploy" / "nightly" / "nightly.sh"
-# In place of python: a stage gets a signal when it writes a file, which is its manifest unless said
-# otherwise, in so many of its first starts.
+# Stands in for python: the stage STOP_STAGE gets a signal when it writes STOP_FILE, by default its
+# manifest, in its first STOP_TIMES starts.
 _STOPPING = """#!/bin/sh
 case $2 in
 pipeline.$STOP_STAGE)
@@ -32,7 +32,7 @@ exec {python} "$@"
 
 
 class Nights:
-    """A source that grows, and the environment of the script."""
+    """A growing source, and the environment of the script."""
 
     def __init__(self, directory: pathlib.Path, model_dir: pathlib.Path):
         self.directory, self.out = directory, directory / "out"
@@ -55,7 +55,7 @@ class Nights:
         }
 
     def grow(self, num_train: int) -> None:
-        """What has come in by now: the first so many records."""
+        """Makes the source hold the first num_train training records."""
         for split, (images, labels) in blobs().items():
             prefix = self.directory / "incoming" / {"train": "train", "test": "t10k"}[split]
             count = num_train if split == "train" else None
@@ -63,7 +63,7 @@ class Nights:
             write_idx(pathlib.Path(f"{prefix}-labels-idx1-ubyte"), labels[:count])
 
     def night(self, *stages: str, status: int = 0, **changes: str) -> str:
-        """Runs the script to its end; returns what it has printed on standard error."""
+        """Runs the script to its end; returns its standard error."""
         done = subprocess.run(
             [SCRIPT, *stages],
             cwd=REPOSITORY,
@@ -71,25 +71,25 @@ class Nights:
             capture_output=True,
             text=True,
             check=False,
-            start_new_session=True,  # A process group of its own, which may be sent a signal.
+            start_new_session=True,  # Its own process group, which a test may signal.
         )
         assert done.returncode == status, done.stderr
         assert not [*(self.directory / "tmp").glob("tmp.*")]
         return done.stderr
 
     def published(self) -> dict[str, bytes]:
-        """What readers see; what a night has begun waits in .progress/."""
+        """The files that readers see; unfinished work is in .progress/."""
         files = outputs_of(self.out)
         return {name: data for name, data in files.items() if not name.startswith(".progress/")}
 
-    def check_as_of_one_export(self, num_records: int) -> None:
-        """The nights' bytes are those of one export of the same set."""
-        whole = self.directory / "whole"
+    def check_same_as_one_export(self, num_records: int) -> None:
+        """Checks that one export of the same set has the same bytes."""
+        single = self.directory / "single"
         data, model = (self._environment[key] for key in ("DATA_DIR", "MODEL_DIR"))
         flags = [f"--data_dir={data}", f"--model_dir={model}", "--split=train", "--noreport"]
-        run_command("pipeline.export", *flags, f"--output_dir={whole}")
-        assert outputs_of(self.out) == outputs_of(whole)
-        manifest = json.loads((whole / "manifest.json").read_text())
+        run_command("pipeline.export", *flags, f"--output_dir={single}")
+        assert outputs_of(self.out) == outputs_of(single)
+        manifest = json.loads((single / "manifest.json").read_text())
         assert manifest["records"]["written"] == num_records
 
 
@@ -98,7 +98,7 @@ def nights(tmp_path, trained):
     return Nights(tmp_path, trained / "export")
 
 
-def test_nights_with_interruptions_and_a_gate_end_as_one_export(nights):
+def test_nights_with_interruptions_and_a_gate_equal_one_export(nights):
     nights.grow(100)
     nights.night()
     nights.grow(150)
@@ -113,37 +113,39 @@ def test_nights_with_interruptions_and_a_gate_end_as_one_export(nights):
     for path in (nights.directory / "stopped").iterdir():
         path.rmdir()
     stops = {"STOP_STAGE": "export", "STOP_TIMES": "2", "TRIES": "2"}
-    marker = "blobs-train.tfrecord-00005-of-00002.json"  # Of a shard that is new.
+    marker = "blobs-train.tfrecord-00005-of-00002.json"  # The marker of a new shard.
     stderr = nights.night("export", status=75, STOP_FILE=marker, **stops)
     assert "nightly: export was interrupted in try 2 of 2; run the same command" in stderr
     assert nights.published() == published
     nights.night("export")
-    nights.check_as_of_one_export(220)
+    nights.check_same_as_one_export(220)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("num_there", [0, 100])
-def test_a_night_that_never_ended_does_not_stop_the_next(nights, num_there):
-    if num_there:
-        nights.grow(num_there)
+@pytest.mark.parametrize("num_before", [0, 100])
+def test_a_night_that_never_ended_does_not_stop_the_next(nights, num_before):
+    if num_before:
+        nights.grow(num_before)
         nights.night("preprocess")
     nights.grow(150)
     nights.night("preprocess", status=75, STOP_STAGE="preprocess", STOP_TIMES="1", TRIES="1")
     nights.grow(220)
     stderr = nights.night()
     assert "has changed since a night that did not end" in stderr
-    nights.check_as_of_one_export(220)
+    nights.check_same_as_one_export(220)
 
 
 def test_a_signal_to_the_script_ends_its_stage_and_is_not_tried_again(nights):
     nights.grow(100)
-    # Kubernetes tells the script alone; Airflow, timeout and systemd tell all that it started.
-    for whom in ("parent", "group"):
-        stderr = nights.night(status=75, STOP_STAGE="preprocess", STOP_TIMES="9", STOP_SCRIPT=whom)
+    # Kubernetes signals only the script; Airflow, timeout and systemd signal its process group.
+    for target in ("parent", "group"):
+        stderr = nights.night(
+            status=75, STOP_STAGE="preprocess", STOP_TIMES="9", STOP_SCRIPT=target
+        )
         assert "preprocess: stopped by SIGTERM" in stderr
         assert "nightly: preprocess was interrupted in try 1 of 3" in stderr
     nights.night()
-    nights.check_as_of_one_export(100)
+    nights.check_same_as_one_export(100)
 
 
 def test_two_nights_at_once(nights):
@@ -159,10 +161,10 @@ def test_nights_of_two_users_share_a_directory_for_scratch_files():
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
-    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's own are one user's.
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's directories are private.
         os.chmod(shared, 0o1777)
         settings = {"SOURCE": "sample", "DATA_DIR": "/d", "MODEL_DIR": "/m", "OUTPUT_DIR": "/o"}
-        # The stages are not what this is about.
+        # The stages do nothing here.
         environment = {**os.environ, **settings, "PYTHON": shutil.which("true"), "TMPDIR": shared}
 
         def night(**user) -> subprocess.CompletedProcess:
@@ -199,7 +201,7 @@ def test_nights_of_two_users_share_a_directory_for_scratch_files():
         ({"DATA_DIR": "nonesuch://x"}, 1, "nonesuch://x: cannot tell whether"),
     ],
 )
-def test_what_will_fail_again_is_not_tried_again(nights, changes, status, message):
+def test_a_failure_that_would_repeat_is_not_tried_again(nights, changes, status, message):
     nights.grow(100)
     stderr = nights.night(status=status, **changes)
     assert f"nightly: {message}" in stderr

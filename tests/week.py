@@ -1,12 +1,11 @@
-"""A week in the life of an export: seven nights over a growing set, and what goes wrong.
+"""A week of nightly exports: seven nights over a growing data set, with typical failures.
 
     python -m tests.week --source=idx:DIR --workdir=DIR
 
 Each day appends 1,000 records of an image set and exports. In the third night the export is
-killed half-way, in the fifth a shard is damaged, in the seventh there is a new model. It
-prints what each export computed, and checks that the week's last export is, byte for byte, the
-one that a single run over the whole set makes. Every step is one of the project's commands in
-a process of its own.
+killed half-way, in the fifth a shard is damaged, in the seventh there is a new model. This
+prints what each export computed, and checks that the last export has the same bytes as a single
+export of the whole set. Every step runs one of the project's commands in its own process.
 """
 
 import json
@@ -21,12 +20,14 @@ from absl import app, flags
 from tests.conftest import die_at_file, outputs_of, run_command
 
 _SOURCE = flags.DEFINE_string("source", "sample", "Image set, as in pipeline.preprocess.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory to work in; made anew.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory to work in; emptied first.", required=True
+)
 
 _NUM_DAYS, _RECORDS_A_DAY, _SHARDS_A_DAY = 7, 1_000, 4
 _MAX_TRAINING = 10_000
-# Files that an export of two days and one opens: its job, markers of eight shards that stay, and
-# after rows, contact sheet, note and marker of the first new shard the rows of the second.
+# Files that the third night's export opens up to the kill: job.json, markers of eight unchanged
+# shards, rows, contact sheet, note and marker of the first new shard, then files of the second.
 _HALF_WAY = 1 + 8 + 4 + 3
 
 
@@ -58,7 +59,7 @@ def _train(data: pathlib.Path, workdir: pathlib.Path, *, num_epochs: int) -> pat
 
 
 class Week:
-    """The directories of a week, and its table."""
+    """The directories of a week, and the printed table."""
 
     def __init__(self, source: str, workdir: pathlib.Path):
         """Prepares training data, two models, and the records of seven days."""
@@ -66,14 +67,15 @@ class Week:
 
         self._data, self._out, self._workdir = workdir / "data", workdir / "out", workdir
         opened = conversion.open_converted(conversion.SourceSpec(source))
-        later = _NUM_DAYS * _RECORDS_A_DAY
-        num_training = min(_MAX_TRAINING, opened.num_records - later)
+        num_appended = _NUM_DAYS * _RECORDS_A_DAY
+        num_training = min(_MAX_TRAINING, opened.num_records - num_appended)
         training = opened.read(np.arange(num_training))
         _preprocess(_save(workdir / "t.npz", training.images, training.labels), workdir / "t")
         self._models = [
             _train(workdir / "t", workdir / f"run{number}", num_epochs=number) for number in (1, 2)
         ]
-        self._later = opened.read(np.arange(opened.num_records - later, opened.num_records))
+        first = opened.num_records - num_appended
+        self._records = opened.read(np.arange(first, opened.num_records))
         self._line("day", "what happened", "read", "computed", "reused", "quarantined")
 
     def _line(self, *cells: object) -> None:
@@ -85,12 +87,13 @@ class Week:
     def append(self, day: int) -> None:
         """Adds the day's records to the set."""
         first = (day - 1) * _RECORDS_A_DAY
-        chosen = slice(first, first + _RECORDS_A_DAY)
-        source = _save(
-            self._workdir / f"day{day}.npz", self._later.images[chosen], self._later.labels[chosen]
-        )
-        about = [f"--num_shards={_SHARDS_A_DAY}", f"--id_prefix=day{day}-"]
-        _preprocess(source, self._data, *about, *(["--append"] if day > 1 else []))
+        day_slice = slice(first, first + _RECORDS_A_DAY)
+        images, labels = self._records.images[day_slice], self._records.labels[day_slice]
+        source = _save(self._workdir / f"day{day}.npz", images, labels)
+        flags_ = [f"--num_shards={_SHARDS_A_DAY}", f"--id_prefix=day{day}-"]
+        if day > 1:
+            flags_.append("--append")
+        _preprocess(source, self._data, *flags_)
 
     def flags(self, out: pathlib.Path, *, model: int = 0) -> list[str]:
         """Flags of the nightly export."""
@@ -102,18 +105,19 @@ class Week:
             "--on_corrupt=quarantine",
         ]
 
-    def export(self, day: int, what: str, *, model: int = 0) -> None:
+    def export(self, day: int, event: str, *, model: int = 0) -> None:
         """Exports and adds the day to the table."""
         run_command("pipeline.export", *self.flags(self._out, model=model))
         manifest = json.loads((self._out / "manifest.json").read_text())
         done = json.loads((self._out / "timings.json").read_text())["done"].values()
         records = manifest["records"]
         assert records["read"] == records["written"] + records["quarantined"]
-        earlier = sum(of["computed"] for of in done if of["earlier_try"])
-        computed = f"{sum(of['computed'] for of in done):,}"
-        computed += f" ({earlier:,} of them before the kill)" if earlier else ""
-        reused = sum(of["reused"] for of in done)
-        self._line(day, what, records["read"], computed, reused, records["quarantined"])
+        computed = f"{sum(counts['computed'] for counts in done):,}"
+        num_earlier = sum(counts["computed"] for counts in done if counts["earlier_try"])
+        if num_earlier:
+            computed += f" ({num_earlier:,} of them before the kill)"
+        reused = sum(counts["reused"] for counts in done)
+        self._line(day, event, records["read"], computed, reused, records["quarantined"])
 
     def newest_shard(self) -> pathlib.Path:
         """The last shard of the set."""
@@ -128,7 +132,7 @@ class Week:
 
 
 def main(_) -> None:
-    """Lives through the week."""
+    """Runs the week."""
     workdir = pathlib.Path(os.path.abspath(_WORKDIR.value))
     shutil.rmtree(workdir, ignore_errors=True)
     workdir.mkdir(parents=True)
@@ -143,10 +147,10 @@ def main(_) -> None:
     week.export(4, "1,000 records appended")
     week.append(5)
     shard = week.newest_shard()
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-100] + bytes([intact[-100] ^ 1]) + intact[-99:])
     week.export(5, "a bit of a new shard flipped")
-    shard.write_bytes(whole)
+    shard.write_bytes(intact)
     week.append(6)
     week.export(6, "that shard restored")
     week.append(7)

@@ -1,4 +1,4 @@
-"""Shards and a model to rows and pictures, and whether these may be published.
+"""Computes the rows and pictures of an export from shards and a model, and gates publication.
 
 The report of an export is in reports/.
 """

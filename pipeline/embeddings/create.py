@@ -1,7 +1,7 @@
-"""An export directory made from an image set and a model: what job 3 does in all.
+"""Creates or updates an export directory from an image set and a model.
 
-What is there from an earlier run is used again as far as it is a function of the same
-records and the same model; job.py has the Beam job.
+Results of an earlier run are reused if they come from the same records and the same model.
+The Beam job is in job.py.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.embeddings import drift, gate, job, row_sample, rows, summary
 from pipeline.embeddings.inputs import Input
-from pipeline.embeddings.shard import Making
+from pipeline.embeddings.shard import ExportSettings
 from pipeline.machine import arithmetic
 from pipeline.sources import opened_source
 from pipeline.stages import manifest as manifest_lib
@@ -24,21 +24,21 @@ from pipeline.stages.output_directory import TIMINGS
 from pipeline.stages.staged_directory import StagedDirectory
 from pipeline.storage import files as files_lib
 
-# Of a shard's marker, what the manifest says of it.
-_OF_SHARD = ("made_of", "read", "written", "quarantined", "files")
+# Keys of a shard's marker that the manifest repeats.
+_SHARD_KEYS = ("made_of", "read", "written", "quarantined", "files")
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a run of the command is asked to do."""
+    """The arguments of one export."""
 
     input: Input
-    model_dir: str  # As the trainer published it; local path or fsspec URL, like the next two.
+    model_dir: str  # Published by the trainer; local path or fsspec URL, like the next two.
     output_dir: str
     reference_dir: str | None  # An export to compare with.
-    making: Making
-    required: list[gate.Requirement]
-    tolerant: bool  # Whether a damaged shard is exported without what cannot be had.
+    settings: ExportSettings
+    requirements: list[gate.Requirement]
+    allow_missing: bool  # Whether a damaged shard is exported without its unreadable records.
     max_quarantined: quarantine.Limit
     overwrite: bool
     options: PipelineOptions  # Beam's.
@@ -49,34 +49,35 @@ def make_export(request: Request) -> dict[str, Any]:
     """Exports embeddings, and pictures of reconstructions.
 
     Returns:
-      The manifest, and what is no part of it: "reused", whether nothing had to be done, and
-      "done", task -> {"computed": rows, "reused": rows} of what has been.
+      The manifest with two more keys: "reused", whether there was nothing to do, and "done",
+      task -> {"computed": rows, "reused": rows}.
 
     Raises:
-      StageError: an input can't be used, does not fit the other, or a bound is not kept.
-      UsageError: a bound on a number that there is not.
+      StageError: an input is unusable, or images and model do not match.
+      gate.Rejected: a requirement does not hold.
+      UsageError: a requirement names an unknown metric, or directories overlap.
     """
-    input_, making = request.input, request.making
-    _check_places(request)
+    input_, settings = request.input, request.settings
+    _check_directories(request)
     model_manifest = manifest_lib.read_manifest(request.model_dir, "train", "model_dir")
     shape = tuple(model_manifest["image_shape"])
     if shape != tuple(input_.image_shape):
         raise StageError(
-            f"--model_dir={request.model_dir}: is for images of {shape}, and those to export are "
-            f"{tuple(input_.image_shape)}; expected the same shape: train a model on this data "
-            "set, or name the data set it was trained on"
+            f"--model_dir={request.model_dir}: the model takes images of shape {shape}, but the "
+            f"images to export are {tuple(input_.image_shape)}; expected the same shape: train a "
+            "model on this data set, or name the data set the model was trained on"
         )
-    of_model = gate.of_model(model_manifest["metrics"])
-    of_rows = [*summary.names_of_metrics(making.fields), "written", "quarantined"]
-    gate.check_names(request.required, [*of_rows, *of_model])
-    gate.check(request.required, of_model, of_model=True)
+    model_metrics = gate.model_metrics(model_manifest["metrics"])
+    export_metrics = [*summary.metric_names(settings.fields), "written", "quarantined"]
+    gate.check_names(request.requirements, [*export_metrics, *model_metrics])
+    gate.check(request.requirements, model_metrics, on_model=True)
     reference = None
     if request.reference_dir:
         reference = manifest_lib.read_manifest(request.reference_dir, "export", "reference")
     output = StagedDirectory(
         request.output_dir,
         stage="export",
-        settings={**input_.settings, **making._asdict()},
+        settings={**input_.settings, **settings._asdict()},
         inputs={
             **input_.identity,
             "model_id": model_manifest["model_id"],
@@ -87,9 +88,9 @@ def make_export(request: Request) -> dict[str, Any]:
         output.begun(overwrite=request.overwrite) as base,
         opened_source.reporting_source_changes(input_.check_unchanged, output.tasks.clear),
     ):
-        # A shard that lacks records may have been mended since.
+        # If records were quarantined, their shards may have been repaired since.
         if output.is_finished(base) and not base["records"]["quarantined"]:
-            gate.check(request.required, _metrics(base))
+            gate.check(request.requirements, _metrics(base))
             output.tidy(base)
             return {**base, "reused": True, "done": {}}
         output.begin_job()
@@ -97,28 +98,28 @@ def make_export(request: Request) -> dict[str, Any]:
             input_,
             model_dir=request.model_dir,
             model_manifest=model_manifest,
-            making=making,
+            settings=settings,
             tasks=output.tasks,
-            previous=_previous(output, base),
-            tolerant=request.tolerant,
+            previous=_previous_export(output, base),
+            allow_missing=request.allow_missing,
             fast_math=request.fast_math,
         )
         job.embed_shards(embed, input_, tasks=output.tasks, options=request.options)
-        made = _finish(request, output, model_manifest, reference)
-        # Where records are missing, that was to be seen again.
-        is_same = base is not None and base["export_id"] == made["export_id"]
-        nothing_done = not any(of_shard["computed"] for of_shard in made["done"].values())
-        return {**made, "reused": is_same and nothing_done}
+        manifest = _finish(request, output, model_manifest, reference)
+        # Shards with quarantined records were read again, perhaps with the same result.
+        is_same = base is not None and base["export_id"] == manifest["export_id"]
+        num_computed = sum(counts["computed"] for counts in manifest["done"].values())
+        return {**manifest, "reused": is_same and not num_computed}
 
 
-def _check_places(request: Request) -> None:
-    """Raises a UsageError for an output directory that is an input as well, or inside one."""
-    places = {"the images": request.input.place, "--model_dir": request.model_dir}
-    for name, place in places.items():
-        if place and files_lib.is_within(request.output_dir, place):
+def _check_directories(request: Request) -> None:
+    """Raises a UsageError if the output directory is an input, or inside an input."""
+    inputs = {"the images": request.input.directory, "--model_dir": request.model_dir}
+    for name, directory in inputs.items():
+        if directory and files_lib.is_within(request.output_dir, directory):
             raise UsageError(
-                f"--output_dir={request.output_dir}: lies in {name}, {place}; name a directory "
-                "outside of it"
+                f"--output_dir={request.output_dir}: lies in {name}, {directory}; name a "
+                "directory outside of it"
             )
     reference = request.reference_dir
     if reference and files_lib.is_within(reference, request.output_dir):
@@ -127,34 +128,34 @@ def _check_places(request: Request) -> None:
         )
 
 
-def _previous(output: StagedDirectory, base: Mapping[str, Any] | None) -> job.Previous:
-    """What is there and may be used again."""
+def _previous_export(output: StagedDirectory, base: Mapping[str, Any] | None) -> job.PreviousExport:
+    """The finished export in the output directory, as far as it can be reused."""
     if base is None:
-        return job.NOTHING_BEFORE
+        return job.NO_PREVIOUS_EXPORT
     files = {entry["name"]: entry for entry in base["files"]}
     try:
-        of_shards = summary.read(output.directory, base["files"])["shards"]
+        sums_by_shard = summary.read(output.directory, base["files"])["shards"]
     except StageError:
-        return job.NOTHING_BEFORE  # It is damaged: all is computed again.
+        return job.NO_PREVIOUS_EXPORT  # Damaged: all shards are computed again.
     kinds = _kinds(output.directory)
-    found = {
+    shards = {
         task: {
-            **of,
-            "sums": of_shards[task],
-            "kinds": kinds.get(task) or {arithmetic.NOT_RECORDED: of["written"]},
+            **shard_manifest,
+            "sums": sums_by_shard[task],
+            "kinds": kinds.get(task) or {arithmetic.NOT_RECORDED: shard_manifest["written"]},
         }
-        for task, of in base["shards"].items()
+        for task, shard_manifest in base["shards"].items()
     }
-    return job.Previous(base["model_id"], files, found)
+    return job.PreviousExport(base["model_id"], files, shards)
 
 
 def _kinds(directory: str) -> dict[str, dict[str, int]]:
-    """Task -> kind of arithmetic -> rows of that kind, as far as an export's timings.json says."""
+    """Task -> kind of arithmetic -> number of rows, from an export's timings.json."""
     try:
         timings = json.loads(files_lib.read_bytes(files_lib.join(directory, TIMINGS)))
-        return {task: dict(done["kinds"]) for task, done in timings["done"].items()}
+        return {task: dict(counts["kinds"]) for task, counts in timings["done"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # Missing or damaged, or an earlier version's.
+        return {}  # The file is missing, damaged, or of an earlier version.
 
 
 def _finish(
@@ -163,7 +164,7 @@ def _finish(
     model_manifest: Mapping[str, Any],
     reference: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Reconciles, checks the bounds, and publishes."""
+    """Reconciles the counts, checks the requirements, and publishes the export."""
     tasks = list(request.input.sizes)
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
     records = {
@@ -183,21 +184,21 @@ def _finish(
         num_records=records["read"],
     )
     for task, marker in markers.items():
-        num_rows, num_lost = marker["sums"]["num_rows"], marker["quarantined"]
-        is_named = any("num_quarantined" in entry for entry in marker["entries"])
-        if marker["read"] != num_rows + num_lost or (num_lost and not is_named):
+        num_rows, num_missing = marker["sums"]["num_rows"], marker["quarantined"]
+        has_quarantine_file = any("num_quarantined" in entry for entry in marker["entries"])
+        if marker["read"] != num_rows + num_missing or (num_missing and not has_quarantine_file):
             raise StageError(
-                f"{task}: {marker['read']} records read, {num_rows} rows written and {num_lost} "
-                "quarantined; expected all of them, and those in quarantine named: run the same "
-                "command with --overwrite"
+                f"{task}: {marker['read']} records read, {num_rows} rows written and {num_missing} "
+                "quarantined; expected every record to be a row or to be listed in quarantine/: "
+                "run the same command with --overwrite"
             )
-    of_shards = {task: marker["sums"] for task, marker in markers.items()}
-    found = summary.summary(of_shards)
+    sums_by_shard = {task: marker["sums"] for task, marker in markers.items()}
+    totals = summary.summary(sums_by_shard)
     entries.append(
         manifest_lib.write_file(
             output.tasks.files_directory,
             summary.FILE,
-            manifest_lib.readable_json({"summary": found, "shards": of_shards}),
+            manifest_lib.readable_json({"summary": totals, "shards": sums_by_shard}),
         )
     )
     identity = {
@@ -210,13 +211,13 @@ def _finish(
         "dataset_id": request.input.identity.get("dataset_id"),
         "model_id": model_manifest["model_id"],
         "records": records,
-        "metrics": {name: v for name, v in found.items() if name not in ("latents", "worst")},
-        "shards": {task: {k: m[k] for k in _OF_SHARD} for task, m in markers.items()},
+        "metrics": {name: v for name, v in totals.items() if name not in ("latents", "worst")},
+        "shards": {task: {k: m[k] for k in _SHARD_KEYS} for task, m in markers.items()},
         "files": entries,
     }
     if reference:
-        manifest["drift"] = _drift(request, output, manifest, found, reference)
-    gate.check(request.required, _metrics(manifest))
+        manifest["drift"] = _drift(request, output, manifest, totals, reference)
+    gate.check(request.requirements, _metrics(manifest))
     done = {
         task: {
             "computed": marker["computed"],
@@ -227,29 +228,29 @@ def _finish(
         for task, marker in markers.items()
     }
     request.input.check_unchanged()
-    written = output.commit(manifest, {**tasks_lib.timings(markers), "done": done})
-    return {**written, "done": done}
+    published = output.commit(manifest, {**tasks_lib.timings(markers), "done": done})
+    return {**published, "done": done}
 
 
 def _drift(
     request: Request,
     output: StagedDirectory,
     manifest: Mapping[str, Any],
-    found: Mapping[str, Any],
+    totals: Mapping[str, Any],
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
-    then = summary.read(request.reference_dir, reference["files"])["summary"]
-    ours = row_sample.heads(manifest, output.tasks.directory_of, drift.MAX_ROWS)
-    theirs = row_sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
-    nothing = rows.Rows([], [], [], {})
-    compared = drift.compare(
-        here=(found, ours.rows if ours else nothing),
-        reference=(then, theirs.rows if theirs else nothing),
+    reference_totals = summary.read(request.reference_dir, reference["files"])["summary"]
+    sample = row_sample.heads(manifest, output.tasks.directory_of, drift.MAX_ROWS)
+    reference_sample = row_sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
+    no_rows = rows.Rows([], [], [], {})
+    result = drift.compare(
+        current=(totals, sample.rows if sample else no_rows),
+        reference=(reference_totals, reference_sample.rows if reference_sample else no_rows),
         same_model=reference["model_id"] == manifest["model_id"],
     )
-    return {"reference": reference["export_id"], **compared}
+    return {"reference": reference["export_id"], **result}
 
 
 def _metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that can be required of an export."""
+    """The numbers of an export that --require can bound."""
     return {**manifest["metrics"], **manifest["records"]}

@@ -1,6 +1,6 @@
-"""Rows in files, in three formats: written for a shard, and read back.
+"""Files of rows in three formats: writes the rows of a shard, and reads them back.
 
-Whatever the format, a file is a function of its rows and the model's id.
+In every format, a file is a function of its rows and the model's id.
 """
 
 import io
@@ -16,12 +16,12 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files as files_lib
 
 FORMATS = ("parquet", "npy", "tfrecord")
-# Rows that a reader has to unpack to see the first of them.
+# Rows in a row group of Parquet; a reader decodes a whole group to get its first row.
 _ROW_GROUP = 16_384
 
 
 def stem(task: str) -> str:
-    """What the names of all files begin with that are made of a shard."""
+    """The prefix of the names of all files that belong to a shard."""
     return task.replace(".tfrecord", "")
 
 
@@ -31,63 +31,64 @@ def write(
     """Writes the rows of a shard.
 
     `parquet`: one file with the columns id (string), label (int64), the fields (float32, or
-    lists of latent_dim of them) and record_sha (hex); model_id stands in its metadata.
-    `npy`: an array for each of these, `<shard>.<column>.npy`.
-    `tfrecord`: tf.Examples with these features.
+    lists of latent_dim floats) and record_sha (hex); its metadata holds model_id.
+    `npy`: an array for each of these columns, `<shard>.<column>.npy`.
+    `tfrecord`: tf.Examples with these columns as features.
 
     Args:
-      directory: where to.
+      directory: the directory to write to.
       task: the shard's file name.
-      rows: its rows.
+      rows: the shard's rows.
       embedding_format: one of FORMATS.
-      model_id: of the model that made them.
+      model_id: of the model that computed the rows.
 
     Returns:
       The files' entries.
     """
-    made = {"parquet": _parquet, "npy": _npy, "tfrecord": _tfrecord}[embedding_format]
-    about = {"num_examples": len(rows.ids)}
-    return [{**entry, **about} for entry in made(directory, stem(task), rows, model_id)]
+    write_files = {"parquet": _parquet, "npy": _npy, "tfrecord": _tfrecord}[embedding_format]
+    entries = write_files(directory, stem(task), rows, model_id)
+    return [{**entry, "num_examples": len(rows.ids)} for entry in entries]
 
 
 def read(
     directory: str, task: str, files: Iterable[Mapping[str, Any]], *, num_rows: int | None = None
 ) -> Rows:
-    """Reads what `write` wrote.
+    """Reads the rows of a shard from the files that `write` wrote.
 
     Args:
       directory: the export's.
       task: the shard's file name.
       files: entries of the export's files.
-      num_rows: how many from the beginning; all if left out, and then checksums are looked at.
+      num_rows: how many rows from the beginning; if None, all rows, with checksums verified.
 
     Raises:
-      StageError: a file is missing, or is not as it was written.
+      StageError: a file is missing or damaged.
     """
     try:
         return _read(directory, task, files, num_rows)
-    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are of the first two.
+    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are OSError or ValueError.
         raise StageError(
             f"{files_lib.join(directory, stem(task))}: its rows cannot be read ({error}); expected "
-            "them as they were exported: export again, which makes what is missing or damaged"
+            "the files as they were exported: export again, which replaces missing and damaged "
+            "files"
         ) from error
 
 
 def _read(
     directory: str, task: str, files: Iterable[Mapping[str, Any]], num_rows: int | None
 ) -> Rows:
-    found = {entry["name"]: entry for entry in files}
+    entries = {entry["name"]: entry for entry in files}
     name = stem(task)
-    if f"{name}.parquet" in found:
-        return _read_parquet(directory, found[f"{name}.parquet"], num_rows)
-    if f"{name}.tfrecord" in found:
-        return _read_tfrecord(directory, found[f"{name}.tfrecord"], num_rows)
+    if f"{name}.parquet" in entries:
+        return _read_parquet(directory, entries[f"{name}.parquet"], num_rows)
+    if f"{name}.tfrecord" in entries:
+        return _read_tfrecord(directory, entries[f"{name}.tfrecord"], num_rows)
     arrays = {
-        entry.removeprefix(f"{name}.").removesuffix(".npy"): np.load(
-            io.BytesIO(manifest_lib.read_file(directory, found[entry])), allow_pickle=False
+        file_name.removeprefix(f"{name}.").removesuffix(".npy"): np.load(
+            io.BytesIO(manifest_lib.read_file(directory, entry)), allow_pickle=False
         )[:num_rows]
-        for entry in found
-        if entry.startswith(f"{name}.") and entry.endswith(".npy")
+        for file_name, entry in entries.items()
+        if file_name.startswith(f"{name}.") and file_name.endswith(".npy")
     }
     ids, labels, shas = (arrays.pop(column) for column in ("id", "label", "record_sha"))
     return Rows(ids.tolist(), labels, [sha.decode() for sha in shas.tolist()], arrays)
@@ -127,8 +128,8 @@ def _read_parquet(directory: str, entry: Mapping[str, Any], num_rows: int | None
         with files_lib.open_read(files_lib.join(directory, entry["name"])) as file:
             parquet = pq.ParquetFile(file)
             batches = parquet.iter_batches(batch_size=max(1, num_rows))
-            schema, first = parquet.schema_arrow, next(batches, None)
-            table = pa.Table.from_batches([first] if first else [], schema).slice(0, num_rows)
+            schema, batch = parquet.schema_arrow, next(batches, None)
+            table = pa.Table.from_batches([batch] if batch else [], schema).slice(0, num_rows)
     fields = {}
     for field in table.column_names:
         if field not in ("id", "label", "record_sha"):
@@ -143,7 +144,7 @@ def _read_parquet(directory: str, entry: Mapping[str, Any], num_rows: int | None
 
 
 def _npy(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[str, Any]]:
-    del model_id  # An array has no room for it; it stands in the manifest.
+    del model_id  # An .npy file has no metadata; the manifest has model_id.
     arrays = {
         "id": np.array(rows.ids, np.str_),
         "label": rows.labels,
@@ -157,15 +158,15 @@ def _npy(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[
 
 
 def _tfrecord(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[str, Any]]:
-    del model_id  # As above.
+    del model_id  # As in _npy.
 
     def serialized() -> Iterator[bytes]:
-        for place, (record_id, sha) in enumerate(zip(rows.ids, rows.shas, strict=True)):
+        for i, (record_id, sha) in enumerate(zip(rows.ids, rows.shas, strict=True)):
             yield tf_example.encode_features(
                 {
                     "id": record_id.encode(),
-                    "label": int(rows.labels[place]),
-                    **{field: np.atleast_1d(v[place]) for field, v in rows.columns.items()},
+                    "label": int(rows.labels[i]),
+                    **{field: np.atleast_1d(v[i]) for field, v in rows.columns.items()},
                     "record_sha": sha.encode(),
                 }
             )
@@ -177,20 +178,21 @@ def _tfrecord(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[
 
 def _read_tfrecord(directory: str, entry: Mapping[str, Any], num_rows: int | None) -> Rows:
     path = files_lib.join(directory, entry["name"])
-    found: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
     for record in tfrecord.records(manifest_lib.read_file(directory, entry), path):
-        if len(found) == num_rows:
+        if len(examples) == num_rows:
             break
-        found.append(tf_example.parse_features(record))
-    fields = [f for f in (found[0] if found else ()) if f not in ("id", "label", "record_sha")]
+        examples.append(tf_example.parse_features(record))
+    names = examples[0] if examples else ()
+    fields = [name for name in names if name not in ("id", "label", "record_sha")]
 
     def column(field: str) -> np.ndarray:
-        values = np.array([row[field] for row in found], np.float32)
+        values = np.array([example[field] for example in examples], np.float32)
         return values if field in VECTORS else values[:, 0]
 
     return Rows(
-        [row["id"].decode() for row in found],
-        np.array([row["label"] for row in found], np.int64),
-        [row["record_sha"].decode() for row in found],
+        [example["id"].decode() for example in examples],
+        np.array([example["label"] for example in examples], np.int64),
+        [example["record_sha"].decode() for example in examples],
         {field: column(field) for field in fields},
     )

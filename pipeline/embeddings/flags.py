@@ -1,4 +1,4 @@
-"""The flags by which export and report name an image set, a model and a run."""
+"""Flags of export and report that name an image set, a model and a training run."""
 
 from absl import flags
 
@@ -13,7 +13,9 @@ MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model to run: the directory export/ in the trainer's workdir."
 )
 RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "The trainer's workdir, for loss curves; what holds model_dir if left out."
+    "run_dir",
+    None,
+    "The trainer's workdir, for loss curves; default: the parent directory of model_dir.",
 )
 flags.register_validator(
     "split",
@@ -23,7 +25,7 @@ flags.register_validator(
 
 
 def is_source() -> bool:
-    """Whether images come straight from a source, which has no shards."""
+    """Whether the images come from a source and not from the shards of a data set."""
     return source_flags.source_spec() is not None
 
 
@@ -33,7 +35,7 @@ def names_images() -> bool:
 
 
 def paths() -> dict[str, str | None]:
-    """Flag -> path of everything that is read."""
+    """Flag -> path of every input."""
     source_spec = source_flags.source_spec()
     return {
         "source": source_spec and source_spec.source,
@@ -46,11 +48,11 @@ def image_set(on_corrupt: str):
     """The image set (inputs.Input) that the flags name.
 
     Args:
-      on_corrupt: what to do where a shard is damaged, see reader.Dataset.
+      on_corrupt: what to do if a shard is damaged, see reader.Dataset.
 
     Raises:
-      UsageError: the flags name none, or two.
-      StageError: it cannot be read.
+      UsageError: the flags name no image set, or two.
+      StageError: the image set cannot be read.
     """
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import inputs
@@ -59,7 +61,7 @@ def image_set(on_corrupt: str):
     if (source_spec is None) == (_DATA_DIR.value is None):
         raise UsageError(
             f"--data_dir={_DATA_DIR.value} --source={source_spec and source_spec.source}: expected "
-            "one of the two: a data set of pipeline.preprocess, or an image set as it takes them"
+            "one of the two: a data set that pipeline.preprocess made, or a source of images"
         )
     if source_spec is None:
         source_flags.refuse_without_source()

@@ -1,4 +1,4 @@
-"""--require: bounds on numbers that an export has to keep before it is published."""
+"""--require: bounds on metrics that must hold before an export is published."""
 
 import operator
 import re
@@ -15,12 +15,16 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _FORM = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
-# Numbers of the model's manifest are asked for as model.SPLIT.NAME.
-_OF_MODEL = "model."
+# Metrics in the model's manifest are named model.SPLIT.NAME.
+_MODEL_PREFIX = "model."
+
+
+class Rejected(StageError):
+    """A requirement does not hold, and nothing is published."""
 
 
 class Requirement(NamedTuple):
-    """One bound."""
+    """A bound on one metric."""
 
     name: str
     operator: str
@@ -31,13 +35,15 @@ class Requirement(NamedTuple):
 
 
 def parse(text: str | None) -> list[Requirement]:
-    """The bounds that a flag names, such as `elbo>-110,active_units>=8`.
+    """Parses the value of --require, such as `elbo>-110,active_units>=8`.
 
     Raises:
-      UsageError: something else stands there.
+      UsageError: the text is malformed.
     """
-    found = []
-    for part in (text or "").split(",") if text else ():
+    if not text:
+        return []
+    requirements = []
+    for part in text.split(","):
         match = _FORM.fullmatch(part)
         try:
             bound = float(match[3]) if match else None
@@ -48,55 +54,56 @@ def parse(text: str | None) -> list[Requirement]:
                 f"--require={text}: {part!r} is no bound; expected NAME, one of "
                 f"{' '.join(_OPERATORS)}, and a number, such as elbo>-110,active_units>=8"
             )
-        found.append(Requirement(match[1], match[2], bound))
-    return found
+        requirements.append(Requirement(match[1], match[2], bound))
+    return requirements
 
 
-def of_model(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """A model's metrics by the names that a requirement has for them."""
+def model_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """A model's metrics, split -> name -> value, by their names in requirements."""
     return {
-        f"{_OF_MODEL}{split}.{name}": value
-        for split, of_split in metrics.items()
-        for name, value in of_split.items()
+        f"{_MODEL_PREFIX}{split}.{name}": value
+        for split, split_metrics in metrics.items()
+        for name, value in split_metrics.items()
         if isinstance(value, int | float)
     }
 
 
-def check_names(required: Sequence[Requirement], names: Sequence[str]) -> None:
-    """Raises a UsageError for a requirement of a number that there will not be."""
-    for requirement in required:
+def check_names(requirements: Sequence[Requirement], names: Sequence[str]) -> None:
+    """Raises a UsageError for a requirement on a metric that this export will not have."""
+    for requirement in requirements:
         if requirement.name not in names:
             raise UsageError(
-                f"--require={requirement}: no number {requirement.name!r} here; expected one of "
-                f"{', '.join(names)} (those of rows need their --fields)"
+                f"--require={requirement}: no metric {requirement.name!r} in this export; expected "
+                f"one of {', '.join(names)} (metrics of rows need the fields they are made of, see "
+                "--fields)"
             )
 
 
 def check(
-    required: Sequence[Requirement], metrics: Mapping[str, float], *, of_model: bool = False
+    requirements: Sequence[Requirement], metrics: Mapping[str, float], *, on_model: bool = False
 ) -> None:
-    """Raises a StageError for a bound that is not kept; a number that there is not keeps none.
+    """Raises Rejected unless the requirements hold; one on a missing metric does not hold.
 
     Args:
-      required: the bounds.
+      requirements: the bounds.
       metrics: name -> value.
-      of_model: whether the bounds on the model's numbers are meant, or all the others.
+      on_model: whether to check the requirements on the model's metrics, or all the others.
     """
-    asked = [r for r in required if r.name.startswith(_OF_MODEL) == of_model]
-    failed = [f"{r} ({_found(r, metrics)})" for r in asked if not _is_kept(r, metrics)]
+    checked = [r for r in requirements if r.name.startswith(_MODEL_PREFIX) == on_model]
+    failed = [f"{r} ({_actual(r, metrics)})" for r in checked if not _holds(r, metrics)]
     if failed:
-        raise StageError(
-            f"--require: {', '.join(failed)} does not hold, so nothing is published and what was "
-            "there stays; look at the model and the data, or change the bound and run the same "
+        raise Rejected(
+            f"--require: {', '.join(failed)} does not hold, so nothing is published and earlier "
+            "output stays; look at the model and the data, or change the bound and run the same "
             "command again, which computes nothing twice"
         )
 
 
-def _is_kept(requirement: Requirement, metrics: Mapping[str, float]) -> bool:
+def _holds(requirement: Requirement, metrics: Mapping[str, float]) -> bool:
     value = metrics.get(requirement.name)
     return value is not None and _OPERATORS[requirement.operator](value, requirement.bound)
 
 
-def _found(requirement: Requirement, metrics: Mapping[str, float]) -> str:
+def _actual(requirement: Requirement, metrics: Mapping[str, float]) -> str:
     value = metrics.get(requirement.name)
     return "there is none, without rows" if value is None else f"it is {value:,.6g}"

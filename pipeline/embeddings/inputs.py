@@ -1,7 +1,7 @@
-"""What export reads: the shards of a data set, or a source taken through preprocess' own code.
+"""What export reads: the shards of a data set, or a source as preprocess would convert it.
 
-Both give the same records, byte for byte, in shards of the same names; so a row is the same
-whichever way its image came.
+Both give the same records, byte for byte, in shards of the same names. So a row does not depend
+on which of the two its image came from.
 """
 
 import contextlib
@@ -22,40 +22,41 @@ from pipeline.formats.tfrecord import Fault
 from pipeline.sources import conversion
 from pipeline.stages import manifest as manifest_lib
 
-# What names a record: its shard, and its id.
+# Identifies a record: the name of its shard, and its id.
 Key = tuple[str, str]
 
 
-class Records(Protocol):
-    """The records of one shard on their way to the model."""
+class ShardRecords(Protocol):
+    """The records of one shard."""
 
-    num_read: int  # How many the input says there are.
-    # After the last record: a JSON object for each fault, and what `digest` would say.
+    num_read: int  # Number of records in the input, readable or not.
+    # Valid after the last record: a JSON object for each fault, and the value of `digest`.
     quarantined: list[dict[str, Any]]
-    found: str
+    content_digest: str
 
-    def digest(self, *, as_promised: bool) -> str:
-        """Names what the shard holds.
+    def digest(self, *, trust_manifest: bool) -> str:
+        """A hash of the shard's contents.
 
         Args:
-          as_promised: what the data set's manifest says may be believed, and nothing is read.
+          trust_manifest: whether to take the hash from the data set's manifest, without reading
+            the shard.
         """
 
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
-        """(serialized, record) of each that can be had, in order."""
+        """(serialized, record) of each readable record, in order."""
 
 
-class _OfShard:
+class _TFRecordShard:
     """Records of a TFRecord file."""
 
     def __init__(self, dataset: reader.Dataset, entry: Mapping[str, Any]):
         self._dataset, self._entry = dataset, entry
         self.num_read: int = entry["num_examples"]
         self.quarantined: list[dict[str, Any]] = []
-        self.found: str = entry["sha256"]
+        self.content_digest: str = entry["sha256"]
 
-    def digest(self, *, as_promised: bool) -> str:
-        return self._entry["sha256"] if as_promised else self._dataset.digest(self._entry)
+    def digest(self, *, trust_manifest: bool) -> str:
+        return self._entry["sha256"] if trust_manifest else self._dataset.digest(self._entry)
 
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
         faults: list[Fault] = []
@@ -63,57 +64,57 @@ class _OfShard:
         loss = reader.DamagedShard(self._entry["name"], 0, faults)
         self.quarantined = loss.lines(self._dataset.directory)
         if faults:
-            self.found = self.digest(as_promised=False)
+            self.content_digest = self.digest(trust_manifest=False)
 
 
-class _OfSource:
-    """Records of a source."""
+class _SourceShard:
+    """Records of a source that preprocess would write to one shard."""
 
     def __init__(self, records: SourceRecords):
         self._records = records
         self.num_read = records.num_read
         self.quarantined: list[dict[str, Any]] = []
-        self.found = ""
+        self.content_digest = ""
 
-    def digest(self, *, as_promised: bool) -> str:
-        del as_promised  # Nobody has promised anything.
+    def digest(self, *, trust_manifest: bool) -> str:
+        del trust_manifest  # A source has no manifest.
         for _ in self:
             pass
-        return self.found
+        return self.content_digest
 
     def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
         digest = hashlib.sha256()
         for block in self._records.batches():
-            found = zip(block.ids, block.images, block.labels.tolist(), strict=True)
-            for serialized, record in zip(block.encoded, found, strict=True):
+            records = zip(block.ids, block.images, block.labels.tolist(), strict=True)
+            for serialized, record in zip(block.encoded, records, strict=True):
                 digest.update(hashlib.sha256(serialized).digest())
                 yield serialized, tf_example.Record(*record)
         self.quarantined = self._records.faults
         digest.update(manifest_lib.canonical_json(self.quarantined))
-        self.found = digest.hexdigest()
+        self.content_digest = digest.hexdigest()
 
 
 class Input(Protocol):
-    """An image set to export; workers get a copy of it."""
+    """An image set to export; it is pickled and sent to the workers."""
 
     image_shape: tuple[int, int, int]
     class_names: Sequence[str]
-    place: str  # The directory whose files are the records, if it is such; else "".
-    sizes: dict[str, int]  # Names of the shards, in order -> about how many records each has.
-    settings: dict[str, Any]  # What a directory is made with, and stays as it is.
-    identity: dict[str, Any]  # What may grow from one run to the next.
+    directory: str  # The directory with the images; "" if the source is not a directory.
+    sizes: dict[str, int]  # Names of the shards, in order -> approximate number of records.
+    settings: dict[str, Any]  # Fixed for an output directory until it is overwritten.
+    identity: dict[str, Any]  # May change from one run to the next.
 
     def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        """(task, what `records` needs of it) of every shard."""
+        """(task, argument of `records`) for every shard."""
 
-    def records(self, task: str, needed: Any) -> Records:
-        """The records of a shard, in a worker."""
+    def records(self, task: str, element_data: Any) -> ShardRecords:
+        """The records of a shard; called in a worker."""
 
     def check_unchanged(self) -> None:
-        """Raises SourceChanged if what is read can no longer be what it was."""
+        """Raises SourceChanged if the input may have changed since it was opened."""
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
-        """Some records' images: task -> ids to (key, uint8 (H, W, C)) of those that are there."""
+    def images(self, ids_by_shard: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
+        """(key, uint8 (H, W, C)) of the requested records that are still readable."""
 
 
 class ShardsInput:
@@ -125,57 +126,62 @@ class ShardsInput:
         Raises:
           StageError: no such data set or split.
         """
-        self.place = data_dir
+        self.directory = data_dir
         self._dataset = dataset = reader.Dataset(data_dir, on_corrupt=on_corrupt)
-        # In the set's order, whichever way they were asked for.
         entries = {split: dataset.shards(split) for split in splits}
-        asked = [split for split in dataset.splits if split in entries]
-        self._entries = {e["name"]: e for split in asked for e in entries[split]}
+        # In the order of the data set, whatever the order of `splits`.
+        ordered_splits = [split for split in dataset.splits if split in entries]
+        self._entries = {e["name"]: e for split in ordered_splits for e in entries[split]}
         self.image_shape, self.class_names = dataset.image_shape, dataset.manifest["class_names"]
         self.sizes = {name: entry["num_examples"] for name, entry in self._entries.items()}
-        self.settings = {"from": "shards", "name": dataset.manifest["name"], "split": asked}
+        self.settings = {
+            "from": "shards",
+            "name": dataset.manifest["name"],
+            "split": ordered_splits,
+        }
         self.identity = {"dataset_id": dataset.dataset_id}
 
     def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
         """As `Input.elements`."""
         return pipeline | "Shards" >> beam.Create(list(self._entries.items()), reshuffle=True)
 
-    def records(self, task: str, needed: Mapping[str, Any]) -> Records:
-        """As `Input.records`."""
+    def records(self, task: str, element_data: Mapping[str, Any]) -> ShardRecords:
+        """As `Input.records`; `element_data` is the shard's entry in the manifest."""
         del task
-        return _OfShard(self._dataset, needed)
+        return _TFRecordShard(self._dataset, element_data)
 
     def check_unchanged(self) -> None:
-        """Does nothing: each shard is checked against its sha256."""
+        """Does nothing, because each shard is checked against its sha256."""
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
+    def images(self, ids_by_shard: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
-        for task, ids in wanted.items():
-            # A shard that is damaged or gone by now: what cannot be had is not shown.
+        for task, ids in ids_by_shard.items():
+            # A shard may be damaged or gone by now; then its unreadable images are not shown.
             with contextlib.suppress(FileNotFoundError, StageError):
-                for record in self._look_for(self._entries[task], set(ids)):
+                for record in self._find_records(self._entries[task], set(ids)):
                     image = np.frombuffer(record.image, np.uint8).reshape(self.image_shape)
                     yield (task, record.id.decode()), image
 
-    def _look_for(self, entry: Mapping[str, Any], left: set[str]) -> Iterator[tf_example.Record]:
-        """Those of a shard's records whose ids are in `left`, which it empties."""
-        # Samples stand at the beginning of a shard, so most often there is no need of the rest.
-        head = reader.read_head(
-            self._dataset.directory, entry, 2 * len(left) + 64, self.image_shape
-        )
-        tolerant = reader.Dataset(self._dataset.directory, on_corrupt="quarantine")
-        rest = (record for _, record in tolerant.records(entry, []))
-        for records in (head, rest):
+    def _find_records(
+        self, entry: Mapping[str, Any], missing_ids: set[str]
+    ) -> Iterator[tf_example.Record]:
+        """Yields a shard's records with these ids, and removes each id from `missing_ids`."""
+        # The report samples the first rows of a shard, so most often its head is enough.
+        num_records = 2 * len(missing_ids) + 64
+        head = reader.read_head(self._dataset.directory, entry, num_records, self.image_shape)
+        dataset = reader.Dataset(self._dataset.directory, on_corrupt="quarantine")
+        all_records = (record for _, record in dataset.records(entry, []))
+        for records in (head, all_records):
             for record in records:
-                if not left:
+                if not missing_ids:
                     return
-                if record.id.decode() in left:
-                    left.discard(record.id.decode())
+                if record.id.decode() in missing_ids:
+                    missing_ids.discard(record.id.decode())
                     yield record
 
 
 class SourceInput:
-    """A source, in the shards that preprocess would write of it."""
+    """A source, divided into the shards that preprocess would write."""
 
     def __init__(
         self,
@@ -187,11 +193,11 @@ class SourceInput:
 
         Raises:
           StageError: the source cannot be read, or has no such split.
-          UsageError: a conversion or a setting that it cannot have.
+          UsageError: the source does not allow a conversion or a setting.
         """
         source = conversion.open_converted(source_spec)
-        kind, _, rest = source_spec.source.partition(":")
-        self.place = rest if kind == "folder" else ""
+        kind, _, path = source_spec.source.partition(":")
+        self.directory = path if kind == "folder" else ""
         create_set.check(settings, source)
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
@@ -201,25 +207,26 @@ class SourceInput:
                     f"--split={split}: {source_spec.source} has {', '.join(counts)}; name one of "
                     "them"
                 )
-        asked = {split: count for split, count in counts.items() if split in splits}
-        zeros = dict.fromkeys(asked, 0)
+        num_shards = {split: count for split, count in counts.items() if split in splits}
+        zeros = dict.fromkeys(num_shards, 0)
         self._layout = shard_writer.Layout(
-            **settings.shared(), num_shards=asked, first_shard=zeros, num_in_names=asked
+            **settings.shared(), num_shards=num_shards, first_shard=zeros, num_in_names=num_shards
         )
         self._reading = source.for_workers()
         self._num_records = source.num_records
         self.image_shape, self.class_names = source.image_shape, source.class_names
         self.sizes = {
-            self._layout.shard_name(*key): round(sizes[key[0]] / asked[key[0]])
-            for key in self._layout.keys()
+            self._layout.shard_name(split, number): round(sizes[split] / num_shards[split])
+            for split, number in self._layout.keys()
         }
-        of_source = create_set.source_identity(source_spec, source)
-        self.identity = {"fingerprint": of_source.pop("fingerprint"), "num_shards": asked}
+        source_settings = create_set.source_identity(source_spec, source)
+        fingerprint = source_settings.pop("fingerprint")
+        self.identity = {"fingerprint": fingerprint, "num_shards": num_shards}
         self.settings = {
             "from": "source",
             **settings.shared(),
-            "split": list(asked),
-            **of_source,
+            "split": list(num_shards),
+            **source_settings,
         }
 
     def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
@@ -230,39 +237,41 @@ class SourceInput:
             | "Blocks" >> beam.Create(shard_writer.index_blocks(self._num_records), reshuffle=True)
             | "AssignShards" >> beam.ParDo(shard_writer.AssignShards(self._reading, layout))
         )
-        every = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
+        shards = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
         return (
-            (assigned, every)
+            (assigned, shards)
             | "AllParts" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
             | "NameShard" >> beam.MapTuple(lambda key, parts: (layout.shard_name(*key), parts))
         )
 
-    def records(self, task: str, needed: Sequence[bytes]) -> Records:
-        """As `Input.records`."""
-        indices = np.frombuffer(b"".join(needed), "<i8")
-        return _OfSource(SourceRecords(self._reading, self._layout.seed, task, indices))
+    def records(self, task: str, element_data: Sequence[bytes]) -> ShardRecords:
+        """As `Input.records`; `element_data` holds indices into the source, as int64 bytes."""
+        indices = np.frombuffer(b"".join(element_data), "<i8")
+        return _SourceShard(SourceRecords(self._reading, self._layout.seed, task, indices))
 
     def check_unchanged(self) -> None:
         """As `OpenedSource.check_unchanged`."""
         conversion.open_converted(self._reading).check_unchanged()
 
-    def images(self, wanted: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
+    def images(self, ids_by_shard: Mapping[str, set[str]]) -> Iterator[tuple[Key, np.ndarray]]:
         """As `Input.images`."""
         source = conversion.open_converted(self._reading)
         assign = shard_writer.AssignShards(self._reading, self._layout)
-        places: list[tuple[int, Key]] = []
+        keys_by_index: list[tuple[int, Key]] = []
         for block in shard_writer.index_blocks(self._num_records):
             for key, data in assign.process(block):
                 task = self._layout.shard_name(*key)
-                indices = np.frombuffer(data, "<i8") if task in wanted else np.empty(0, "<i8")
+                if task not in ids_by_shard:
+                    continue
+                indices = np.frombuffer(data, "<i8")
                 for index, record_id in zip(indices.tolist(), source.ids(indices), strict=True):
-                    if record_id.decode() in wanted[task]:
-                        places.append((index, (task, record_id.decode())))
-        places.sort()
+                    if record_id.decode() in ids_by_shard[task]:
+                        keys_by_index.append((index, (task, record_id.decode())))
+        keys_by_index.sort()
         step = self._reading.records_at_a_time
-        for first in range(0, len(places), step):
-            some = places[first : first + step]
-            read = source.read(np.array([index for index, _ in some], np.int64))
-            for place, image in zip(read.places.tolist(), read.images, strict=True):
-                yield some[place][1], image
+        for first in range(0, len(keys_by_index), step):
+            batch = keys_by_index[first : first + step]
+            records = source.read(np.array([index for index, _ in batch], np.int64))
+            for i, image in zip(records.places.tolist(), records.images, strict=True):
+                yield batch[i][1], image

@@ -1,9 +1,9 @@
-"""The Beam part of export: shards through the model, a shard at a time.
+"""The Beam part of export: embeds shards, each in one task.
 
-Not Beam's RunInference, whose loading once a process (`Shared`) this uses: it forms its
-batches as the runner happens to bundle elements, while here a row's bits must not depend on
-its neighbours; it would have all rows, pictures too, shuffled back together into a shard's
-file; and it loads its model whether or not there is anything to compute.
+This does not use Beam's RunInference, for three reasons. Its batches depend on how the runner
+bundles elements, while here the bits of a row must not depend on other rows. All rows and
+pictures would be shuffled to bring them back together in a shard's file. And it loads the model
+even if there is nothing to compute. As in RunInference, `Shared` loads the model once a process.
 """
 
 import sys
@@ -18,9 +18,9 @@ from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows
-from pipeline.embeddings.inputs import Input, Records
+from pipeline.embeddings.inputs import Input, ShardRecords
 from pipeline.embeddings.model import PublishedModel
-from pipeline.embeddings.shard import EmbeddedShard, Making
+from pipeline.embeddings.shard import EmbeddedShard, ExportSettings
 from pipeline.machine import gpus
 from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
@@ -28,19 +28,19 @@ from pipeline.stages.tasks import Tasks
 from pipeline.storage import files as files_lib
 
 
-class Previous(NamedTuple):
-    """A finished export in the directory that is written to."""
+class PreviousExport(NamedTuple):
+    """The finished export in the output directory."""
 
     model_id: str
     files: dict[str, dict[str, Any]]  # File name -> entry.
-    shards: dict[str, dict[str, Any]]  # Task -> what EmbeddedShard.make says of it.
+    shards: dict[str, dict[str, Any]]  # Task -> its part of EmbeddedShard.make's marker.
 
 
-NOTHING_BEFORE = Previous("", {}, {})
+NO_PREVIOUS_EXPORT = PreviousExport("", {}, {})
 
 
 class EmbedShard(beam.DoFn):
-    """(task, what its input needs) -> its files and marker."""
+    """Embeds a shard: writes its files and its marker."""
 
     def __init__(
         self,
@@ -48,84 +48,91 @@ class EmbedShard(beam.DoFn):
         *,
         model_dir: str,
         model_manifest: Mapping[str, Any],
-        making: Making,
+        settings: ExportSettings,
         tasks: Tasks,
-        previous: Previous,
-        tolerant: bool,
+        previous: PreviousExport,
+        allow_missing: bool,
         fast_math: bool,
     ):
-        """Takes what is read, the model, what is made, and what was made before.
+        """Prepares the work; it is pickled and sent to the workers.
 
         Args:
           input_: the image set.
           model_dir: the model directory.
           model_manifest: its manifest.
-          making: what is made of each record.
-          tasks: of the directory that is written to.
-          previous: the finished export there.
-          tolerant: whether a shard that lacks records will do.
+          settings: what to export of each record.
+          tasks: of the output directory.
+          previous: the finished export in the output directory.
+          allow_missing: whether a shard may be exported without its unreadable records.
           fast_math: see PublishedModel.
         """
         self._input, self._model_dir, self._model_manifest = input_, model_dir, model_manifest
-        self._making, self._tasks, self._previous = making, tasks, previous
-        self._tolerant, self._fast_math = tolerant, fast_math
-        outputs = set(rows.needed_outputs(making.fields))
-        self._outputs = sorted(outputs | ({"reconstruction"} if making.images != "none" else set()))
+        self._settings, self._tasks, self._previous = settings, tasks, previous
+        self._allow_missing, self._fast_math = allow_missing, fast_math
+        outputs = set(rows.model_outputs(settings.fields))
+        if settings.images != "none":
+            outputs.add("reconstruction")
+        self._outputs = sorted(outputs)
         self._shared = shared.Shared()
 
     def process(self, element: tuple[str, Any]) -> Iterable[None]:
-        """(task, what `Input.records` needs of it) -> nothing."""
-        task, needed = element
-        records = self._input.records(task, needed)
-        known = [self._tasks.marker(task), self._previous.shards.get(task)]
+        """Embeds the shard of one element of `Input.elements`; yields nothing."""
+        task, element_data = element
+        records = self._input.records(task, element_data)
+        earlier_results = [self._tasks.marker(task), self._previous.shards.get(task)]
         made_of = None
-        if any(known):
-            # A shard that lacked records may have been mended since, and may not have been.
-            lacked = self._tolerant and any(k and k["quarantined"] for k in known)
-            made_of = self._made_of(records.digest(as_promised=not lacked))
+        if any(earlier_results):
+            # A shard that had unreadable records may have been repaired since.
+            had_missing = self._allow_missing and any(
+                result and result["quarantined"] for result in earlier_results
+            )
+            made_of = self._made_of(records.digest(trust_manifest=not had_missing))
         self._tasks.make_once(task, lambda: self._make(task, records, made_of), made_of=made_of)
         return ()
 
     def _made_of(self, digest: str) -> str:
-        """Names what the files of a shard are a function of."""
+        """A hash of everything that determines the files of a shard."""
         model_id = self._model_manifest["model_id"]
-        return manifest_lib.content_id([digest, model_id, self._making._asdict()])
+        return manifest_lib.content_id([digest, model_id, self._settings._asdict()])
 
-    def _make(self, task: str, records: Records, made_of: str | None) -> dict[str, Any]:
-        before = self._previous.shards.get(task)
-        if before and before["made_of"] == made_of:
-            entries = [self._previous.files[name] for name in before["files"]]
-            if all(self._is_there(entry) for entry in entries):
-                # What waits under their names is of another try, which was not published.
+    def _make(self, task: str, records: ShardRecords, made_of: str | None) -> dict[str, Any]:
+        previous_shard = self._previous.shards.get(task)
+        if previous_shard and previous_shard["made_of"] == made_of:
+            entries = [self._previous.files[name] for name in previous_shard["files"]]
+            if all(self._is_complete(entry) for entry in entries):
+                # Staged files of the same names are from a try that was not published.
                 for entry in entries:
                     files_lib.remove(files_lib.join(self._tasks.files_directory, entry["name"]))
-                return {**before, "entries": entries, "secs": {}, "computed": 0}
-        known, kinds = self._known(task), before["kinds"] if before else {}
-        shard = EmbeddedShard(task, records, self._making, known, kinds, self._tasks)
-        made = shard.make(self._model, self._outputs, self._model_manifest)
-        return {**made, "made_of": self._made_of(records.found)}
+                return {**previous_shard, "entries": entries, "secs": {}, "computed": 0}
+        previous_output = self._previous_output(task)
+        previous_kinds = previous_shard["kinds"] if previous_shard else {}
+        shard = EmbeddedShard(
+            task, records, self._settings, previous_output, previous_kinds, self._tasks
+        )
+        marker = shard.make(self._model, self._outputs, self._model_manifest)
+        return {**marker, "made_of": self._made_of(records.content_digest)}
 
-    def _is_there(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a file is there at its size; who reads it checks what it holds."""
+    def _is_complete(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a file exists with its expected size; readers check its contents."""
         try:
             path = files_lib.join(self._tasks.directory, entry["name"])
             return files_lib.num_bytes(path) == entry["bytes"]
         except FileNotFoundError:
             return False
 
-    def _known(self, task: str) -> tuple[rows.Rows | None, bytes | None]:
-        """The rows and the contact sheet of a shard in the finished export, if of this model."""
-        before = self._previous.shards.get(task)
-        if not before or self._previous.model_id != self._model_manifest["model_id"]:
+    def _previous_output(self, task: str) -> tuple[rows.Rows | None, bytes | None]:
+        """Rows and contact sheet of a shard in the previous export; None if of another model."""
+        shard = self._previous.shards.get(task)
+        if not shard or self._previous.model_id != self._model_manifest["model_id"]:
             return None, None
         directory, files = self._tasks.directory, self._previous.files
-        entries = [files[name] for name in before["files"]]
+        entries = [files[name] for name in shard["files"]]
         sheet = files.get(f"{row_files.stem(task)}.png")
         try:
-            there = row_files.read(directory, task, entries)
-            return there, manifest_lib.read_file(directory, sheet) if sheet else None
+            shard_rows = row_files.read(directory, task, entries)
+            return shard_rows, manifest_lib.read_file(directory, sheet) if sheet else None
         except StageError:
-            return None, None  # Damaged: they are computed again.
+            return None, None  # Damaged: the rows are computed again.
 
     def _model(self) -> PublishedModel:
         """The model, loaded once in a process and shared by its threads."""
@@ -140,12 +147,12 @@ class EmbedShard(beam.DoFn):
 def embed_shards(
     embed: EmbedShard, input_: Input, *, tasks: Tasks, options: PipelineOptions
 ) -> None:
-    """Runs the pipeline: afterwards each shard has its marker, or says why it failed.
+    """Runs the pipeline; afterwards each shard has a marker, which may name a failure.
 
     Args:
-      embed: what is done with each shard.
+      embed: the work on each shard.
       input_: the image set.
-      tasks: of the directory that is written to.
+      tasks: of the output directory.
       options: Beam's.
     """
 
@@ -153,9 +160,11 @@ def embed_shards(
         _ = input_.elements(pipeline) | "EmbedShard" >> beam.ParDo(embed)
 
     num_workers = runner.num_worker_processes(options)
-    own_gpus = [gpus.environment_of(number, num_workers) for number in range(num_workers)]
-    if any(own_gpus):
-        names = ", ".join(f"{number}: {own[gpus.VISIBLE]}" for number, own in enumerate(own_gpus))
+    environments = [gpus.environment_of(number, num_workers) for number in range(num_workers)]
+    if any(environments):
+        names = ", ".join(
+            f"{i}: {variables[gpus.VISIBLE]}" for i, variables in enumerate(environments)
+        )
         print(f"export: GPUs of the worker processes: {names}", file=sys.stderr)
     progress = Progress("export", total=sum(input_.sizes.values()), unit="records")
     runner.run(

@@ -1,4 +1,4 @@
-"""A published model directory, loaded: what export and its report ask of a model."""
+"""Loads a published model directory and runs the model, for export and its report."""
 
 import contextlib
 import math
@@ -15,9 +15,8 @@ from pipeline.machine import arithmetic
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 
-# Images in one call of the model, and the most bytes of them as floats: every call of a model
-# has exactly its shape, the last one padded, so that a row doesn't depend on how many records
-# stand beside it.
+# Images in one call of the model, and their most bytes as floats. All calls of a model have the
+# same shape, and the last batch is padded, so that a row does not depend on the size of its batch.
 _BATCH_SIZE = 256
 _MAX_BATCH_BYTES = 1 << 28
 _SIGNATURE = "embed"
@@ -25,10 +24,10 @@ _SIGNATURE = "embed"
 
 @contextlib.contextmanager
 def _checked_files(model_dir: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A local directory with the files that a manifest lists, all of them as it says.
+    """Yields a local directory with the files that a manifest lists, checked against it.
 
-    Of a URL each file is fetched once, and what was checked is what stands in the directory,
-    which goes when the block ends. Objects that the manifest does not list are left alone.
+    Files of a URL are fetched once, and the checked bytes are those in the directory, which is
+    removed when the block ends. Objects that the manifest does not list are ignored.
     """
     if not files.is_url(model_dir):
         for entry in entries:
@@ -52,24 +51,24 @@ class PublishedModel:
 
         Args:
           model_dir: local path or fsspec URL.
-          manifest: the directory's, which the worker may have been sent.
-          fast_math: on GPUs, whether products may be rounded to TensorFloat-32, and results may
-            depend on timing in their last digits.
+          manifest: the directory's manifest, which the command sends to its workers.
+          fast_math: on GPUs, whether products may be rounded to TensorFloat-32, and the last
+            digits of results may depend on timing.
 
         Raises:
-          StageError: a file is missing or damaged, or the SavedModel is not the manifest's.
+          StageError: a file is missing or damaged, or the SavedModel does not fit the manifest.
         """
         quiet.import_tensorflow()
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-        if gpus:  # A CPU computes the same at any time.
+        if gpus:  # On a CPU, results never depend on timing.
             tf.config.experimental.enable_tensor_float_32_execution(fast_math)
             if not fast_math:
                 tf.config.experimental.enable_op_determinism()
         for device in gpus:
-            # Several workers share a device, and the first would take all of its memory.
-            with contextlib.suppress(RuntimeError):  # Too late: whoever used it before has decided.
+            # Workers share a device, and by default the first would take all of its memory.
+            with contextlib.suppress(RuntimeError):  # The device is already in use.
                 tf.config.experimental.set_memory_growth(device, True)
         with _checked_files(model_dir, manifest["files"]) as directory:
             self._loaded = tf.saved_model.load(directory)
@@ -77,27 +76,26 @@ class PublishedModel:
         self.latent_dim: int = manifest["config"]["latent_dim"]
         self.kind = arithmetic.kind()
         self._check_shapes(model_dir)
-        fits = _MAX_BATCH_BYTES // (4 * math.prod(self.image_shape))
-        self.batch_size = max(1, min(_BATCH_SIZE, fits))
+        max_images = _MAX_BATCH_BYTES // (4 * math.prod(self.image_shape))
+        self.batch_size = max(1, min(_BATCH_SIZE, max_images))
         self._functions: dict[tuple[str, ...], Any] = {}
 
     def _check_shapes(self, model_dir: str) -> None:
-        """Raises a StageError if the SavedModel is for other arrays than the manifest says."""
+        """Raises a StageError unless the SavedModel has the shapes that the manifest names."""
         expected = self.image_shape, self.latent_dim
-        found = None
+        actual = None
         if _SIGNATURE in self._loaded.signatures:
             embed = self._loaded.signatures[_SIGNATURE]
             images = embed.structured_input_signature[1]["images"].shape
-            found = tuple(images[1:]), embed.structured_outputs["mean"].shape[-1]
-        if found != expected:
+            actual = tuple(images[1:]), embed.structured_outputs["mean"].shape[-1]
+        if actual != expected:
             raise StageError(
-                f"{model_dir}: its SavedModel takes images of one shape to so many latents: "
-                f"{found}, {manifest_lib.MANIFEST} says {expected}; expected the same: "
-                "train it again"
+                f"{model_dir}: its SavedModel has image shape and number of latents {actual}, "
+                f"{manifest_lib.MANIFEST} says {expected}; expected the same: train the model again"
             )
 
     def prepared(self, outputs: Sequence[str]) -> "PublishedModel":
-        """The model itself, with the function for `outputs` traced before threads share it."""
+        """Returns self after tracing the function for `outputs`, before threads share it."""
         self.embed(np.zeros((0, *self.image_shape), np.uint8), outputs)
         return self
 
@@ -106,12 +104,11 @@ class PublishedModel:
 
         Args:
           images: uint8 (n, H, W, C).
-          outputs: which of mean and log_var (n, latent_dim), reconstruction (n, H, W, C) in
-            [0, 1], reconstruction_loss and kl (n,) in nats per image. What no output needs is
-            not computed.
+          outputs: some of mean and log_var (n, latent_dim), reconstruction (n, H, W, C) in
+            [0, 1], reconstruction_loss and kl (n,) in nats per image. Nothing else is computed.
 
         Returns:
-          output -> float32.
+          name of the output -> float32 array.
         """
         import tensorflow as tf
 
@@ -119,8 +116,8 @@ class PublishedModel:
         if names not in self._functions:
             self._functions[names] = self._function(names)
         padding = [(0, self.batch_size - len(images))] + [(0, 0)] * 3
-        found = self._functions[names](tf.constant(np.pad(images, padding)))
-        return {name: value.numpy()[: len(images)] for name, value in found.items()}
+        values = self._functions[names](tf.constant(np.pad(images, padding)))
+        return {name: value.numpy()[: len(images)] for name, value in values.items()}
 
     def _function(self, names: Sequence[str]) -> Any:
         import tensorflow as tf
@@ -129,11 +126,11 @@ class PublishedModel:
         shape = (self.batch_size, *self.image_shape)
 
         @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
-        def some(images):
-            found = embed(images=images)
-            return {name: found[name] for name in names}
+        def embed_outputs(images):
+            outputs = embed(images=images)
+            return {name: outputs[name] for name in names}
 
-        return some
+        return embed_outputs
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Reconstructions of any number of images, float32 (n, H, W, C) in [0, 1]."""
@@ -144,7 +141,7 @@ class PublishedModel:
         return np.concatenate(parts)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """Images of latents: float32 (n, latent_dim) -> float32 (n, H, W, C) in [0, 1]."""
+        """Decodes latents, float32 (n, latent_dim), to images, float32 (n, H, W, C) in [0, 1]."""
         import tensorflow as tf
 
         decode = self._loaded.signatures["decode"]

@@ -1,4 +1,4 @@
-"""Samples of an export's rows that are a function of the rows, drawn without reading them all."""
+"""Reproducible samples of an export's rows, drawn without reading all rows."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -11,42 +11,42 @@ from pipeline.embeddings import rows
 
 
 class Sample(NamedTuple):
-    """Some rows, and the shard that each is of."""
+    """A sample of rows, and the shard of each row."""
 
     rows: rows.Rows
     tasks: list[str]
 
-    def key(self, place: int) -> tuple[str, str]:
-        """The shard and the id of a row, which name its record."""
-        return self.tasks[place], self.rows.ids[place]
+    def key(self, index: int) -> tuple[str, str]:
+        """The shard and the id of a row's record."""
+        return self.tasks[index], self.rows.ids[index]
 
-    def take(self, places: np.ndarray) -> "Sample":
-        """Those at some places."""
-        return Sample(self.rows.take(places), [self.tasks[place] for place in places])
+    def take(self, indices: np.ndarray) -> "Sample":
+        """The rows at these indices."""
+        return Sample(self.rows.take(indices), [self.tasks[i] for i in indices])
 
 
 def heads(
     manifest: Mapping[str, Any], directory_of: Callable[[Mapping[str, Any]], str], max_rows: int
 ) -> Sample | None:
-    """The first rows of every shard, in proportion.
+    """The first rows of every shard, in proportion to its size.
 
-    A fair sample, since the order within a shard is a hash of the ids.
+    This is a fair sample, because the order within a shard is a hash of the ids.
 
     Args:
       manifest: the export's.
-      directory_of: a file's entry -> the directory that it is in.
-      max_rows: how many rows at most, but for one a shard.
+      directory_of: a file's entry -> the directory that holds the file.
+      max_rows: the most rows; rounding may add one row for each shard.
 
     Returns:
       The sample; None if there are no rows.
     """
-    total = sum(of_shard["written"] for of_shard in manifest["shards"].values())
+    total = sum(shard_manifest["written"] for shard_manifest in manifest["shards"].values())
     files = {entry["name"]: entry for entry in manifest["files"]}
     parts, tasks = [], []
-    for task, of_shard in manifest["shards"].items():
-        count = -(-of_shard["written"] * min(max_rows, total) // total) if total else 0
+    for task, shard_manifest in manifest["shards"].items():
+        count = -(-shard_manifest["written"] * min(max_rows, total) // total) if total else 0
         if count:
-            entries = [files[name] for name in of_shard["files"]]
+            entries = [files[name] for name in shard_manifest["files"]]
             directory = directory_of(entries[0])
             parts.append(row_files.read(directory, task, entries, num_rows=count))
             tasks += [task] * count
@@ -54,29 +54,29 @@ def heads(
 
 
 def stratified(sample: Sample, max_rows: int, seed: int) -> Sample:
-    """At most so many rows, of each class its share, drawn by a hash of seed and record.
+    """Draws at most max_rows rows, each class in its share, by a hash of seed and record.
 
     Args:
-      sample: what to draw from.
-      max_rows: how many rows.
-      seed: another one draws others.
+      sample: the rows to draw from.
+      max_rows: the most rows to draw.
+      seed: seed of the draw.
 
     Returns:
-      The rows drawn, in the order of `sample`.
+      The drawn rows, in the order of `sample`.
     """
     labels, count = sample.rows.labels, len(sample.rows.ids)
     if count <= max_rows:
         return sample
     key = hashlib.sha256(b"%d" % seed).digest()
-    drawn = [hashlib.blake2b(sha.encode(), key=key).digest() for sha in sample.rows.shas]
+    ranks = [hashlib.blake2b(sha.encode(), key=key).digest() for sha in sample.rows.shas]
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * max_rows / count
     quotas = np.floor(exact).astype(int)
-    # What is left goes to the largest remainders.
-    for place in np.argsort(quotas - exact, kind="stable")[: max_rows - quotas.sum()]:
-        quotas[place] += 1
-    chosen: list[int] = []
+    # The rows that rounding left over go to the largest remainders.
+    for i in np.argsort(quotas - exact, kind="stable")[: max_rows - quotas.sum()]:
+        quotas[i] += 1
+    indices: list[int] = []
     for label, quota in zip(classes, quotas, strict=True):
-        of_class = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: drawn[i])
-        chosen += of_class[:quota]
-    return sample.take(np.array(sorted(chosen), np.int64))
+        ranked = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: ranks[i])
+        indices += ranked[:quota]
+    return sample.take(np.array(sorted(indices), np.int64))

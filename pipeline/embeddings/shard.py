@@ -1,7 +1,7 @@
-"""One shard on its way through the model: its rows, its pictures, its files.
+"""The export of one shard: its rows, its pictures, its files.
 
-Records that are known from an earlier export are not computed again. The model is called
-from two threads, so that its calls overlap with each other and with reading and writing.
+Rows that an earlier export computed are not computed again. Two threads call the model, so
+that its calls overlap with each other and with reading and writing.
 """
 
 import collections
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows
-from pipeline.embeddings.inputs import Records
+from pipeline.embeddings.inputs import ShardRecords
 from pipeline.embeddings.model import PublishedModel
 from pipeline.formats import png, tf_example, webdataset
 from pipeline.stages import manifest as manifest_lib
@@ -24,16 +24,16 @@ from pipeline.stages import quarantine
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
 
-# Pairs on a contact sheet. The order within a shard is a hash of the ids, so the
-# first records are a fair sample of it.
+# Pairs on a contact sheet. The order within a shard is a hash of the ids, so the first records
+# of a shard are a fair sample of it.
 _SHEET_PAIRS = 96
-# Calls of the model under way at a time: while one waits for a core, or for its outputs to be
-# copied, the other computes.
-_CALLS_AT_ONCE = 2
+# Concurrent calls of the model: while one waits for a core, or for its outputs to be copied, the
+# other computes.
+_CONCURRENT_CALLS = 2
 
 
-class Making(NamedTuple):
-    """What is made of each record."""
+class ExportSettings(NamedTuple):
+    """What an export holds of each record. The field names are keys on disk."""
 
     fields: tuple[str, ...]  # Of rows.FIELDS.
     embedding_format: str  # Of row_files.FORMATS.
@@ -42,9 +42,9 @@ class Making(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """A record that the model is to see."""
+    """A record that the model has to process."""
 
-    place: int  # In its shard, of the records that can be had.
+    position: int  # Among the readable records of its shard.
     id: str
     label: int
     sha: str
@@ -52,26 +52,26 @@ class _Item(NamedTuple):
 
 
 class EmbeddedShard:
-    """One shard on its way through the model."""
+    """The export of one shard."""
 
     def __init__(
         self,
         task: str,
-        records: Records,
-        making: Making,
-        known: tuple[rows.Rows | None, bytes | None],
-        known_kinds: Mapping[str, int],
+        records: ShardRecords,
+        settings: ExportSettings,
+        previous_output: tuple[rows.Rows | None, bytes | None],
+        previous_kinds: Mapping[str, int],
         tasks: Tasks,
     ):
-        self._known_kinds, self._kinds = known_kinds, collections.Counter()
-        self._task, self._records, self._making, self._tasks = task, records, making, tasks
-        self._known_rows, self._known_sheet = known
-        shas = self._known_rows.shas if self._known_rows else ()
-        self._known = {sha: place for place, sha in enumerate(shas)}
+        self._task, self._records, self._settings, self._tasks = task, records, settings, tasks
+        self._previous_rows, self._previous_sheet = previous_output
+        self._previous_kinds, self._kinds = previous_kinds, collections.Counter()
+        shas = self._previous_rows.shas if self._previous_rows else ()
+        self._previous_positions = {sha: position for position, sha in enumerate(shas)}
         self._ids: list[str] = []
         self._labels: list[int] = []
         self._shas: list[str] = []
-        self._from_known: list[tuple[int, int]] = []  # (place, place among the known)
+        self._reused: list[tuple[int, int]] = []  # (position, position in the previous rows)
         self._sheet: bytes | None = None
         self._secs = dict.fromkeys(("read", "load_model", "compute", "write"), 0.0)
 
@@ -84,23 +84,27 @@ class EmbeddedShard:
         """Writes the shard's files.
 
         Args:
-          load_model: gives the model; called only if there is anything to compute.
-          outputs: which of its outputs are needed.
+          load_model: returns the model; called only if a record has to be computed.
+          outputs: the model's outputs to compute.
           model_manifest: its manifest.
 
         Returns:
-          The shard's marker, but for what it was made of.
+          The shard's marker without "made_of".
         """
         directory, name = self._tasks.files_directory, row_files.stem(self._task)
         files.make_dirs(directory)
-        if self._making.images == "all":
+        if self._settings.images == "all":
             with manifest_lib.writing(directory, f"{name}.tar") as file:
                 archive = webdataset.Archive(file)
-                made, num_computed, _ = self._compute(load_model, outputs, model_manifest, archive)
+                shard_rows, num_computed, _ = self._compute(
+                    load_model, outputs, model_manifest, archive
+                )
                 archive.close()
-            entries = [{**file.entry(), "num_examples": len(made.ids)}]
+            entries = [{**file.entry(), "num_examples": len(shard_rows.ids)}]
         else:
-            made, num_computed, pairs = self._compute(load_model, outputs, model_manifest, None)
+            shard_rows, num_computed, pairs = self._compute(
+                load_model, outputs, model_manifest, None
+            )
             entries = []
             if pairs:
                 originals, reconstructions = map(np.stack, zip(*pairs, strict=True))
@@ -111,49 +115,53 @@ class EmbeddedShard:
         entries[:0] = row_files.write(
             directory,
             self._task,
-            made,
-            embedding_format=self._making.embedding_format,
+            shard_rows,
+            embedding_format=self._settings.embedding_format,
             model_id=model_manifest["model_id"],
         )
-        if num_reused := len(made.ids) - num_computed:
-            # Of several kinds in one shard nobody knows which row is of which.
-            self._kinds[" or ".join(sorted(self._known_kinds))] += num_reused
-        num_lost = self._records.num_read - len(made.ids)
+        if num_reused := len(shard_rows.ids) - num_computed:
+            # If the previous shard has rows of several kinds, the kind of a single row is unknown.
+            self._kinds[" or ".join(sorted(self._previous_kinds))] += num_reused
+        num_missing = self._records.num_read - len(shard_rows.ids)
         entries += quarantine.write(
-            directory, self._task, self._records.quarantined, num_quarantined=num_lost
+            directory, self._task, self._records.quarantined, num_quarantined=num_missing
         )
-        sums = rows.sums(made)
+        sums = rows.sums(shard_rows)
         self._secs["write"] += time.perf_counter() - started
         return {
             "entries": entries,
             "secs": self._secs,
             "computed": num_computed,
             "read": self._records.num_read,
-            "written": len(made.ids),
-            "quarantined": num_lost,
+            "written": len(shard_rows.ids),
+            "quarantined": num_missing,
             "files": [entry["name"] for entry in entries],
             "sums": sums,
             "kinds": dict(self._kinds),
         }
 
     def _items(self) -> Iterator[_Item]:
-        """The records that the model is to see; notes all of them."""
-        records = ((s, record, hashlib.sha256(s).hexdigest()) for s, record in self._records)
+        """Yields the records that the model has to process; collects id, label and sha of all."""
+        records = (
+            (serialized, record, hashlib.sha256(serialized).hexdigest())
+            for serialized, record in self._records
+        )
         head = list(itertools.islice(records, _SHEET_PAIRS))
-        num_pictured = {"all": None, "sheets": _SHEET_PAIRS, "none": 0}[self._making.images]
-        if num_pictured and self._known_sheet:
-            if [sha for *_, sha in head] == self._known_rows.shas[:_SHEET_PAIRS]:
-                num_pictured, self._sheet = 0, self._known_sheet
-        for place, (_, record, sha) in enumerate(itertools.chain(head, records)):
+        num_pictured = {"all": None, "sheets": _SHEET_PAIRS, "none": 0}[self._settings.images]
+        if num_pictured and self._previous_sheet:
+            if [sha for *_, sha in head] == self._previous_rows.shas[:_SHEET_PAIRS]:
+                num_pictured, self._sheet = 0, self._previous_sheet
+        for position, (_, record, sha) in enumerate(itertools.chain(head, records)):
             record_id = record.id.decode()
             self._ids.append(record_id)
             self._labels.append(record.label)
             self._shas.append(sha)
-            there = self._known.get(sha)
-            if there is not None:
-                self._from_known.append((place, there))
-            if there is None or num_pictured is None or place < num_pictured:
-                yield _Item(place, record_id, record.label, sha, record.image)
+            previous_position = self._previous_positions.get(sha)
+            if previous_position is not None:
+                self._reused.append((position, previous_position))
+            is_pictured = num_pictured is None or position < num_pictured
+            if previous_position is None or is_pictured:
+                yield _Item(position, record_id, record.label, sha, record.image)
 
     def _compute(
         self,
@@ -162,28 +170,30 @@ class EmbeddedShard:
         model_manifest: Mapping[str, Any],
         archive: webdataset.Archive | None,
     ) -> tuple[rows.Rows, int, list[tuple[np.ndarray, np.ndarray]]]:
-        """The rows; how many records the model has seen; (original, reconstruction) of a sheet."""
-        making, found, pairs, num_computed = self._making, [], [], 0
-        for items, images, given in self._given(load_model, outputs):
+        """Returns the rows, the number of computed records, and a sheet's (original, picture)s."""
+        settings, computed_columns, pairs, num_computed = self._settings, [], [], 0
+        for items, images, model_outputs in self._batches(load_model, outputs):
             started = time.perf_counter()
             shas = [item.sha for item in items]
-            made = rows.columns(given, shas, making.fields, seed=making.z_seed)
-            found.append(([item.place for item in items], made))
+            columns = rows.columns(model_outputs, shas, settings.fields, seed=settings.z_seed)
+            computed_columns.append(([item.position for item in items], columns))
             num_computed += len(items)
-            if "reconstruction" in given and (archive or items[0].place < _SHEET_PAIRS):
-                pictures = tf_example.to_pixels(given["reconstruction"])
+            has_pictures = archive or items[0].position < _SHEET_PAIRS
+            if "reconstruction" in model_outputs and has_pictures:
+                pictures = tf_example.to_pixels(model_outputs["reconstruction"])
                 for i, (item, original, picture) in enumerate(
                     zip(items, images, pictures, strict=True)
                 ):
                     if archive:
-                        archive.add(original, picture, _about(item, i, made))
-                    elif item.place < _SHEET_PAIRS and not self._sheet:
+                        archive.add(original, picture, _archive_json(item, i, columns))
+                    elif item.position < _SHEET_PAIRS and not self._sheet:
                         pairs.append((original, picture))
             self._tasks.note(self._task, len(self._ids))
             self._secs["write"] += time.perf_counter() - started
-        return self._rows(found, model_manifest["config"]["latent_dim"]), num_computed, pairs
+        latent_dim = model_manifest["config"]["latent_dim"]
+        return self._rows(computed_columns, latent_dim), num_computed, pairs
 
-    def _given(
+    def _batches(
         self, load_model: Callable[[], PublishedModel], outputs: Sequence[str]
     ) -> Iterator[tuple[list[_Item], np.ndarray, dict[str, np.ndarray]]]:
         """(items, images, the model's outputs) batch by batch, in order."""
@@ -194,23 +204,23 @@ class EmbeddedShard:
         items = itertools.chain([first], items)
         model: PublishedModel = self._timed("load_model", load_model)
 
-        def batch() -> tuple[list[_Item], np.ndarray]:
-            some = list(itertools.islice(items, model.batch_size))
-            pixels = np.frombuffer(b"".join(item.image for item in some), np.uint8)
-            return some, pixels.reshape(-1, *model.image_shape)
+        def next_batch() -> tuple[list[_Item], np.ndarray]:
+            batch = list(itertools.islice(items, model.batch_size))
+            pixels = np.frombuffer(b"".join(item.image for item in batch), np.uint8)
+            return batch, pixels.reshape(-1, *model.image_shape)
 
-        running: collections.deque = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
+        calls: collections.deque = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(_CONCURRENT_CALLS) as pool:
             while True:
-                some, images = self._timed("read", batch)
-                if some:
-                    self._kinds[model.kind] += len(some)
-                    running.append((some, images, pool.submit(model.embed, images, outputs)))
-                # One more than are computed stands ready.
-                if len(running) > _CALLS_AT_ONCE or (running and not some):
-                    some_done, images, future = running.popleft()
-                    yield some_done, images, self._timed("compute", future.result)
-                elif not some:
+                batch, images = self._timed("read", next_batch)
+                if batch:
+                    self._kinds[model.kind] += len(batch)
+                    calls.append((batch, images, pool.submit(model.embed, images, outputs)))
+                # One batch waits in the queue while the others are computed.
+                if len(calls) > _CONCURRENT_CALLS or (calls and not batch):
+                    computed_batch, images, future = calls.popleft()
+                    yield computed_batch, images, self._timed("compute", future.result)
+                elif not batch:
                     break
 
     def _timed(self, kind: str, work, *args) -> Any:
@@ -221,23 +231,23 @@ class EmbeddedShard:
             self._secs[kind] += time.perf_counter() - started
 
     def _rows(
-        self, found: list[tuple[list[int], dict[str, np.ndarray]]], latent_dim: int
+        self, computed_columns: list[tuple[list[int], dict[str, np.ndarray]]], latent_dim: int
     ) -> rows.Rows:
-        """All rows: those computed, and those that were known."""
+        """All rows of the shard, computed and reused."""
         columns = {}
-        for field in self._making.fields:
-            wide = (latent_dim,) if field in rows.VECTORS else ()
-            columns[field] = np.empty((len(self._ids), *wide), np.float32)
-            if self._from_known:
-                places, there = zip(*self._from_known, strict=True)
-                columns[field][list(places)] = self._known_rows.columns[field][list(there)]
-            for places, made in found:
-                columns[field][places] = made[field]
+        for field in self._settings.fields:
+            row_shape = (latent_dim,) if field in rows.VECTORS else ()
+            columns[field] = np.empty((len(self._ids), *row_shape), np.float32)
+            if self._reused:
+                positions, previous_positions = map(list, zip(*self._reused, strict=True))
+                columns[field][positions] = self._previous_rows.columns[field][previous_positions]
+            for positions, batch_columns in computed_columns:
+                columns[field][positions] = batch_columns[field]
         labels = np.array(self._labels, np.int64)
         return rows.Rows(self._ids, labels, self._shas, columns)
 
 
-def _about(item: _Item, place: int, made: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What an archive says of a record, as JSON values."""
-    values = {field: column[place].tolist() for field, column in made.items()}
+def _archive_json(item: _Item, row: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A record's JSON object in the archive."""
+    values = {field: column[row].tolist() for field, column in columns.items()}
     return {"id": item.id, "label": item.label, **values, "record_sha": item.sha}

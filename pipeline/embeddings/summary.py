@@ -1,4 +1,4 @@
-"""An export in numbers: the sums of its shards added up."""
+"""Statistics of an export, from the sums of its shards."""
 
 import heapq
 import json
@@ -9,75 +9,79 @@ from typing import Any
 from pipeline.cli.errors import StageError
 from pipeline.stages import manifest as manifest_lib
 
-# The file that holds the sums of each shard, and what they come to.
+# The file with the sums of each shard, and the summary of all shards.
 FILE = "statistics.json"
-# A latent whose posterior mean varies less than this over the data is not in use: Burda,
+# A latent is active if the variance of its posterior mean over the data is above this: Burda,
 # Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", section 5.2.
 ACTIVE_VARIANCE = 0.01
 _NUM_WORST = 32
-# Numbers of the rows in nats per image.
+# Columns in nats per image.
 _LOSSES = ("reconstruction_loss", "kl", "elbo")
 
 
-def summary(of_shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all shards come to, as JSON values.
+def summary(sums_by_shard: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics over all shards, as JSON values.
 
     Args:
-      of_shards: task -> what `rows.sums` found in it.
+      sums_by_shard: task -> the result of `rows.sums`.
 
     Returns:
       "num_rows"; means over the rows: "reconstruction_loss", "kl", "elbo" in nats per image,
-      and their "…_variance";
-      "active_units" of "latent_dim"; "latents": a list of {"mean", "variance" of the posterior
-      means, "kl"}; "worst": [loss, id, label, task] of the largest reconstruction_loss, downwards.
-      What the rows don't hold, or no row there is, is left out.
+      and their "…_variance"; "active_units" of "latent_dim"; "latents": a list of {"mean",
+      "variance" of the posterior means, "kl"}; "worst": [loss, id, label, task] of the rows with
+      the largest reconstruction_loss, in descending order. Statistics of fields that the rows
+      lack are left out; without rows, all but "num_rows".
     """
-    found = [sums for sums in of_shards.values() if sums["num_rows"]]
-    count = sum(sums["num_rows"] for sums in found)
-    made: dict[str, Any] = {"num_rows": count}
+    shard_sums = [sums for sums in sums_by_shard.values() if sums["num_rows"]]
+    count = sum(sums["num_rows"] for sums in shard_sums)
+    result: dict[str, Any] = {"num_rows": count}
     if not count:
-        return made
+        return result
     for name in _LOSSES:
-        if name in found[0]:
-            made[name] = math.fsum(sums[name]["sum"] for sums in found) / count
-            square = math.fsum(sums[name]["sum_of_squares"] for sums in found) / count
-            made[f"{name}_variance"] = max(0.0, square - made[name] ** 2)
-    if "elbo" not in made and {"reconstruction_loss", "kl"} <= made.keys():
-        made["elbo"] = -(made["reconstruction_loss"] + made["kl"])
-    if "mean" in found[0]:
-        made["latents"] = _latents(found, count)
-        active = [latent["variance"] > ACTIVE_VARIANCE for latent in made["latents"]]
-        made |= {"active_units": sum(active), "latent_dim": len(active)}
-    if "worst" in found[0]:
-        every = (
+        if name in shard_sums[0]:
+            result[name] = math.fsum(sums[name]["sum"] for sums in shard_sums) / count
+            mean_square = math.fsum(sums[name]["sum_of_squares"] for sums in shard_sums) / count
+            result[f"{name}_variance"] = max(0.0, mean_square - result[name] ** 2)
+    if "elbo" not in result and {"reconstruction_loss", "kl"} <= result.keys():
+        result["elbo"] = -(result["reconstruction_loss"] + result["kl"])
+    if "mean" in shard_sums[0]:
+        result["latents"] = _latents(shard_sums, count)
+        is_active = [latent["variance"] > ACTIVE_VARIANCE for latent in result["latents"]]
+        result |= {"active_units": sum(is_active), "latent_dim": len(is_active)}
+    if "worst" in shard_sums[0]:
+        candidates = (
             (-loss, record_id, label, task)
-            for task, sums in of_shards.items()
+            for task, sums in sums_by_shard.items()
             for loss, record_id, label in sums.get("worst", ())
         )
-        made["worst"] = [[-loss, *rest] for loss, *rest in heapq.nsmallest(_NUM_WORST, every)]
-    return made
+        worst = heapq.nsmallest(_NUM_WORST, candidates)
+        result["worst"] = [[-negated_loss, *record] for negated_loss, *record in worst]
+    return result
 
 
-def _latents(found: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, float]]:
+def _latents(shard_sums: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, float]]:
     def means(name: str) -> list[float]:
-        return [math.fsum(of) / count for of in zip(*(s[name] for s in found), strict=True)]
+        sums_by_latent = zip(*(sums[name] for sums in shard_sums), strict=True)
+        return [math.fsum(sums) / count for sums in sums_by_latent]
 
     latents = []
-    for mean, squared in zip(means("mean"), means("mean_squared"), strict=True):
-        latents.append({"mean": mean, "variance": max(0.0, squared - mean**2)})
-    if "kl_per_latent" in found[0]:
+    for mean, mean_square in zip(means("mean"), means("mean_squared"), strict=True):
+        latents.append({"mean": mean, "variance": max(0.0, mean_square - mean**2)})
+    if "kl_per_latent" in shard_sums[0]:
         for latent, kl in zip(latents, means("kl_per_latent"), strict=True):
             latent["kl"] = kl
     return latents
 
 
-def names_of_metrics(fields: Iterable[str]) -> list[str]:
-    """The numbers of `summary` that rows of such fields have, and that can be required."""
+def metric_names(fields: Iterable[str]) -> list[str]:
+    """The metrics in the `summary` of rows with these fields that --require can bound."""
     fields = set(fields)
     names = [name for name in _LOSSES if name in fields]
     if "elbo" not in fields and {"reconstruction_loss", "kl"} <= fields:
         names.append("elbo")
-    return names + ["active_units"] * ("mean" in fields)
+    if "mean" in fields:
+        names.append("active_units")
+    return names
 
 
 def read(directory: str, files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -85,15 +89,15 @@ def read(directory: str, files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
       directory: the export's.
-      files: entries of its files.
+      files: entries of the export's files.
 
     Raises:
-      StageError: it is missing or damaged, or the export is of a version that wrote none.
+      StageError: the file is missing or damaged, or an earlier version made the export without.
     """
     for entry in files:
         if entry["name"] == FILE:
             return json.loads(manifest_lib.read_file(directory, entry))
     raise StageError(
-        f"{directory}: has no {FILE}, so an earlier version of this program made it; make it again "
-        "with --overwrite"
+        f"{directory}: has no {FILE}, so an earlier version of this program made this export; make "
+        "it again with --overwrite"
     )

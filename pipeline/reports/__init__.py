@@ -1,1 +1,1 @@
-"""report.html of an export, with its plots and the bundle for the Embedding Projector."""
+"""report.html of an export, with its plots and its files for the Embedding Projector."""

@@ -1,11 +1,10 @@
-"""What people look at: report.html, plots/ and projector/ of a finished export.
+"""Writes report.html, plots/ and projector/ of a finished export.
 
-Made from what is there: the export, and as far as they are named the images, the model and
-the run that trained it. data.py reads that, sections.py has what stands in a
-report, page.py the page.
+A report needs the export; the images, the model and the training run are optional. data.py reads
+them, sections.py makes the sections and the plots, page.py the HTML.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pipeline.cli.errors import StageError
@@ -16,7 +15,7 @@ from pipeline.storage import files as files_lib
 from pipeline.storage import lock
 
 PAGE = "report.html"
-# Says of which export the report is, and names its files: written last.
+# Names the export that the report belongs to, and the report's files; written last.
 _STATE = "report.json"
 _FORMAT_VERSION = 1
 
@@ -28,32 +27,32 @@ def _state(export_dir: str) -> dict[str, Any] | None:
         if state is not None:
             manifest_check.report(path, state)
     except StageError:
-        return None  # Damaged: the report is made again.
+        return None  # Damaged: the report is written again.
     return state
 
 
-def remove_other(export_dir: str, export_id: str) -> None:
-    """Removes the report of an export that is not there any more."""
+def remove_stale(export_dir: str, export_id: str) -> None:
+    """Removes the report of an earlier export, which was replaced by the one with `export_id`."""
     state = _state(export_dir)
     if state and state["export_id"] != export_id:
-        _remove(export_dir, state, kept=())
+        _remove(export_dir, state, names_to_keep=())
 
 
-def _remove(export_dir: str, state: Mapping[str, Any], kept: Any) -> None:
+def _remove(export_dir: str, state: Mapping[str, Any], names_to_keep: Collection[str]) -> None:
     for entry in state["files"]:
-        if entry["name"] not in kept:
+        if entry["name"] not in names_to_keep:
             files_lib.remove(files_lib.join(export_dir, *entry["name"].split("/")))
     for directory in {entry["name"].rpartition("/")[0] for entry in state["files"]} - {""}:
         files_lib.remove_empty(files_lib.join(export_dir, directory))
-    if not kept:
+    if not names_to_keep:
         files_lib.remove(files_lib.join(export_dir, _STATE))
 
 
 def is_current(export_dir: str, export_id: str) -> bool:
-    """Whether the report of that very export is there and whole."""
+    """Whether the directory holds a complete report of the export with `export_id`."""
     state = _state(export_dir)
-    asked = _FORMAT_VERSION, export_id
-    if not state or (state.get("format_version"), state["export_id"]) != asked:
+    expected = _FORMAT_VERSION, export_id
+    if not state or (state.get("format_version"), state["export_id"]) != expected:
         return False
     return output_directory.are_complete(export_dir, state["files"])
 
@@ -65,41 +64,41 @@ def make_report(
     model_dir: str | None,
     run_dir: str | None,
 ) -> str:
-    """Makes the report of a finished export, in place of the one that is there.
+    """Writes the report of a finished export; replaces an earlier report.
 
     Args:
       export_dir: local path or fsspec URL.
-      input_: the images; None to do without.
-      model_dir: the model that made the export; None to do without.
-      run_dir: the workdir in which it was trained; what holds model_dir if left out.
+      input_: the images; None leaves out the figures that need them.
+      model_dir: the model of the export; None leaves out the figures that need it.
+      run_dir: the workdir of the training run; None for the parent directory of model_dir.
 
     Returns:
-      The page's path.
+      The path of report.html.
 
     Raises:
-      StageError: no such export, or the model is another.
+      StageError: no such export, or images or model are not those of the export.
     """
     from pipeline.reports import data as report_data
     from pipeline.reports import sections
 
     manifest = manifest_lib.read_manifest(export_dir, "export", "output_dir")
     with lock.hold(export_dir):
-        read = report_data.ReportData(
+        data = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir
         )
-        report = sections.Report(read)
+        report = sections.Report(data)
         files = {PAGE: report.page(), **report.files()}
-        before = _state(export_dir) or {"files": []}
-        # Stopped from here on, the next report knows what this one has written.
-        there = [{"name": name} for name in files] + before["files"]
-        _write_state(export_dir, "", there)
+        previous_state = _state(export_dir) or {"files": []}
+        # If this process is killed from here on, the next report knows which files to remove.
+        all_files = [{"name": name} for name in files] + previous_state["files"]
+        _write_state(export_dir, "", all_files)
         entries = []
-        for name, data in files.items():
-            directory, _, last = name.rpartition("/")
+        for name, content in files.items():
+            directory, _, base_name = name.rpartition("/")
             target = files_lib.join(export_dir, directory) if directory else export_dir
             files_lib.make_dirs(target)
-            entries.append({**manifest_lib.write_file(target, last, data), "name": name})
-        _remove(export_dir, before, kept=files)
+            entries.append({**manifest_lib.write_file(target, base_name, content), "name": name})
+        _remove(export_dir, previous_state, names_to_keep=files)
         _write_state(export_dir, manifest["export_id"], entries)
     return files_lib.join(export_dir, PAGE)
 

@@ -1,4 +1,4 @@
-"""What a report is made of: the export's numbers, samples of its rows, their images, the model."""
+"""Reads the data of a report: statistics, samples of rows, their images, the model, its run."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from pipeline.reports import latent_space, projector
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 
-# Rows at the beginning of shards that samples are drawn from, and rows that are looked at.
+# Samples are drawn from the first rows of all shards, this many rows.
 _POOL = 50_000
-_MAX_POINTS = 5_000
+_MAX_SAMPLE = 5_000  # Rows for maps, neighbours and probes.
 NUM_PAIRS = 48
 _NUM_WORST = 24
 _NUM_QUERIES, _NUM_NEIGHBOURS = 8, 7
@@ -24,7 +24,7 @@ _SEED = 0
 
 
 class ReportData:
-    """All that a report shows, read."""
+    """The data of one report."""
 
     def __init__(
         self,
@@ -40,7 +40,10 @@ class ReportData:
         if input_:
             _check_same(input_, manifest)
         self.summary = summary.read(export_dir, manifest["files"])["summary"]
-        self._names = dict(enumerate(input_.class_names)) if input_ else {}
+        # Label -> class name; empty without images.
+        self.class_names: Mapping[int, str] = {}
+        if input_:
+            self.class_names = dict(enumerate(input_.class_names))
         self.model: PublishedModel | None = None
         self.model_manifest: Mapping[str, Any] | None = None
         if model_dir:
@@ -48,15 +51,15 @@ class ReportData:
         pool = row_sample.heads(manifest, lambda _: export_dir, _POOL)
         if pool is not None and "mean" not in pool.rows.columns:
             pool = None
-        # Rows of the projector's bundle, and rows that are looked at; None if there are none.
-        self.bundled = pool and row_sample.stratified(pool, projector.MAX_POINTS, _SEED)
-        self.points = pool and row_sample.stratified(pool, _MAX_POINTS, _SEED)
-        # [loss, id, label, task], downwards.
+        # Rows for the projector, and rows for the report; None without embeddings.
+        self.projector_sample = pool and row_sample.stratified(pool, projector.MAX_POINTS, _SEED)
+        self.sample = pool and row_sample.stratified(pool, _MAX_SAMPLE, _SEED)
+        # [loss, id, label, task] by descending loss.
         self.worst = self.summary.get("worst", [])[:_NUM_WORST]
-        # Lists of places among the points, each a row and then those that are nearest.
+        # Lists of indices into the sample: a row, then its nearest neighbours.
         self.neighbours: list[list[int]] = []
-        if self.points:
-            rows = self.points.rows
+        if self.sample:
+            rows = self.sample.rows
             self.neighbours = latent_space.neighbours(
                 rows.columns["mean"],
                 rows.labels,
@@ -64,9 +67,8 @@ class ReportData:
                 num_neighbours=_NUM_NEIGHBOURS,
             )
         self.sprite: projector.Sprite | None = None
-        # uint8 (H, W, C), of rows that are shown.
-        self.images: dict[inputs.Key, np.ndarray] = {}
-        self.num_missing = 0  # Images that were looked up and not found.
+        self.images: dict[inputs.Key, np.ndarray] = {}  # uint8 (H, W, C), those on the page.
+        self.num_missing = 0  # Images that can no longer be read.
         if input_:
             self._read_images(input_)
         self.run_metrics = _run_metrics(model_dir, run_dir)
@@ -75,58 +77,56 @@ class ReportData:
         self.model_manifest = manifest_lib.read_manifest(model_dir, "train", "model_dir")
         if self.model_manifest["model_id"] != self.manifest["model_id"]:
             raise StageError(
-                f"--model_dir={model_dir}: is {self.model_manifest['model_id']}, and "
+                f"--model_dir={model_dir}: is model {self.model_manifest['model_id']}, but "
                 f"{self.manifest['model_id']} made the export; expected the same: name that model, "
                 "or export again"
             )
         self.model = PublishedModel(model_dir, self.model_manifest)
 
     def _read_images(self, input_: inputs.Input) -> None:
-        """Looks up the images of all rows that are shown, and makes the sprite."""
-        shown = {(task, i) for _, i, _, task in self.worst}
-        keys: list[inputs.Key] = []
-        if self.points and self.bundled:
-            looked_at = {i for of in self.neighbours for i in of}
-            looked_at |= set(range(len(self.points.tasks[:NUM_PAIRS])))
-            shown |= {self.points.key(i) for i in looked_at}
-            keys = [self.bundled.key(i) for i in range(len(self.bundled.tasks))]
-            self.sprite = projector.Sprite(keys, input_.image_shape)
-        wanted = shown.union(keys)
-        by_task: dict[str, set[str]] = {}
-        for task, record_id in sorted(wanted):
-            by_task.setdefault(task, set()).add(record_id)
-        self.num_missing = len(wanted)
-        for key, image in input_.images(by_task):
+        """Reads the images on the page, and makes the sprite."""
+        page_keys = {(task, record_id) for _, record_id, _, task in self.worst}
+        sprite_keys: list[inputs.Key] = []
+        if self.sample and self.projector_sample:
+            indices = {i for neighbours in self.neighbours for i in neighbours}
+            indices |= set(range(len(self.sample.tasks[:NUM_PAIRS])))
+            page_keys |= {self.sample.key(i) for i in indices}
+            num_points = len(self.projector_sample.tasks)
+            sprite_keys = [self.projector_sample.key(i) for i in range(num_points)]
+            self.sprite = projector.Sprite(sprite_keys, input_.image_shape)
+        keys = page_keys.union(sprite_keys)
+        ids_by_shard: dict[str, set[str]] = {}
+        for task, record_id in sorted(keys):
+            ids_by_shard.setdefault(task, set()).add(record_id)
+        self.num_missing = len(keys)
+        for key, image in input_.images(ids_by_shard):
             self.num_missing -= 1
             if self.sprite:
                 self.sprite.add(key, image)
-            if key in shown:
+            if key in page_keys:
                 self.images[key] = image
 
-    def name_of(self, label: int) -> str:
-        """A label as it is shown."""
-        return self._names.get(label, str(label))
-
-    def names(self) -> Mapping[int, str]:
-        """Label -> class name, as far as classes have names."""
-        return self._names
+    def class_name(self, label: int) -> str:
+        """The class name of a label, or the label if it has none."""
+        return self.class_names.get(label, str(label))
 
 
 def _check_same(input_: inputs.Input, manifest: Mapping[str, Any]) -> None:
     """Raises a StageError unless an image set is the one that was exported."""
-    asked = manifest_lib.through_json({**input_.settings, **input_.identity})
-    there = {key: manifest["made_from"].get(key) for key in asked}
-    if differ := manifest_lib.differences(there, asked):
+    requested = manifest_lib.through_json({**input_.settings, **input_.identity})
+    exported = {key: manifest["made_from"].get(key) for key in requested}
+    if differences := manifest_lib.differences(exported, requested):
         raise StageError(
-            f"the images are not those of the export ({'; '.join(differ)}): name the image set and "
-            "the splits that were exported, export again, or leave them out and do without images"
+            f"the images are not those of the export ({'; '.join(differences)}): name the image "
+            "set and the splits that were exported, export again, or name no images for a report "
+            "without them"
         )
 
 
 def _run_metrics(model_dir: str | None, run_dir: str | None) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of the run that trained the model, as far as they are such."""
-    named = run_dir is not None
-    if not named and model_dir:
+    """The valid lines of the metrics.jsonl of the run that trained the model."""
+    is_explicit = run_dir is not None
+    if not is_explicit and model_dir:
         is_url = files.is_url(model_dir)
         run_dir = os.path.dirname((model_dir if is_url else os.path.abspath(model_dir)).rstrip("/"))
     if not run_dir:
@@ -135,19 +135,19 @@ def _run_metrics(model_dir: str | None, run_dir: str | None) -> list[dict[str, A
     try:
         lines = files.read_bytes(path).splitlines()
     except OSError as error:
-        if not named:
+        if not is_explicit:
             return []
         raise StageError(
             f"--run_dir={run_dir}: has no metrics.jsonl; expected the workdir of python -m "
             "trainer.main"
         ) from error
-    found = []
+    metrics = []
     for line in lines:
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # The last line of a run that was killed, for one.
+            continue  # For example the last line of a run that was killed.
         if isinstance(value, dict) and isinstance(value.get("split"), str):
             if isinstance(value.get("epoch"), int | float):
-                found.append(value)
-    return found
+                metrics.append(value)
+    return metrics

@@ -1,4 +1,4 @@
-"""report.html: an export as a person looks at it, in one file that fetches nothing."""
+"""The HTML of report.html: one file that loads nothing else."""
 
 import html
 import math
@@ -12,16 +12,15 @@ from pipeline.formats import png as png_lib
 from pipeline.reports.latent_space import Accuracies
 from pipeline.reports.plots import Plot
 
-_MIN_SIDE = 56  # Pixels a side that an image is shown at, at least.
-_MAX_SIDE = 128
-# Rows of a table; more would be no page any more.
-_MAX_ROWS = 50
+# Pixels of a side of a displayed image.
+_MIN_SIDE, _MAX_SIDE = 56, 128
+_MAX_ROWS = 50  # Rows of a table.
 
 
 class Section(NamedTuple):
     """A part of the page with a heading."""
 
-    name: str  # Its address in the page.
+    name: str  # The id of the HTML element.
     title: str
     body: str  # HTML
 
@@ -32,8 +31,8 @@ def page(*, title: str, lead: str, warnings: Sequence[str], sections: Sequence[S
     Args:
       title: text of the heading.
       lead: text below it.
-      warnings: texts that have to be seen.
-      sections: in their order.
+      warnings: texts at the top of the page.
+      sections: the sections in order.
     """
     links = "".join(f'<a href="#{s.name}">{html.escape(s.title)}</a>' for s in sections)
     parts = [
@@ -60,15 +59,16 @@ def facts(values: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table of values; of very many rows the first."""
+    """A table of values; a long table is cut."""
     body = [[html_page.cell(value) for value in row] for row in rows[:_MAX_ROWS]]
-    left = len(rows) - len(body)
-    return html_page.table(head, body) + (text(f"and {left:,} more") if left > 0 else "")
+    num_hidden = len(rows) - len(body)
+    note = text(f"and {num_hidden:,} more") if num_hidden > 0 else ""
+    return html_page.table(head, body) + note
 
 
-def plots(*found: tuple[Plot, str, str]) -> str:
-    """Plots side by side where there is room: (plot, alt text, caption) of each."""
-    return f'<div class="plots">{"".join(_plot(*of) for of in found)}</div>'
+def plots(*figures: tuple[Plot, str, str]) -> str:
+    """Plots side by side if the screen is wide enough; each is (plot, alt text, caption)."""
+    return f'<div class="plots">{"".join(_plot(*figure) for figure in figures)}</div>'
 
 
 def _plot(plot: Plot, alt: str, caption: str) -> str:
@@ -89,59 +89,64 @@ def sheet(png: bytes, alt: str, caption: str) -> str:
 
 
 class Tile(NamedTuple):
-    """Images above each other, with a caption."""
+    """A column of images with a caption."""
 
     images: Sequence[np.ndarray]  # uint8 (H, W, C)
     caption: str
     alt: str
 
 
-def tiles(found: Sequence[Tile], *, num_columns: int | None = None) -> str:
-    """Tiles in as many columns as the screen has room for, or in so many that can be scrolled."""
-    if not found:
+def tiles(contents: Sequence[Tile], *, num_columns: int | None = None) -> str:
+    """A grid of tiles: num_columns columns that scroll, or as many as the screen is wide."""
+    if not contents:
         return ""
-    shown = [_tile(tile) for tile in found]
-    column = max(76, max(width for _, width in shown))
-    style = f"grid-template-columns:repeat({num_columns or 'auto-fill'},{column}px)"
-    body = "".join(body for body, _ in shown)
+    figures = [_tile(tile) for tile in contents]
+    column_width = max(76, max(width for _, width in figures))
+    style = f"grid-template-columns:repeat({num_columns or 'auto-fill'},{column_width}px)"
+    body = "".join(figure for figure, _ in figures)
     return f'<div class="scroll"><div class="images" style="{style}">{body}</div></div>'
 
 
 def _tile(tile: Tile) -> tuple[str, int]:
     image = np.concatenate(tile.images)
     height, width = tile.images[0].shape[:2]
-    side = math.sqrt(height * width)  # So that a wide image keeps its height.
-    step = max(1, math.ceil(side / _MAX_SIDE))  # Large images are shown by every n-th pixel.
+    side = math.sqrt(height * width)  # The mean side, so that a wide image keeps its height.
+    step = max(1, math.ceil(side / _MAX_SIDE))  # Of large images every step-th pixel is shown.
     image = image[::step, ::step]
     scale = max(1, math.ceil(_MIN_SIDE * step / side))
     height, width = image.shape[0] * scale, image.shape[1] * scale
-    shown = html_page.image(png_lib.png(image), width=width, height=height, alt=tile.alt)
+    element = html_page.image(png_lib.png(image), width=width, height=height, alt=tile.alt)
     caption = f"<figcaption>{html.escape(tile.caption)}</figcaption>"
-    return f'<figure title="{html.escape(tile.alt)}">{shown}{caption}</figure>', width
+    return f'<figure title="{html.escape(tile.alt)}">{element}{caption}</figure>', width
 
 
-def accuracies(found: Accuracies | str) -> str:
-    """What a k-NN and a linear probe make of the embeddings."""
-    if isinstance(found, str):
-        return text(f"No probes: {found}.")
+def accuracies(results: Accuracies | str) -> str:
+    """The accuracies of the probes, or the reason why there are none."""
+    if isinstance(results, str):
+        return text(f"No probes: {results}.")
     rows = [
-        ["k-NN, k = 5", f"{found.knn:.1%}"],
-        ["linear probe", f"{found.linear:.1%}"],
-        ["always the largest class", f"{found.largest_class:.1%}"],
+        ["k-NN, k = 5", f"{results.knn:.1%}"],
+        ["linear probe", f"{results.linear:.1%}"],
+        ["always the largest class", f"{results.largest_class:.1%}"],
     ]
-    return table(("", "accuracy"), rows) + text(f"{found.how[0].upper()}{found.how[1:]}.")
+    rows_used = f"{results.rows_used[0].upper()}{results.rows_used[1:]}."
+    return table(("", "accuracy"), rows) + text(rows_used)
 
 
-def drift(found: Mapping[str, Any]) -> str:
-    """How far the rows lie from those of the reference."""
-    rows = []
-    named = [(f"latent {i}", of) for i, of in enumerate(found.get("latents", ()))]
-    if "reconstruction_loss" in found:
-        named.insert(0, ("reconstruction_loss", found["reconstruction_loss"]))
-    for name, of in named:
-        rows.append([name, *of["mean"], *of["variance"], of["statistic"], of["p_value"]])
-    head = ("", "mean there", "mean here", "variance there", "variance here", "KS statistic", "p")
-    other = "" if found["same_model"] else (
-        " Another model made it, and latents of two models cannot be compared."
-    )  # fmt: skip
-    return text(f"Against the export {found['reference']}.{other}") + table(head, rows)
+def drift(comparison: Mapping[str, Any]) -> str:
+    """The result of `drift.compare` as a table."""
+    columns = [(f"latent {i}", test) for i, test in enumerate(comparison.get("latents", ()))]
+    if "reconstruction_loss" in comparison:
+        columns.insert(0, ("reconstruction_loss", comparison["reconstruction_loss"]))
+    rows = [
+        [name, *test["mean"], *test["variance"], test["statistic"], test["p_value"]]
+        for name, test in columns
+    ]
+    head = (
+        *("", "mean, reference", "mean, this export"),
+        *("variance, reference", "variance, this export", "KS statistic", "p-value"),
+    )
+    note = f"Comparison with the reference export {comparison['reference']}."
+    if not comparison["same_model"]:
+        note += " Another model made it, and latents of two models cannot be compared."
+    return text(note) + table(head, rows)

@@ -1,4 +1,4 @@
-"""Plots as PNG, each for a light and for a dark page, by matplotlib."""
+"""Plots as PNG by matplotlib, each in a light and a dark version."""
 
 import functools
 import io
@@ -11,36 +11,36 @@ import numpy as np
 from pipeline.reports.latent_space import Map
 
 _DPI = 150
-# Paper and ink of the pages, light and dark; see formats/html.py.
-_LOOKS = (("#ffffff", "#1f2328", "#d8dee4"), ("#0d1117", "#e6edf3", "#30363d"))
-# Classes that a legend has room for; more share a colour bar.
+# Colours of background, text and lines, light and dark; the same as in formats/html.py.
+_THEMES = (("#ffffff", "#1f2328", "#d8dee4"), ("#0d1117", "#e6edf3", "#30363d"))
+# The most classes in a legend; more classes get a colour bar.
 _MAX_LEGEND = 20
 
 
 class Plot(NamedTuple):
-    """One plot in both looks."""
+    """One plot as PNG, in two themes."""
 
     light: bytes
     dark: bytes
 
 
-def _in_both_looks(draw: Callable[..., None]) -> Callable[..., Plot]:
-    """Makes a function that draws on a figure into one that returns a Plot."""
+def _in_both_themes(draw: Callable[..., None]) -> Callable[..., Plot]:
+    """Decorates a function that draws on a figure: the result draws twice and returns a Plot."""
 
     @functools.wraps(draw)
-    def drawn(*args: Any, size: tuple[float, float] = (4.8, 3.9)) -> Plot:
+    def plot(*args: Any, size: tuple[float, float] = (4.8, 3.9)) -> Plot:
         import matplotlib
         from matplotlib import figure
 
-        found = []
-        for paper, ink, line in _LOOKS:
-            look = {
-                "figure.facecolor": paper,
-                "axes.facecolor": paper,
-                "text.color": ink,
-                "axes.labelcolor": ink,
-                "xtick.color": ink,
-                "ytick.color": ink,
+        versions = []
+        for background, text, line in _THEMES:
+            settings = {
+                "figure.facecolor": background,
+                "axes.facecolor": background,
+                "text.color": text,
+                "axes.labelcolor": text,
+                "xtick.color": text,
+                "ytick.color": text,
                 "axes.edgecolor": line,
                 "grid.color": line,
                 "legend.edgecolor": line,
@@ -48,18 +48,18 @@ def _in_both_looks(draw: Callable[..., None]) -> Callable[..., Plot]:
                 "axes.spines.right": False,
                 "font.size": 10,
             }
-            with matplotlib.rc_context(look), warnings.catch_warnings():
-                # A script that its font lacks is boxes in a legend; the page has the names.
+            with matplotlib.rc_context(settings), warnings.catch_warnings():
+                # Characters that the font lacks become boxes; the page has the class names.
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 canvas = figure.Figure(figsize=size, dpi=_DPI, layout="constrained")
                 draw(canvas, *args)
                 buffer = io.BytesIO()
-                # No name of a version, so that equal plots are equal bytes.
+                # Without matplotlib's version in the metadata, equal plots have equal bytes.
                 canvas.savefig(buffer, format="png", metadata={"Software": None})
-            found.append(buffer.getvalue())
-        return Plot(*found)
+            versions.append(buffer.getvalue())
+        return Plot(*versions)
 
-    return drawn
+    return plot
 
 
 def _colours(count: int) -> list[Any]:
@@ -72,19 +72,19 @@ def _colours(count: int) -> list[Any]:
     return list(matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, count)))
 
 
-@_in_both_looks
-def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
-    """Points coloured by class; `names` are the classes' as they are shown."""
+@_in_both_themes
+def scatter(canvas: Any, latent_map: Map, class_names: Mapping[int, str]) -> None:
+    """Points coloured by class."""
     import matplotlib
 
     axes = canvas.add_subplot()
-    classes = np.unique(found.labels)
-    # Smaller where they are many, and always to be seen.
-    area = float(np.clip(12_000 / len(found.labels), 3, 24))
+    classes = np.unique(latent_map.labels)
+    # The more points, the smaller they are, but they stay visible.
+    area = float(np.clip(12_000 / len(latent_map.labels), 3, 24))
     for label, colour in zip(classes.tolist(), _colours(len(classes)), strict=True):
-        here = found.points[found.labels == label]
-        name = _plain(names.get(label, str(label)))
-        axes.scatter(*here.T, s=area, color=colour, label=name, linewidths=0, alpha=0.75)
+        points = latent_map.points[latent_map.labels == label]
+        name = _plain(class_names.get(label, str(label)))
+        axes.scatter(*points.T, s=area, color=colour, label=name, linewidths=0, alpha=0.75)
     if len(classes) <= _MAX_LEGEND:
         legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
         for handle in legend.legend_handles:
@@ -95,23 +95,23 @@ def scatter(canvas: Any, found: Map, names: Mapping[int, str]) -> None:
         scale = matplotlib.colors.Normalize(int(classes[0]), int(classes[-1]))
         bar = canvas.colorbar(matplotlib.cm.ScalarMappable(scale, colours), ax=axes, label="label")
         bar.outline.set_visible(False)
-    axes.set_xlabel(found.axes[0])
-    axes.set_ylabel(found.axes[1])
-    if not any(found.axes):
+    axes.set_xlabel(latent_map.axes[0])
+    axes.set_ylabel(latent_map.axes[1])
+    if not any(latent_map.axes):
         axes.set_xticks([])
         axes.set_yticks([])
 
 
-def _plain(text: str, longest: int = 24) -> str:
-    """A name from outside for a legend: no formulas, no leading underscore that hides it."""
+def _plain(text: str, max_length: int = 24) -> str:
+    """Escapes a class name for a legend: "$" starts a formula, a leading "_" hides the entry."""
     text = "".join(c if c.isprintable() else "�" for c in text).replace("$", r"\$")
-    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    text = text if len(text) <= max_length else f"{text[: max_length - 1]}…"
     return f" {text}" if text.startswith("_") else text
 
 
-@_in_both_looks
+@_in_both_themes
 def curves(canvas: Any, name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """One number over the epochs, a line a split: split -> [(epoch, value)]."""
+    """One metric over the epochs, a line for each split: split -> [(epoch, value)]."""
     axes = canvas.add_subplot()
     colours = dict(zip(("train", "validation", "test"), _colours(3), strict=True))
     for split, points in lines.items():
@@ -127,19 +127,20 @@ def curves(canvas: Any, name: str, lines: Mapping[str, Sequence[tuple[float, flo
     axes.legend(frameon=False)
 
 
-@_in_both_looks
+@_in_both_themes
 def bars(canvas: Any, values: Sequence[float], is_active: Sequence[bool]) -> None:
-    """A bar a latent: its kl, in another colour where the latent is not in use."""
+    """The kl of each latent, in another colour if the latent is inactive."""
     axes = canvas.add_subplot()
-    places = np.arange(len(values))
+    latents = np.arange(len(values))
     active = np.asarray(is_active)
-    in_use, idle = _colours(2)
-    for chosen, colour, name in ((active, in_use, "in use"), (~active, idle, "not in use")):
-        if chosen.any():
-            axes.bar(places[chosen], np.asarray(values)[chosen], color=colour, label=name)
+    active_colour, inactive_colour = _colours(2)
+    bars_by_state = ((active, active_colour, "active"), (~active, inactive_colour, "inactive"))
+    for mask, colour, name in bars_by_state:
+        if mask.any():
+            axes.bar(latents[mask], np.asarray(values)[mask], color=colour, label=name)
     axes.set_xlabel("latent")
     axes.set_ylabel("kl, nats per image")
-    axes.set_xticks(places[:: -(-len(places) // 16)])
+    axes.set_xticks(latents[:: -(-len(latents) // 16)])
     if not active.all():
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axes.grid(axis="y", linewidth=0.6)

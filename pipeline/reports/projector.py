@@ -1,4 +1,4 @@
-"""A bundle for TensorBoard's Embedding Projector: tensors, metadata, sprite, config.
+"""Files for TensorBoard's Embedding Projector: tensors, metadata, sprite, config.
 
 tensorboard --logdir EXPORT_DIR/projector
 """
@@ -13,18 +13,23 @@ from pipeline.embeddings.row_sample import Sample
 from pipeline.formats import png as png_lib
 
 DIRECTORY = "projector"
-# The projector's limits: points that it takes for t-SNE and UMAP, pixels a side of a sprite.
+# Limits of the projector: points for t-SNE and UMAP, pixels of a side of a sprite.
 MAX_POINTS = 10_000
 _MAX_SPRITE = 8_192
-_MAX_SIDE = 64  # Pixels a side of a picture; more cannot be told on the screen.
+_MAX_SIDE = 64  # Pixels of a side of a picture; the screen shows no more detail.
 
 
 class Sprite:
-    """Small pictures of points, in rows of as many as there are rows."""
+    """Small pictures of all points in a square grid."""
 
     def __init__(self, keys: Sequence[Any], image_shape: tuple[int, int, int]):
-        """Takes what names the points, in order, and the images' shape."""
-        self._places = {key: place for place, key in enumerate(keys)}
+        """Makes an empty sprite.
+
+        Args:
+          keys: a unique key for each point, in order.
+          image_shape: of the images that `add` takes.
+        """
+        self._indices = {key: i for i, key in enumerate(keys)}
         self._columns = math.ceil(math.sqrt(max(1, len(keys))))
         height, width, channels = image_shape
         side = min(_MAX_SIDE, _MAX_SPRITE // self._columns)
@@ -34,11 +39,11 @@ class Sprite:
         self._pixels = np.zeros((*shape, 3 if channels == 3 else 1), np.uint8)
 
     def add(self, key: Any, image: np.ndarray) -> None:
-        """Puts an image, uint8 (H, W, C), where its point is; nothing if there is none."""
+        """Puts an image, uint8 (H, W, C), into the cell of its point; ignores unknown keys."""
         from PIL import Image
 
-        place = self._places.get(key)
-        if place is None:
+        index = self._indices.get(key)
+        if index is None:
             return
         image = image if image.shape[-1] == 3 else image[..., :1]
         height, width = self.size
@@ -46,22 +51,24 @@ class Sprite:
             picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
             small = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
             image = small.reshape(height, width, -1)
-        row, column = divmod(place, self._columns)
+        row, column = divmod(index, self._columns)
         top, left = row * height, column * width
         self._pixels[top : top + height, left : left + width] = image
 
     def png(self) -> bytes:
-        """The sprite."""
+        """The sprite as PNG."""
         return png_lib.png(self._pixels)
 
 
-def files(sample: Sample, names: Mapping[int, str], sprite: Sprite | None) -> dict[str, bytes]:
-    """The bundle's files: name -> bytes.
+def files(
+    sample: Sample, class_names: Mapping[int, str], sprite: Sprite | None
+) -> dict[str, bytes]:
+    """The files: name -> bytes.
 
     Args:
       sample: at most MAX_POINTS rows with means.
-      names: label -> class name.
-      sprite: with a picture for each row, if there are pictures.
+      class_names: label -> class name.
+      sprite: a picture of each row, or None.
     """
     rows = sample.rows
     tensors = "".join(
@@ -69,20 +76,20 @@ def files(sample: Sample, names: Mapping[int, str], sprite: Sprite | None) -> di
     )
     lines = ["class\tid\tlabel\n"]
     for record_id, label in zip(rows.ids, rows.labels.tolist(), strict=True):
-        name = names.get(label, str(label))
+        name = class_names.get(label, str(label))
         lines.append(f"{_field(name)}\t{_field(record_id)}\t{label}\n")
     config = ['embeddings {', '  tensor_name: "mean"', '  tensor_path: "tensors.tsv"',
               '  metadata_path: "metadata.tsv"']  # fmt: skip
-    made = {"tensors.tsv": tensors.encode(), "metadata.tsv": "".join(lines).encode()}
+    contents = {"tensors.tsv": tensors.encode(), "metadata.tsv": "".join(lines).encode()}
     if sprite:
         height, width = sprite.size
         config += ['  sprite {', '    image_path: "sprite.png"',
                    f"    single_image_dim: [{width}, {height}]", "  }"]  # fmt: skip
-        made["sprite.png"] = sprite.png()
-    made["projector_config.pbtxt"] = ("\n".join([*config, "}"]) + "\n").encode()
-    return made
+        contents["sprite.png"] = sprite.png()
+    contents["projector_config.pbtxt"] = ("\n".join([*config, "}"]) + "\n").encode()
+    return contents
 
 
 def _field(text: str) -> str:
-    """A text from outside in a line of tab-separated fields."""
+    """Escapes a text for a line of tab-separated fields."""
     return "".join(c if c.isprintable() else "�" for c in text)

@@ -27,6 +27,10 @@ from pipeline.storage import lock
 TIMINGS = "timings.json"
 
 
+class UnfinishedConflict(StageError):
+    """The directory holds an unfinished run of this stage with other inputs."""
+
+
 def are_complete(directory: str, files: Iterable[FileEntry]) -> bool:
     """Whether the files that a manifest lists are complete.
 
@@ -130,8 +134,10 @@ class OutputDirectory:
         if existing:
             differing = differences(existing["made_from"], self.made_from)
             if differing and not overwrite:
-                state = "finished" if manifest else "unfinished"
-                raise StageError(
+                state, error = "finished", StageError
+                if not manifest:
+                    state, error = "unfinished", UnfinishedConflict
+                raise error(
                     f"--output_dir={self.directory}: holds {state} output of other inputs "
                     f"({'; '.join(differing)}); name another directory, or pass --overwrite"
                 )
@@ -179,9 +185,9 @@ class OutputDirectory:
             self._remove_unfinished()
             files_lib.remove(self.tasks.path())
 
-    def _other_append(self, job: Job) -> StageError:
+    def _other_append(self, job: Job) -> UnfinishedConflict:
         differing = "; ".join(differences(job["made_from"], self.made_from))
-        return StageError(
+        return UnfinishedConflict(
             f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
             f"({differing}); finish that append first, or pass --overwrite to undo it"
         )

@@ -69,7 +69,7 @@ def test_sheets_show_originals_above_reconstructions(data_dir, exported):
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 16, 17])
-def test_a_sheet_of_any_number_and_kind(count, channels):
+def test_a_sheet_of_any_size_and_number_of_channels(count, channels):
     pictures = np.random.default_rng(0).integers(0, 256, (count, 5, 7, channels)).astype(np.uint8)
     image = Image.open(io.BytesIO(png.contact_sheet(pictures, pictures)))
     assert image.mode == ("RGB" if channels == 3 else "L")
@@ -81,14 +81,14 @@ def test_rows_do_not_depend_on_their_neighbours(data_dir, trained):
     model = model_lib.PublishedModel(str(trained / "export"), manifest)
     images = reader.Dataset(str(data_dir)).read_images("train")[:250]
     outputs = ("mean", "log_var", "reconstruction_loss", "kl", "reconstruction")
-    whole = model.embed(images, outputs)
+    values = model.embed(images, outputs)
     for chosen in (slice(0, 1), slice(3, 6), slice(0, 250, 5), slice(249, None, -1), slice(0, 0)):
         part = model.embed(images[chosen], outputs)
-        for name, values in part.items():
-            np.testing.assert_array_equal(values, whole[name][chosen])
-    # Nor on which other outputs are asked for.
+        for name in part:
+            np.testing.assert_array_equal(part[name], values[name][chosen])
+    # Nor do they depend on which other outputs are requested.
     for name in outputs:
-        np.testing.assert_array_equal(model.embed(images, (name,))[name], whole[name])
+        np.testing.assert_array_equal(model.embed(images, (name,))[name], values[name])
 
 
 def test_the_bytes_do_not_depend_on_the_workers(
@@ -98,11 +98,11 @@ def test_the_bytes_do_not_depend_on_the_workers(
         for name in ("nvidia0", "nvidia1"):
             (tmp_path / name).touch()
         monkeypatch.setattr(gpus, "DEVICES", str(tmp_path))
-    own = [gpus.environment_of(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
+    devices = [gpus.environment_of(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
     beam_args = ["--direct_num_workers=2"]
     make_embeddings(data_dir, trained / "export", tmp_path / "out", beam_args=beam_args)
-    told = f"export: GPUs of the worker processes: 0: {own[0]}, 1: {own[1]}\n"
-    assert told in capsys.readouterr().err
+    message = f"export: GPUs of the worker processes: 0: {devices[0]}, 1: {devices[1]}\n"
+    assert message in capsys.readouterr().err
     assert outputs_of(tmp_path / "out") == outputs_of(exported)
 
 
@@ -134,12 +134,12 @@ def test_one_damaged_shard_fails_the_job_and_keeps_the_rest(data_dir, trained, e
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(data_dir, data)
     shard = data / "blobs-test.tfrecord-00001-of-00004"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] + b"x")
-    with pytest.raises(StageError, match=f"{shard}: damaged.* keeps the 3 completed files"):
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-1] + b"x")
+    with pytest.raises(StageError, match=f"{shard}: damaged.* keeps the 3 files that are whole"):
         make_embeddings(data, trained / "export", out)
     assert not (out / "manifest.json").exists()
-    shard.write_bytes(whole)
+    shard.write_bytes(intact)
     make_embeddings(data, trained / "export", out)
     assert outputs_of(out) == outputs_of(exported)
     assert json.loads((out / "timings.json").read_text())["num_tasks_reused"] == 3
@@ -154,7 +154,7 @@ def test_a_damaged_model_is_refused(data_dir, trained, tmp_path):
         make_embeddings(data_dir, model, tmp_path / "out")
 
 
-def test_what_is_no_model_or_none_for_these_images(data_dir, trained, tmp_path):
+def test_no_model_or_a_model_of_other_images_is_refused(data_dir, trained, tmp_path):
     with pytest.raises(StageError, match="model_dir=.*: no such directory; expected the output of"):
         make_embeddings(data_dir, tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(StageError, match=r"model_dir=.*: has no manifest\.json"):
@@ -163,7 +163,7 @@ def test_what_is_no_model_or_none_for_these_images(data_dir, trained, tmp_path):
         make_embeddings(data_dir, data_dir, tmp_path / "out")
     other = make_idx_set(tmp_path / "idx", num_train=20, num_test=10, size=(8, 8))
     make_shards(f"idx:{other}", tmp_path / "other")
-    with pytest.raises(StageError, match=r"is for images of \(12, 8, 1\), .* are \(8, 8, 1\)"):
+    with pytest.raises(StageError, match=r"takes images of shape \(12, 8, 1\), .* are \(8, 8, 1\)"):
         make_embeddings(tmp_path / "other", trained / "export", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -191,7 +191,7 @@ def test_it_works_on_urls(data_dir, trained, exported, tmp_path):
     assert outputs_of(tmp_path / "copy") == outputs_of(exported)
 
 
-def test_records_of_a_shard_are_what_their_hash_says(data_dir):
+def test_records_of_a_shard_are_their_encoded_examples(data_dir):
     dataset = reader.Dataset(str(data_dir))
     shard = dataset.read_shard(dataset.shards("test")[0])
     for record_id, image, label, record in zip(

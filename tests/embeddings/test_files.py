@@ -1,4 +1,4 @@
-"""Rows in files: every format holds the same, and the readers that people use read it."""
+"""Files of rows: every format holds the same rows, and common readers read them."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ FIELDS = ("mean", "log_var", "z", "reconstruction_loss", "kl", "elbo")
 TASK = "blobs-test.tfrecord-00001-of-00004"
 
 
-def some_rows(count: int, latent_dim: int = 3) -> rows.Rows:
+def random_rows(count: int, latent_dim: int = 3) -> rows.Rows:
     generator = np.random.default_rng(count)
     shas = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(count)]
     columns = {
@@ -44,15 +44,15 @@ def assert_same_rows(a: rows.Rows, b: rows.Rows) -> None:
 
 @pytest.mark.parametrize("embedding_format", row_files.FORMATS)
 @pytest.mark.parametrize("count", [1, 7])
-def test_what_is_written_is_read_back(embedding_format, count, tmp_path):
-    made, directory = some_rows(count), str(tmp_path)
-    about = {"embedding_format": embedding_format, "model_id": "m"}
-    files = row_files.write(directory, TASK, made, **about)
+def test_written_rows_are_read_back(embedding_format, count, tmp_path):
+    expected, directory = random_rows(count), str(tmp_path)
+    settings = {"embedding_format": embedding_format, "model_id": "m"}
+    files = row_files.write(directory, TASK, expected, **settings)
     assert all(entry["num_examples"] == count for entry in files)
-    assert_same_rows(row_files.read(directory, TASK, files), made)
+    assert_same_rows(row_files.read(directory, TASK, files), expected)
     head = row_files.read(directory, TASK, files, num_rows=3)
-    assert_same_rows(head, made.take(range(min(3, count))))
-    assert files == row_files.write(directory, TASK, made, **about)
+    assert_same_rows(head, expected.take(range(min(3, count))))
+    assert files == row_files.write(directory, TASK, expected, **settings)
     path = tmp_path / files[0]["name"]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(StageError, match="damaged"):
@@ -60,9 +60,9 @@ def test_what_is_written_is_read_back(embedding_format, count, tmp_path):
 
 
 @pytest.mark.parametrize("embedding_format", row_files.FORMATS)
-def test_no_rows_are_files_too(embedding_format, tmp_path):
+def test_a_shard_without_rows_has_files_too(embedding_format, tmp_path):
     files = row_files.write(
-        str(tmp_path), TASK, some_rows(0), embedding_format=embedding_format, model_id="m"
+        str(tmp_path), TASK, random_rows(0), embedding_format=embedding_format, model_id="m"
     )
     assert row_files.read(str(tmp_path), TASK, files).ids == []
 
@@ -70,18 +70,18 @@ def test_no_rows_are_files_too(embedding_format, tmp_path):
 @pytest.fixture(scope="module")
 def in_formats(data_dir, trained, tmp_path_factory):
     """The same export in each format."""
-    made = {}
+    directories = {}
     for embedding_format in row_files.FORMATS:
-        made[embedding_format] = tmp_path_factory.mktemp(embedding_format) / "out"
+        directories[embedding_format] = tmp_path_factory.mktemp(embedding_format) / "out"
         make_embeddings(
             data_dir,
             trained / "export",
-            made[embedding_format],
+            directories[embedding_format],
             fields=FIELDS,
             embedding_format=embedding_format,
             images="none",
         )
-    return made
+    return directories
 
 
 def read_all(directory) -> dict[str, rows.Rows]:
@@ -91,23 +91,23 @@ def read_all(directory) -> dict[str, rows.Rows]:
 
 def test_every_format_holds_the_same_rows(in_formats):
     parquet, *others = (read_all(directory) for directory in in_formats.values())
-    assert sum(len(found.ids) for found in parquet.values()) == 50
+    assert sum(len(shard.ids) for shard in parquet.values()) == 50
     for other in others:
-        for task, found in parquet.items():
-            assert_same_rows(found, other[task])
+        for task, shard in parquet.items():
+            assert_same_rows(shard, other[task])
 
 
-def test_fields_are_made_of_each_other(in_formats):
-    for found in read_all(in_formats["parquet"]).values():
-        columns = found.columns
+def test_fields_are_consistent(in_formats):
+    for shard in read_all(in_formats["parquet"]).values():
+        columns = shard.columns
         np.testing.assert_array_equal(
             columns["elbo"], -(columns["reconstruction_loss"] + columns["kl"])
         )
         kl = rows.kl_per_latent(columns["mean"], columns["log_var"]).sum(axis=1)
         np.testing.assert_allclose(columns["kl"], kl, rtol=1e-4)
-        spread = (columns["z"] - columns["mean"]) / np.exp(columns["log_var"] / 2)
-        drawn = rows.noise(found.shas, latent_dim=3, seed=0)
-        np.testing.assert_allclose(spread, drawn, rtol=1e-3, atol=1e-4)
+        epsilon = (columns["z"] - columns["mean"]) / np.exp(columns["log_var"] / 2)
+        expected = rows.noise(shard.shas, latent_dim=3, seed=0)
+        np.testing.assert_allclose(epsilon, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_pandas_polars_duckdb_arrow_and_tensorflow_read_it(in_formats):
@@ -130,7 +130,7 @@ def test_pandas_polars_duckdb_arrow_and_tensorflow_read_it(in_formats):
         assert frame["id"].tolist() == expected.ids, name
         assert frame["label"].tolist() == expected.labels.tolist(), name
         np.testing.assert_array_equal(np.stack(frame["mean"]), expected.columns["mean"], name)
-    found = []
+    examples = []
     for path in sorted(in_formats["tfrecord"].glob("*.tfrecord")):
         for record in tf.data.TFRecordDataset(str(path)):
             features = {
@@ -138,29 +138,31 @@ def test_pandas_polars_duckdb_arrow_and_tensorflow_read_it(in_formats):
                 "mean": tf.io.FixedLenFeature([3], tf.float32),
                 "kl": tf.io.FixedLenFeature([1], tf.float32),
             }
-            found.append(tf.io.parse_single_example(record, features))
-    assert [one["id"].numpy().decode() for one in found] == expected.ids
-    np.testing.assert_array_equal([one["mean"] for one in found], expected.columns["mean"])
+            examples.append(tf.io.parse_single_example(record, features))
+    assert [example["id"].numpy().decode() for example in examples] == expected.ids
+    np.testing.assert_array_equal(
+        [example["mean"] for example in examples], expected.columns["mean"]
+    )
 
 
 @given(st.permutations(range(20)), st.integers(1, 9))
-def test_noise_belongs_to_a_record_and_not_to_a_place(order, latent_dim):
-    shas = some_rows(20).shas
-    whole = rows.noise(shas, latent_dim=latent_dim, seed=4)
+def test_noise_depends_on_the_record_and_not_on_its_position(order, latent_dim):
+    shas = random_rows(20).shas
+    noise = rows.noise(shas, latent_dim=latent_dim, seed=4)
     part = rows.noise([shas[i] for i in order[:7]], latent_dim=latent_dim, seed=4)
-    np.testing.assert_array_equal(part, whole[list(order[:7])])
-    assert whole.shape == (20, latent_dim)
+    np.testing.assert_array_equal(part, noise[list(order[:7])])
+    assert noise.shape == (20, latent_dim)
 
 
-def test_noise_is_normal_and_another_with_another_seed():
-    shas = some_rows(4_000).shas
+def test_noise_is_normal_and_depends_on_the_seed():
+    shas = random_rows(4_000).shas
     first = rows.noise(shas, latent_dim=5, seed=0)
     second = rows.noise(shas, latent_dim=5, seed=1)
     for values in (first, second):
         # Five standard errors of 20,000 independent normal numbers.
         assert abs(values.mean()) < 5 / math.sqrt(20_000)
         assert abs(values.var() - 1) < 5 * math.sqrt(2 / 20_000)
-        between = np.corrcoef(values.T) - np.eye(5)
-        assert abs(between).max() < 5 / math.sqrt(4_000)
+        correlations = np.corrcoef(values.T) - np.eye(5)
+        assert abs(correlations).max() < 5 / math.sqrt(4_000)
         assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / 20_000)
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / math.sqrt(20_000)

@@ -1,4 +1,4 @@
-"""A repeated export computes what is new and nothing else, and ends in the same bytes."""
+"""A repeated export computes only what is new, and ends in the same bytes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.datasets.test_reader import damage_one_record
 
 
 def computed(manifest: dict) -> int:
-    return sum(of_shard["computed"] for of_shard in manifest["done"].values())
+    return sum(counts["computed"] for counts in manifest["done"].values())
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,15 @@ def other_model(data_dir, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def grown(data_dir, tmp_path):
-    """A copy of the data set, and a function that appends so many test records to it."""
+    """A function that appends test records to a copy of the data set."""
     directory, days = tmp_path / "data", iter(range(1, 100))
     shutil.copytree(data_dir, directory)
 
     def grow(count: int) -> pathlib.Path:
         day = next(days)
-        more = make_idx_set(tmp_path / f"day{day}", num_train=1, num_test=count)
+        new_set = make_idx_set(tmp_path / f"day{day}", num_train=1, num_test=count)
         settings = {"append": True, "id_prefix": f"day{day}-", "num_shards": 1}
-        make_shards(f"idx:{more}", directory, **settings)
+        make_shards(f"idx:{new_set}", directory, **settings)
         return directory
 
     return grow
@@ -54,16 +54,16 @@ def grown(data_dir, tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How many images each call of the model has seen."""
-    found, embed = [], job.PublishedModel.embed
+    """The number of images in each call of the model."""
+    batch_sizes, embed = [], job.PublishedModel.embed
 
     def counting(self, images, outputs):
-        if len(images):  # It is traced with none.
-            found.append(len(images))
+        if len(images):  # Tracing calls it without images.
+            batch_sizes.append(len(images))
         return embed(self, images, outputs)
 
     monkeypatch.setattr(job.PublishedModel, "embed", counting)
-    return found
+    return batch_sizes
 
 
 def test_exactly_the_appended_records_are_computed(grown, trained, tmp_path, calls):
@@ -81,15 +81,16 @@ def test_exactly_the_appended_records_are_computed(grown, trained, tmp_path, cal
     assert manifest["records"] == {"read": 151, "written": 151, "quarantined": 0}
     timings = json.loads((out / "timings.json").read_text())
     done = timings["done"].values()
-    assert sum(of["computed"] for of in done) == 100 and sum(of["reused"] for of in done) == 51
+    assert sum(counts["computed"] for counts in done) == 100
+    assert sum(counts["reused"] for counts in done) == 51
     # Step by step and at once: the same bytes, manifest included.
     make_embeddings(data, model, tmp_path / "at_once")
     assert outputs_of(tmp_path / "at_once") == outputs_of(out)
-    kept = {name: data for name, data in before.items() if name.endswith((".parquet", ".png"))}
-    assert outputs_of(out).items() >= kept.items()
+    unchanged = {n: data for n, data in before.items() if n.endswith((".parquet", ".png"))}
+    assert outputs_of(out).items() >= unchanged.items()
 
 
-def test_another_model_computes_all_anew(data_dir, trained, other_model, tmp_path, calls):
+def test_another_model_computes_everything_again(data_dir, trained, other_model, tmp_path, calls):
     out = tmp_path / "out"
     first = make_embeddings(data_dir, trained / "export", out)
     manifest = make_embeddings(data_dir, other_model, out)
@@ -99,7 +100,7 @@ def test_another_model_computes_all_anew(data_dir, trained, other_model, tmp_pat
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-def test_overwrite_computes_all_anew_and_leaves_the_same_bytes(data_dir, trained, tmp_path):
+def test_overwrite_computes_everything_again_with_the_same_bytes(data_dir, trained, tmp_path):
     out = tmp_path / "out"
     make_embeddings(data_dir, trained / "export", out)
     before = outputs_of(out)
@@ -107,7 +108,7 @@ def test_overwrite_computes_all_anew_and_leaves_the_same_bytes(data_dir, trained
     assert outputs_of(out) == before
 
 
-def test_fewer_shards_leave_no_file_of_those_before(idx_dir, trained, tmp_path):
+def test_fewer_shards_leave_no_file_of_the_earlier_shards(idx_dir, trained, tmp_path):
     data, model, out = tmp_path / "data", trained / "export", tmp_path / "out"
     make_shards(f"idx:{idx_dir}", data, num_shards=5)
     make_embeddings(data, model, out)
@@ -122,14 +123,14 @@ def test_other_settings_need_overwrite_and_leave_nothing_of_the_old(data_dir, tr
     model, out = trained / "export", tmp_path / "out"
     make_embeddings(data_dir, model, out)
     before = outputs_of(out)
-    for settings, said in (
+    for settings, message in (
         ({"images": "none"}, "images is 'sheets' there and 'none' here"),
         ({"embedding_format": "npy"}, "embedding_format is 'parquet' there"),
         ({"fields": ("mean",)}, "fields is"),
         ({"split": "train"}, "split is"),
         ({"z_seed": 1}, "z_seed is 0 there and 1 here"),
     ):
-        with pytest.raises(StageError, match=f"made with other settings.*{said}"):
+        with pytest.raises(StageError, match=f"made with other settings.*{message}"):
             make_embeddings(data_dir, model, out, **settings)
     assert outputs_of(out) == before
     settings = {"images": "all", "embedding_format": "npy"}
@@ -138,8 +139,8 @@ def test_other_settings_need_overwrite_and_leave_nothing_of_the_old(data_dir, tr
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-# Files that it opens for writing: job.json; the markers of five shards that stay; rows, sheet,
-# note and marker of a new one; statistics, job.json, timings, manifest.
+# The files that the second export opens for writing: job.json; markers of five unchanged shards;
+# rows, sheet, note and marker of a new shard; statistics, job.json, timings, manifest.
 @pytest.mark.parametrize(
     "file_number", [8, 14, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 11))]
 )
@@ -154,7 +155,7 @@ def test_killed_in_a_second_export_the_first_stays_and_the_rerun_completes(
     die_at_file(file_number, "pipeline.export", *flags)
     after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
     if file_number < 13:
-        assert after == before  # Readers have what they had.
+        assert after == before  # Readers see the first export.
     manifest = make_embeddings(data, model, out)
     assert computed(manifest) == 30
     make_embeddings(data, model, tmp_path / "fresh")
@@ -165,7 +166,7 @@ def test_killed_in_a_second_export_the_first_stays_and_the_rerun_completes(
 def test_killed_while_files_are_moved(
     data_dir, trained, other_model, grown, tmp_path, monkeypatch, move_number
 ):
-    """And then the set grows before the next try: no file of any state is left."""
+    """Then the set grows before the next try, and no file of an earlier state is left."""
     from pipeline.storage import files
 
     data, out = grown(2), tmp_path / "out"
@@ -202,14 +203,14 @@ def test_killed_while_overwriting_the_same_command_goes_on(data_dir, trained, tm
     assert earlier and computed(manifest) == 50
 
 
-def test_a_bound_that_is_not_kept_publishes_nothing(grown, trained, tmp_path, calls):
+def test_a_bound_that_does_not_hold_publishes_nothing(grown, trained, tmp_path, calls):
     data, model, out = grown(1), trained / "export", tmp_path / "out"
     with pytest.raises(StageError, match=r"elbo>0 \(it is -.*nothing is published"):
         make_embeddings(data, model, out, require="elbo>0")
     assert list(outputs_of(out)) == [n for n in outputs_of(out) if n.startswith(".progress")]
-    held = "elbo>-1e9, active_units>=0,kl<1e9,quarantined==0,written>=51"
-    assert computed(make_embeddings(data, model, out, require=held)) == 51
-    assert sum(calls) == 51  # Nothing twice.
+    bounds = "elbo>-1e9, active_units>=0,kl<1e9,quarantined==0,written>=51"
+    assert computed(make_embeddings(data, model, out, require=bounds)) == 51
+    assert sum(calls) == 51  # Nothing is computed twice.
     before = outputs_of(out)
     grown(10)
     with pytest.raises(StageError, match=r"written<60 \(it is 61\), reconstruction_loss<1 \(it is"):
@@ -217,11 +218,13 @@ def test_a_bound_that_is_not_kept_publishes_nothing(grown, trained, tmp_path, ca
     after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
     assert after == before
     assert make_embeddings(data, model, out)["records"]["written"] == 61
-    with pytest.raises(StageError, match="written<60"):  # A finished one is held to it, too.
+    with pytest.raises(
+        StageError, match="written<60"
+    ):  # The bound applies to a finished export, too.
         make_embeddings(data, model, out, require="written<60")
 
 
-def test_without_rows_no_bound_on_them_is_kept(grown, trained, other_model, tmp_path):
+def test_without_rows_no_bound_on_them_holds(grown, trained, other_model, tmp_path):
     data, out = grown(1), tmp_path / "out"
     make_embeddings(data, trained / "export", out, require="elbo>-1000")
     before = outputs_of(out)
@@ -237,12 +240,12 @@ def test_without_rows_no_bound_on_them_is_kept(grown, trained, other_model, tmp_
     assert manifest["records"]["written"] == 0 < manifest["records"]["quarantined"]
 
 
-def test_bounds_on_the_model_are_looked_at_first(data_dir, trained, tmp_path, calls):
+def test_bounds_on_the_model_are_checked_first(data_dir, trained, tmp_path, calls):
     model = trained / "export"
     split = next(iter(json.loads((model / "manifest.json").read_text())["metrics"]))
-    for required in (f"model.{split}.elbo>0", f"model.{split}.kl<-1"):
-        with pytest.raises(StageError, match=f"{required[:12]}.*does not hold"):
-            make_embeddings(data_dir, model, tmp_path / "out", require=required)
+    for bound in (f"model.{split}.elbo>0", f"model.{split}.kl<-1"):
+        with pytest.raises(StageError, match=f"{bound[:12]}.*does not hold"):
+            make_embeddings(data_dir, model, tmp_path / "out", require=bound)
     assert not calls and not (tmp_path / "out").exists()
     make_embeddings(data_dir, model, tmp_path / "out", require=f"model.{split}.elbo>-1e9")
 
@@ -250,24 +253,24 @@ def test_bounds_on_the_model_are_looked_at_first(data_dir, trained, tmp_path, ca
 @pytest.mark.parametrize(
     "text", ["elbo", "elbo>", "elbo=3", "elbo>x", ">3", "elbo>nan", "elbo>1,,kl<2", "a b>3"]
 )
-def test_what_is_no_bound(text):
+def test_malformed_bounds_are_refused(text):
     from pipeline.embeddings import gate
 
     with pytest.raises(UsageError, match="is no bound; expected NAME, one of"):
         gate.parse(text)
 
 
-def test_a_bound_on_what_there_is_not(data_dir, trained, tmp_path):
-    with pytest.raises(UsageError, match="no number 'accuracy' here; expected one of reconstruct"):
+def test_a_bound_on_an_unknown_metric_is_refused(data_dir, trained, tmp_path):
+    with pytest.raises(UsageError, match="no metric 'accuracy' in .*; expected one of reconstruct"):
         make_embeddings(data_dir, trained / "export", tmp_path / "out", require="accuracy>0.9")
-    with pytest.raises(UsageError, match="no number 'elbo' here; expected one of active_units"):
+    with pytest.raises(UsageError, match="no metric 'elbo' in .*; expected one of active_units"):
         make_embeddings(
             data_dir, trained / "export", tmp_path / "out", require="elbo>0", fields=("mean",)
         )
 
 
 def test_a_shard_damaged_after_it_was_exported_costs_nothing(grown, trained, tmp_path):
-    """A row is a function of the record; where it is there, the record is not needed again."""
+    """A row is a function of the record, so an existing row does not need the record again."""
     data, model, out = grown(1), trained / "export", tmp_path / "out"
     make_embeddings(data, model, out)
     grown(4)
@@ -277,7 +280,7 @@ def test_a_shard_damaged_after_it_was_exported_costs_nothing(grown, trained, tmp
     assert computed(manifest) == 4
 
 
-def test_a_damaged_shard_is_looked_at_again_until_it_is_mended(grown, trained, tmp_path, calls):
+def test_a_damaged_shard_is_read_again_until_it_is_repaired(grown, trained, tmp_path, calls):
     data, model, out = grown(1), trained / "export", tmp_path / "out"
     path = data / "blobs-test.tfrecord-00002-of-00004"
     whole = path.read_bytes()
@@ -291,14 +294,14 @@ def test_a_damaged_shard_is_looked_at_again_until_it_is_mended(grown, trained, t
     path.write_bytes(whole)
     manifest = make_embeddings(data, model, out, **settings)
     assert manifest["records"] == {"read": 51, "written": 51, "quarantined": 0}
-    # The mended record, and the few beside it that its shard's contact sheet shows again.
+    # The repaired record, and the few others on the contact sheet of its shard.
     assert sum(calls) <= 20
     make_embeddings(data, model, tmp_path / "fresh")
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
     assert not (out / "quarantine").exists()
 
 
-def test_a_damaged_output_is_made_again(data_dir, trained, tmp_path):
+def test_damaged_output_is_replaced(data_dir, trained, tmp_path):
     model, out = trained / "export", tmp_path / "out"
     make_embeddings(data_dir, model, out)
     before = outputs_of(out)
@@ -310,23 +313,23 @@ def test_a_damaged_output_is_made_again(data_dir, trained, tmp_path):
     assert outputs_of(out) == before
 
 
-def test_rows_do_not_depend_on_how_much_is_known(data_dir, trained, tmp_path, monkeypatch):
-    """Without pictures only what is new in a shard is computed, whatever stands around it."""
+def test_rows_do_not_depend_on_how_many_are_reused(data_dir, trained, tmp_path, monkeypatch):
+    """Without pictures only the new records of a shard are computed."""
     from pipeline.embeddings import shard
 
     model, out, folder = trained / "export", tmp_path / "out", tmp_path / "set"
     monkeypatch.setattr(shard, "_SHEET_PAIRS", 4)
     make_folder_set(folder, num_train=40, num_test=40)
     paths = sorted((folder / "test").rglob("*.png"))
-    kept = tmp_path / "later"
-    kept.mkdir()
+    later = tmp_path / "later"
+    later.mkdir()
     for number, path in enumerate(paths[::5]):
-        path.rename(kept / f"{number}.png")
+        path.rename(later / f"{number}.png")
     source, settings = f"folder:{folder}", {"num_shards": 3, "images": "none"}
     first = make_embeddings(source, model, out, **settings)
     assert computed(first) == 32
     for number, path in enumerate(paths[::5]):
-        (kept / f"{number}.png").rename(path)
+        (later / f"{number}.png").rename(path)
     assert computed(make_embeddings(source, model, out, **settings)) == 8
     make_embeddings(source, model, tmp_path / "fresh", **settings)
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
@@ -335,19 +338,21 @@ def test_rows_do_not_depend_on_how_much_is_known(data_dir, trained, tmp_path, mo
 def test_a_source_gives_the_bytes_of_its_shards(idx_dir, data_dir, trained, tmp_path):
     model = trained / "export"
     for images in ("sheets", "all"):
-        about = {"split": "test,validation", "images": images}
-        make_embeddings(data_dir, model, tmp_path / f"shards-{images}", **about)
-        straight = make_embeddings(f"idx:{idx_dir}", model, tmp_path / f"source-{images}", **about)
+        settings = {"split": "test,validation", "images": images}
+        make_embeddings(data_dir, model, tmp_path / f"shards-{images}", **settings)
+        manifest = make_embeddings(
+            f"idx:{idx_dir}", model, tmp_path / f"source-{images}", **settings
+        )
         described = ("manifest.json", "statistics.json")
         assert {
             n: d for n, d in outputs_of(tmp_path / f"source-{images}").items() if n not in described
         } == {
             n: d for n, d in outputs_of(tmp_path / f"shards-{images}").items() if n not in described
         }
-        assert straight["records"]["written"] == 50 + 28
+        assert manifest["records"]["written"] == 50 + 28
 
 
-def test_a_source_that_has_changed_computes_what_has_changed(trained, tmp_path, calls):
+def test_of_a_changed_source_only_the_changes_are_computed(trained, tmp_path, calls):
     folder, out = make_folder_set(tmp_path / "set", num_train=9, num_test=60), tmp_path / "out"
     source, model = f"folder:{folder}", trained / "export"
     assert computed(make_embeddings(source, model, out)) == 60
@@ -383,23 +388,23 @@ def test_a_source_that_changes_under_an_export_is_not_published(trained, tmp_pat
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-def test_several_splits_at_once_are_those_of_each(data_dir, trained, tmp_path):
+def test_several_splits_at_once_give_the_files_of_each(data_dir, trained, tmp_path):
     model = trained / "export"
-    both = make_embeddings(data_dir, model, tmp_path / "both", split="test,train")
+    manifest = make_embeddings(data_dir, model, tmp_path / "both", split="test,train")
     for split, count in (("train", 272), ("test", 50)):
         alone = make_embeddings(data_dir, model, tmp_path / split, split=split)
         assert alone["records"]["written"] == count
         for name, data in outputs_of(tmp_path / split).items():
             if name.endswith((".parquet", ".png")):
                 assert (tmp_path / "both" / name).read_bytes() == data
-    assert both["records"]["written"] == 322
+    assert manifest["records"]["written"] == 322
     make_embeddings(data_dir, model, tmp_path / "turned", split="train,test")
     assert outputs_of(tmp_path / "both") == outputs_of(tmp_path / "turned")
     with pytest.raises(StageError, match="split 'tset': .* has train, validation, test"):
         make_embeddings(data_dir, model, tmp_path / "x", split="test,tset")
 
 
-def test_embeddings_alone_are_those_beside_pictures(data_dir, trained, tmp_path):
+def test_embeddings_are_the_same_without_pictures(data_dir, trained, tmp_path):
     import pyarrow.parquet as pq
 
     model = trained / "export"
@@ -407,11 +412,11 @@ def test_embeddings_alone_are_those_beside_pictures(data_dir, trained, tmp_path)
     make_embeddings(data_dir, model, tmp_path / "few", fields=("mean", "log_var"), images="none")
     assert not list((tmp_path / "few").glob("*.png"))
     for path in sorted((tmp_path / "few").glob("*.parquet")):
-        few, whole = pq.read_table(path), pq.read_table(tmp_path / "all" / path.name)
-        assert few.equals(whole.select(few.column_names))
+        few, full = pq.read_table(path), pq.read_table(tmp_path / "all" / path.name)
+        assert few.equals(full.select(few.column_names))
 
 
-def test_drift_is_told_by_its_size(data_dir, trained, other_model, grown, tmp_path):
+def test_drift_is_judged_by_its_size(data_dir, trained, other_model, grown, tmp_path):
     model, reference = trained / "export", tmp_path / "reference"
     make_embeddings(data_dir, model, reference)
     same = make_embeddings(data_dir, model, tmp_path / "same", reference=reference)["drift"]
@@ -424,9 +429,10 @@ def test_drift_is_told_by_its_size(data_dir, trained, other_model, grown, tmp_pa
         raw = path.read_bytes()
         path.write_bytes(raw[:16] + bytes(255 - byte for byte in raw[16:]))
     make_shards(f"idx:{dark}", data, append=True, id_prefix="dark-", num_shards=1)
-    moved = make_embeddings(data, model, tmp_path / "moved", reference=reference)["drift"]
-    assert any("reconstruction_loss has drifted" in warning for warning in moved["warnings"])
-    assert moved["reconstruction_loss"]["mean"][1] > moved["reconstruction_loss"]["mean"][0]
+    drifted = make_embeddings(data, model, tmp_path / "drifted", reference=reference)["drift"]
+    assert any("reconstruction_loss has drifted" in warning for warning in drifted["warnings"])
+    before, after = drifted["reconstruction_loss"]["mean"]
+    assert after > before
     other = make_embeddings(data_dir, other_model, tmp_path / "o", reference=reference)["drift"]
     assert other["same_model"] is False and "latents" not in other
     with pytest.raises(StageError, match="reference=.*no such directory"):
@@ -443,7 +449,16 @@ def test_the_command_accounts_for_every_record(data_dir, trained, tmp_path):
         "pipeline.export", *flags, f"--output_dir={tmp_path}/out", "--require=elbo>0", check=False
     )
     assert done.returncode == 1 and done.stderr.startswith("export: --require: elbo>0 (it is -")
-    for bad, said in (
+    done = run_command(
+        "pipeline.export",
+        *flags,
+        f"--output_dir={tmp_path}/out",
+        "--require=elbo>0",
+        "--status_on_rejection=3",
+        check=False,
+    )
+    assert done.returncode == 3 and done.stderr.startswith("export: --require: elbo>0 (it is -")
+    for bad, message in (
         ("--fields=mean,mean", "none of them twice"),
         ("--source=sample", "expected one of the two"),
         ("--split=", "expected names of splits"),
@@ -451,20 +466,20 @@ def test_the_command_accounts_for_every_record(data_dir, trained, tmp_path):
         done = run_command(
             "pipeline.export", *flags, f"--output_dir={tmp_path}/x", bad, check=False
         )
-        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr, done.stderr
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("args", [[], ["--direct_running_mode=multi_threading"]])
-def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkeypatch, args):
+@pytest.mark.parametrize("options", [[], ["--direct_running_mode=multi_threading"]])
+def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkeypatch, options):
     loads, init = [], job.PublishedModel.__init__
 
-    def counting(self, *about, **more):
+    def counting(self, *args, **kwargs):
         loads.append(self)
-        init(self, *about, **more)
+        init(self, *args, **kwargs)
 
     monkeypatch.setattr(job.PublishedModel, "__init__", counting)
-    beam_args = [*args, "--direct_num_workers=2"] if args else []
+    beam_args = [*options, "--direct_num_workers=2"] if options else []
     make_embeddings(data_dir, trained / "export", tmp_path / "out", beam_args=beam_args)
     assert len(loads) == 1
     make_embeddings(data_dir, trained / "export", tmp_path / "fresh")
@@ -472,7 +487,6 @@ def test_the_model_is_loaded_once_and_shared(data_dir, trained, tmp_path, monkey
 
 
 def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
-
     out = tmp_path / "out"
     make_embeddings(data_dir, trained / "export", out)
     with lock.hold(str(out)):
@@ -483,7 +497,7 @@ def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
 def test_killed_while_publishing_and_then_while_overwriting(
     data_dir, trained, other_model, tmp_path, monkeypatch
 ):
-    """Whatever lies there without a manifest: the directory is still known for an export's."""
+    """Without a manifest, the directory still counts as one of export."""
     from pipeline.stages import tasks
     from pipeline.storage import files
 
@@ -511,8 +525,8 @@ def test_killed_while_publishing_and_then_while_overwriting(
 
 
 @pytest.mark.parametrize("embedding_format", ["parquet", "npy"])
-def test_what_a_rejected_run_has_made_is_never_published(trained, tmp_path, embedding_format):
-    """Good data, then bad data that a bound rejects, then good data and more."""
+def test_output_of_a_rejected_run_is_never_published(trained, tmp_path, embedding_format):
+    """Good data, then bad data that a bound rejects, then good data with a new record."""
     model, out = trained / "export", tmp_path / "out"
     folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
     source, settings = f"folder:{folder}", {"embedding_format": embedding_format}
@@ -534,7 +548,7 @@ def test_what_a_rejected_run_has_made_is_never_published(trained, tmp_path, embe
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-def test_outputs_do_not_lie_in_inputs(data_dir, trained, tmp_path):
+def test_outputs_inside_inputs_are_refused(data_dir, trained, tmp_path):
     model, folder = trained / "export", make_folder_set(tmp_path / "set", num_train=5, num_test=9)
     for data, inside in ((data_dir, data_dir), (f"folder:{folder}", folder), (data_dir, model)):
         with pytest.raises(UsageError, match="--output_dir=.*: lies in .*; name a directory"):

@@ -1,4 +1,4 @@
-"""The report: opened in a real browser, made again, and made of as little as there is."""
+"""The report: opened in a real browser, written again, and written from partial data."""
 
 import json
 import pathlib
@@ -98,13 +98,13 @@ def two_latents(data_dir, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def browser():
     needs_browser()
-    found = Browser()
-    yield found
-    found.close()
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 def assert_sound(browser: Browser, page: pathlib.Path) -> None:
-    """The page fetches nothing, logs nothing, and all of its images are there with words."""
+    """The page fetches nothing, logs nothing, and all images load and have alt texts."""
     browser.asked_for(), browser.complaints()  # Those of the page before.
     browser.open(page.as_uri())
     assert browser.asked_for() == [page.as_uri()]
@@ -131,7 +131,7 @@ def test_every_figure_is_there_and_nothing_is_fetched_or_logged(browser, reporte
     for expected in ("export_id", "dataset_id", "model_id"):
         assert manifest[expected] in text
     assert "322 records read = 322 written + 0 quarantined" in text
-    assert "taught on 272 rows of train, measured on 50 of test" in text.lower()
+    assert "trained on 272 rows of train, evaluated on 50 of test" in text.lower()
     assert browser.run("return document.documentElement.lang") == "en"
 
 
@@ -192,8 +192,8 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     for record_id in IDS:
         assert any(record_id in title for title in titles), record_id
     captions = browser.run(
-        "const found = document.querySelectorAll('#reconstructions figcaption');"
-        "return [...found].map(f => f.textContent)"
+        "const captions = document.querySelectorAll('#reconstructions figcaption');"
+        "return [...captions].map(f => f.textContent)"
     )
     assert set(captions) == set(NAMES)
     lines = (tmp_path / "out" / "projector" / "metadata.tsv").read_text().split("\n")
@@ -201,7 +201,7 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     assert {path.name for path in (tmp_path).iterdir()} == {"out"}
 
 
-def test_made_again_it_is_the_same(reported, data_dir, trained):
+def test_written_again_it_is_the_same(reported, data_dir, trained):
     before = outputs_of(reported)
     make_report_of(reported, data_dir, trained / "export", split=["train", "test"])
     assert outputs_of(reported) == before
@@ -209,7 +209,7 @@ def test_made_again_it_is_the_same(reported, data_dir, trained):
     assert create_report.is_current(str(reported), export_id)
 
 
-def test_without_images_or_model_it_shows_what_is_there(browser, reported, tmp_path):
+def test_without_images_or_model_it_shows_the_other_sections(browser, reported, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(reported, out)
     before = {path.name for path in (out / "plots").iterdir()}
@@ -226,7 +226,7 @@ def test_without_images_or_model_it_shows_what_is_there(browser, reported, tmp_p
 
 
 def test_few_and_no_rows(trained, tmp_path):
-    """A report of next to nothing is a report."""
+    """An export of one row, or none, gets a report."""
     for count in (1, 2, 4):
         directory = tmp_path / str(count)
         make_idx_set(directory / "idx", num_train=5, num_test=count)
@@ -235,10 +235,10 @@ def test_few_and_no_rows(trained, tmp_path):
         make_embeddings(data, trained / "export", directory / "out")
         page = make_report_of(directory / "out", data, trained / "export")
         assert f"{count} records read = {count} written" in page.read_text()
-    folder = tmp_path / "4" / "data" / "blobs-test.tfrecord-00000-of-00001"
-    folder.write_bytes(folder.read_bytes()[:10])
-    about = {"on_corrupt": "quarantine", "max_quarantined": "100%", "overwrite": True}
-    make_embeddings(tmp_path / "4" / "data", trained / "export", tmp_path / "4" / "out", **about)
+    shard = tmp_path / "4" / "data" / "blobs-test.tfrecord-00000-of-00001"
+    shard.write_bytes(shard.read_bytes()[:10])
+    settings = {"on_corrupt": "quarantine", "max_quarantined": "100%", "overwrite": True}
+    make_embeddings(tmp_path / "4" / "data", trained / "export", tmp_path / "4" / "out", **settings)
     page = make_report_of(tmp_path / "4" / "out", tmp_path / "4" / "data", trained / "export")
     assert "4 records read = 0 written + 4 quarantined" in page.read_text()
 
@@ -255,15 +255,15 @@ def test_rows_without_means_and_in_other_formats(data_dir, trained, tmp_path):
         assert ('id="latent-space"' in page) == ("mean" in settings["fields"])
 
 
-def test_what_is_no_export_or_of_another_model(data_dir, trained, two_latents, reported, tmp_path):
+def test_no_export_or_another_model_is_refused(data_dir, trained, two_latents, reported, tmp_path):
     with pytest.raises(StageError, match="output_dir=.*: no such directory; expected the output"):
         make_report_of(tmp_path / "nothing", data_dir, trained / "export")
     with pytest.raises(StageError, match="made the export; expected the same"):
         make_report_of(reported, None, two_latents.parent / "run" / "export")
 
 
-def test_images_that_are_not_those_of_the_export(reported, data_dir, trained, tmp_path):
-    """Another set, or other splits, would show other images under the export's ids."""
+def test_images_of_another_set_or_split_are_refused(reported, data_dir, trained, tmp_path):
+    """They would show other images under the ids of the export."""
     for split in (["test"], ["train", "validation"]):
         with pytest.raises(StageError, match="the images are not those of the export .split is"):
             make_report_of(reported, data_dir, trained / "export", split=split)
@@ -273,15 +273,15 @@ def test_images_that_are_not_those_of_the_export(reported, data_dir, trained, tm
         make_report_of(reported, tmp_path / "other", trained / "export", split=["train", "test"])
 
 
-@pytest.mark.parametrize("how", ["gone", "damaged", "cut"])
-def test_images_that_are_gone_are_missed(data_dir, trained, tmp_path, how):
+@pytest.mark.parametrize("fault", ["gone", "damaged", "cut"])
+def test_missing_images_are_counted_in_a_warning(data_dir, trained, tmp_path, fault):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(data_dir, data)
     make_embeddings(data, trained / "export", out)
     path = data / "blobs-test.tfrecord-00001-of-00004"
-    if how == "gone":
+    if fault == "gone":
         path.unlink()
-    elif how == "damaged":
+    elif fault == "damaged":
         damage_one_record(data, path.name)
     else:
         path.write_bytes(path.read_bytes()[:-70])
@@ -290,7 +290,7 @@ def test_images_that_are_gone_are_missed(data_dir, trained, tmp_path, how):
     assert "images that were exported could not be read any more" in page
 
 
-def test_loss_curves_of_a_run_as_it_was_left(reported, tmp_path):
+def test_loss_curves_of_a_killed_run(reported, tmp_path):
     out, run = tmp_path / "out", tmp_path / "run"
     shutil.copytree(reported, out)
     with pytest.raises(StageError, match=r"--run_dir=.*: has no metrics\.jsonl; expected"):
@@ -304,7 +304,7 @@ def test_loss_curves_of_a_run_as_it_was_left(reported, tmp_path):
     (run / "metrics.jsonl").write_text(text)
     assert 'id="loss-curves"' in make_report_of(out, None, run_dir=str(run)).read_text()
     assert (out / "plots" / "curve_loss.png").exists()
-    # What an earlier report had and this one has not is gone.
+    # A plot of the earlier report that this one lacks is removed.
     assert not (out / "plots" / "curve_kl.png").exists()
 
 
@@ -316,10 +316,10 @@ def test_records_of_two_splits_with_equal_ids_are_told_apart(trained, tmp_path):
     make_embeddings(source, trained / "export", tmp_path / "out", split="train,test", num_shards=1)
     settings = create_set.Settings("blobs", 1, 0.1, 0, "none")
     input_ = inputs.SourceInput(conversion.SourceSpec(source), settings, ["train", "test"])
-    wanted = {task: {f"{i}" for i in range(20)} for task in input_.sizes}
-    found = dict(input_.images(wanted))
-    assert len(found) > 20
-    for (task, _), image in found.items():
+    ids_by_shard = {task: {f"{i}" for i in range(20)} for task in input_.sizes}
+    images = dict(input_.images(ids_by_shard))
+    assert len(images) > 20
+    for (task, _), image in images.items():
         assert (image == (255 if "-test." in task else 0)).all()
 
 
@@ -348,11 +348,11 @@ class Twins:
         return images, bright.astype(np.int64)
 
 
-def open_twins(rest):
+def open_twins(path):
     return Twins()
 
 
-def test_the_projector_of_tensorboard_takes_the_bundle(reported, data_dir):
+def test_the_projector_of_tensorboard_reads_the_files(reported, data_dir):
     from google.protobuf import text_format
     from tensorboard.plugins.projector import projector_config_pb2
 
@@ -374,21 +374,21 @@ def test_the_projector_of_tensorboard_takes_the_bundle(reported, data_dir):
         for entry in dataset.shards(split):
             shard = dataset.read_shard(entry)
             images |= dict(zip(shard.ids, shard.images[..., 0], strict=True))
-    for place, line in enumerate(lines):
-        row, column = divmod(place, columns)
-        shown = sprite[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        np.testing.assert_array_equal(shown, images[line.split("\t")[1]])
+    for index, line in enumerate(lines):
+        row, column = divmod(index, columns)
+        picture = sprite[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        np.testing.assert_array_equal(picture, images[line.split("\t")[1]])
 
 
-def test_tensorboard_serves_it(reported):
+def test_tensorboard_serves_the_projector(reported):
     bundle = reported / "projector"
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={bundle}", "--port=0"]
     server = subprocess.Popen(
         [*command, "--load_fast=false"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        said = iter(server.stderr.readline, "")
-        address = next(found[0] for line in said if (found := re.search(r"http://\S+/", line)))
+        lines = iter(server.stderr.readline, "")
+        address = next(match[0] for line in lines if (match := re.search(r"http://\S+/", line)))
         assert_served(f"{address}data/plugin/projector/", bundle)
     finally:
         server.kill()
@@ -396,29 +396,29 @@ def test_tensorboard_serves_it(reported):
 
 
 def assert_served(address: str, bundle: pathlib.Path) -> None:
-    """TensorBoard's projector hands out what is in the bundle."""
+    """TensorBoard's projector serves the files in projector/."""
 
-    def served(what: str) -> bytes:
-        with urllib.request.urlopen(f"{address}{what}", timeout=60) as answer:
+    def served(path: str) -> bytes:
+        with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
             return answer.read()
 
     assert json.loads(served("runs")) == ["."]
-    [about] = json.loads(served("info?run=."))["embeddings"]
-    assert (about["tensorName"], about["tensorShape"]) == ("mean", [322, 3])
+    [info] = json.loads(served("info?run=."))["embeddings"]
+    assert (info["tensorName"], info["tensorShape"]) == ("mean", [322, 3])
     tensors = np.frombuffer(served("tensor?run=.&name=mean"), np.float32).reshape(322, 3)
     np.testing.assert_allclose(tensors, np.loadtxt(bundle / "tensors.tsv"), rtol=1e-6)
     assert served("metadata?run=.&name=mean") == (bundle / "metadata.tsv").read_bytes()
     assert served("sprite_image?run=.&name=mean") == (bundle / "sprite.png").read_bytes()
 
 
-def test_the_commands_make_it_and_a_stale_one_goes(data_dir, trained, tmp_path):
+def test_the_commands_write_it_and_remove_a_stale_one(data_dir, trained, tmp_path):
     model, out = trained / "export", tmp_path / "out"
-    about = [f"--data_dir={data_dir}", f"--model_dir={model}", f"--output_dir={out}"]
-    assert f"export: {out}/report.html" in run_command("pipeline.export", *about).stdout
+    flags = [f"--data_dir={data_dir}", f"--model_dir={model}", f"--output_dir={out}"]
+    assert f"export: {out}/report.html" in run_command("pipeline.export", *flags).stdout
     first = outputs_of(out)
     (out / "report.html").unlink()
-    made = run_command("pipeline.report", *about)
-    assert made.stdout == f"report: {out}/report.html\n" and outputs_of(out) == first
-    run_command("pipeline.export", *about, "--split=train", "--overwrite", "--noreport")
-    left = {path.name for path in out.iterdir()}
-    assert not left & {"report.html", "report.json", "plots", "projector"}
+    done = run_command("pipeline.report", *flags)
+    assert done.stdout == f"report: {out}/report.html\n" and outputs_of(out) == first
+    run_command("pipeline.export", *flags, "--split=train", "--overwrite", "--noreport")
+    names = {path.name for path in out.iterdir()}
+    assert not names & {"report.html", "report.json", "plots", "projector"}

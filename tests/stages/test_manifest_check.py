@@ -254,6 +254,6 @@ def test_a_report_removes_nothing_outside_of_its_export(directories, tmp_path):
     ):
         state = {"format_version": 1, "export_id": export_id, "files": [entry]}
         (export / "report.json").write_bytes(manifest_lib.sealed_json(state))
-        create_report.remove_other(str(export), "1" * 16)
+        create_report.remove_stale(str(export), "1" * 16)
         assert not create_report.is_current(str(export), other)
     assert (tmp_path / "witness").read_text() == "still here"

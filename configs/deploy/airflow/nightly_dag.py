@@ -1,9 +1,9 @@
-"""The night's chain in Airflow 3: preprocess --append, then export behind its gate.
+"""The nightly job in Airflow 3: preprocess --append, then export behind its gate.
 
-Put this file into the DAGs folder; edit _SCRIPT, and _ENVIRONMENT as the head of nightly.sh says.
-A task is a stage. Status 75 is tried again, which goes on from the files that are whole; any other
-but 0 fails at once, since it would fail again. The gate's refusal is told from other failures by
-its message, and what was published before stays.
+Put this file into the DAGs folder; edit _SCRIPT, and edit _ENVIRONMENT as the comment at the top of
+nightly.sh says. Each stage is a task. After status 75 Airflow tries again, and the stage resumes
+from its completed files. Any other status but 0 fails the task at once, because a retry would fail
+again. Status 3 means that the gate held the export back; the published export stays as it was.
 """
 
 import os
@@ -21,36 +21,36 @@ _ENVIRONMENT = {
     "OUTPUT_DIR": "/data/embeddings",
     "REQUIRE": "elbo>-110",
     "PYTHON": "/opt/vae-pipeline/.venv/bin/python",
-    "TRIES": "1",  # Airflow's own `retries` are shown and can be watched.
+    "TRIES": "1",  # Airflow shows its own `retries`.
 }
 _INTERRUPTED = 75
 _MEANINGS = {2: "bad usage or configuration", 3: "the gate held the export back"}
 
 
 class Stage(BaseOperator):
-    """A stage of nightly.sh, with its exit status honoured."""
+    """Runs a stage of nightly.sh and acts on its exit status."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._hook = SubprocessHook()
 
     def execute(self, context):
-        """Runs the stage that the task is named after.
+        """Runs the stage with the name of the task.
 
         Raises:
-          AirflowException: it was interrupted; Airflow tries again.
-          AirflowFailException: it failed, and would fail again.
+          AirflowException: the stage was interrupted; Airflow tries again.
+          AirflowFailException: the stage failed; a retry would fail again.
         """
         environment = {**os.environ, **_ENVIRONMENT}
         status = self._hook.run_command([_SCRIPT, self.task_id], env=environment).exit_code
         if status == _INTERRUPTED:
-            raise AirflowException(f"{self.task_id} was interrupted, or another night runs")
+            raise AirflowException(f"{self.task_id} was interrupted, or another night is running")
         if status:
             meaning = _MEANINGS.get(status, "it failed")
-            raise AirflowFailException(f"{self.task_id}: status {status}, {meaning}; see its lines")
+            raise AirflowFailException(f"{self.task_id}: status {status}, {meaning}; see its log")
 
     def on_kill(self):
-        """Passes on that the task is to end; the stage keeps what is whole."""
+        """Sends SIGTERM to the stage, which keeps its completed files."""
         self._hook.send_sigterm()
 
 
@@ -58,7 +58,7 @@ with DAG(
     dag_id="vae_nightly",
     schedule="30 2 * * *",
     start_date=pendulum.datetime(2026, 1, 1),
-    catchup=False,  # A night takes all that is there, so a missed one is made up for.
+    catchup=False,  # A night processes all new records, so the next one makes up for a missed one.
     max_active_runs=1,
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=1)},
 ):

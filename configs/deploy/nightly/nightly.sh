@@ -1,30 +1,30 @@
 #!/bin/sh
-# The night's chain: preprocess --append, then export behind its gate.
+# The nightly job: preprocess --append, then export behind its gate.
 #
 #   nightly.sh            both stages
-#   nightly.sh preprocess | nightly.sh export      one of them, for a scheduler that has a task each
+#   nightly.sh preprocess | nightly.sh export      one stage, for a scheduler with a task for each
 #
-# crontab beside it has the line for cron. In its environment:
-#   SOURCE=idx:/data/incoming     as in preprocess --source; what is new in it is appended
-#   DATA_DIR=/data/shards         the data set; the first night makes it
+# The file crontab in this folder has the line for cron. Environment variables:
+#   SOURCE=idx:/data/incoming     as in preprocess --source; its new records are appended
+#   DATA_DIR=/data/shards         the data set; the first night creates it
 #   MODEL_DIR=/data/run/export    the model
-#   OUTPUT_DIR=/data/embeddings   the export; each of the three may be a URL
-#   REQUIRE='elbo>-110'           the gate, as in export --require; without it there is none
+#   OUTPUT_DIR=/data/embeddings   the export; each of these three may be a URL
+#   REQUIRE='elbo>-110'           the gate, as in export --require; optional
 #   PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
-#   TRIES=3                   how often a stage is started that ends with 75
+#   TRIES=3                   how many times a stage is started while it ends with 75
 #   PYTHON=/opt/vae-pipeline/.venv/bin/python
 #
 # Exit status: 0 published, or nothing was new; 1 a stage failed; 2 bad usage or configuration;
-# 3 the gate held the export back, and what was published before stays; 75 interrupted, or
-# another night is still under way: start it again, it goes on from the files that are whole.
+# 3 the gate held the export back, and the published one stays as it was; 75 interrupted, or another
+# night is still under way: start it again, and it resumes from its completed files.
 set -u
 
 say() { echo "nightly: $*" >&2; }
 
 need() { # name and value of a variable, and an example
   [ -n "$2" ] && return
-  say "$1='': expected a value, such as $3; set it in the environment, see the head of $0"
+  say "$1='': expected a value, such as $3; set it in the environment, see the comment at the top of $0"
   exit 2
 }
 
@@ -55,67 +55,58 @@ for stage; do
   esac
 done
 
-# One night of a user at a time for each export; nights of two users are kept apart by the locks of
-# their directories. The stages inherit the lock: as long as one of them runs, even if this script
-# was killed, no other night begins.
+# The lock lets one night run at a time for each user and export; nights of two users are kept apart
+# by the locks of their directories. The stages inherit this lock: while a stage runs, no other
+# night begins, even if this script was killed.
 if ! [ -w "${TMPDIR:-/tmp}" ]; then
   say "TMPDIR=${TMPDIR:-/tmp}: expected a directory to write to"
   exit 2
 fi
 lock=${TMPDIR:-/tmp}/vae-nightly-$(id -u)-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
-if ! (: >> "$lock") 2> /dev/null; then # In a shell of its own, which a failure ends.
+if ! (: >> "$lock") 2> /dev/null; then # In a subshell, because a failed redirection ends the shell.
   say "$lock: cannot be opened; expected a file of user $(id -u): remove it, or set TMPDIR"
   exit 1
 fi
 exec 9>> "$lock"
 if ! flock -n 9; then
-  say "$OUTPUT_DIR: another night is still under way (it holds $lock); start it again later"
+  say "$OUTPUT_DIR: another night is still under way (it holds $lock); start this one again later"
   exit 75
 fi
 
-work=$(mktemp -d) || exit 1
-child='' told_to_stop=''
-# A scheduler tells this script alone, and the stage is who can stop well.
+child='' is_stopping=''
+# A scheduler may signal this script alone; the stage is the process that has to stop.
 stop() {
-  told_to_stop=yes
+  is_stopping=yes
   [ -z "$child" ] || kill -TERM "$child" 2> /dev/null
 }
 trap stop TERM INT
-trap 'rm -rf "$work"' EXIT
 
-# Runs a command, shows and keeps what it says on standard error; sets `status`.
+# Runs a command; sets `status`.
 run() {
-  rm -f "$work/pipe"
-  mkfifo "$work/pipe"
-  # A signal to the whole process group is not for tee: the stage has yet to say that it stops, and
-  # would fail for want of a reader.
-  (trap '' TERM INT && exec tee "$work/said" < "$work/pipe" >&2) &
-  tee=$!
-  "$@" 2> "$work/pipe" &
+  "$@" &
   child=$!
-  [ -z "$told_to_stop" ] || kill -TERM "$child" # It came before there was a child to tell.
+  [ -z "$is_stopping" ] || kill -TERM "$child" # The signal came before `child` was set.
   wait "$child"
   status=$?
-  while kill -0 "$child" 2> /dev/null; do # A signal has ended the wait, and not the child.
+  while kill -0 "$child" 2> /dev/null; do # A signal ended the wait while the child still runs.
     wait "$child"
     status=$?
   done
   child=''
-  wait "$tee"
 }
 
-# Runs a stage until it ends with another status than 75; sets `status`.
+# Runs a stage, again while it ends with 75; sets `status`.
 run_stage() {
   stage=$1
   shift
   try=1
   while
     run "$python" -m "pipeline.$stage" "$@"
-    # 143: a signal that came before the program listened to any.
+    # 143: SIGTERM came before the program had installed its handler.
     [ "$status" -eq 75 ] || [ "$status" -eq 143 ]
   do
-    if [ -n "$told_to_stop" ] || [ "$try" -ge "$num_tries" ]; then
-      say "$stage was interrupted in try $try of $num_tries; run the same command to go on"
+    if [ -n "$is_stopping" ] || [ "$try" -ge "$num_tries" ]; then
+      say "$stage was interrupted in try $try of $num_tries; run the same command to resume"
       exit 75
     fi
     try=$((try + 1))
@@ -123,15 +114,15 @@ run_stage() {
   done
 }
 
-# Ends the night unless the stage ended with 0.
+# Ends the night unless `status` is 0.
 expect_0() {
   [ "$status" -eq 0 ] && return
-  say "$stage failed with status $status; its lines above say why"
+  say "$stage failed with status $status; see its messages above"
   [ "$status" -eq 2 ] && exit 2
   exit 1
 }
 
-# Sets `status`: 0 if a finished data set is there, 4 if none is; it may be a URL.
+# Sets `status`: 0 if DATA_DIR, a path or a URL, holds a finished data set; 4 if it holds none.
 look_for_set() {
   run "$python" -c '
 import os, sys
@@ -150,20 +141,20 @@ preprocess() {
   look_for_set
   case $status in
   0) set -- "$@" --append ;;
-  4) ;; # The first night, or one that goes on with it, makes the set.
+  4) ;; # The first night creates the data set, or resumes creating it.
   143)
-    say "preprocess was interrupted before it began; run the same command to go on"
+    say "preprocess was interrupted before it began; run the same command to resume"
     exit 75
     ;;
-  *) # Not to be taken for a first night: that would be told to --overwrite the set.
-    say "$DATA_DIR: cannot tell whether the data set is there; the lines above say why"
+  *) # This is not a first night: without --append, preprocess would ask for --overwrite.
+    say "$DATA_DIR: cannot tell whether it holds a data set; see the messages above"
     exit 1
     ;;
   esac
-  run_stage preprocess "$@"
-  unfinished='holds (an unfinished --append|unfinished output) of other inputs'
-  if [ "$status" -eq 1 ] && grep -qE "$unfinished" "$work/said"; then
-    say "$SOURCE has changed since a night that did not end; what that one had begun is undone"
+  # Status 3: an unfinished run with other inputs is in the way.
+  run_stage preprocess "$@" --status_on_conflict=3
+  if [ "$status" -eq 3 ]; then
+    say "$SOURCE has changed since a night that did not end; its partial work is removed"
     run_stage preprocess "$@" --overwrite
   fi
   expect_0
@@ -172,9 +163,9 @@ preprocess() {
 embed() {
   # shellcheck disable=SC2086 # Flags, separated by spaces.
   run_stage export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" --output_dir="$OUTPUT_DIR" \
-    ${REQUIRE:+--require="$REQUIRE"} ${EXPORT_FLAGS:-}
-  if [ "$status" -eq 1 ] && grep -q '^export: --require: ' "$work/said"; then
-    say "the gate held the export back; nothing is published, $OUTPUT_DIR stays as it was"
+    ${REQUIRE:+--require="$REQUIRE"} --status_on_rejection=3 ${EXPORT_FLAGS:-}
+  if [ "$status" -eq 3 ]; then
+    say "the gate held the export back; nothing is published, and $OUTPUT_DIR stays as it was"
     exit 3
   fi
   expect_0
