@@ -136,7 +136,7 @@ def test_one_damaged_shard_fails_the_job_and_keeps_the_rest(data_dir, trained, e
     shard = data / "blobs-test.tfrecord-00001-of-00004"
     intact = shard.read_bytes()
     shard.write_bytes(intact[:-1] + b"x")
-    with pytest.raises(StageError, match=f"{shard}: damaged.* keeps the 3 files that are whole"):
+    with pytest.raises(StageError, match=f"{shard}: damaged.* keeps the 3 completed files"):
         make_embeddings(data, trained / "export", out)
     assert not (out / "manifest.json").exists()
     shard.write_bytes(intact)
