@@ -12,7 +12,7 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
     arrays = {"model/a": np.random.default_rng(0).random((20, 3)), "model/b": np.arange(3)}
     saved = checkpoints.Checkpoint(5, [1.0, 2.0, 3.0], {"key": 1}, arrays)
     checkpoints.save(str(tmp_path), saved, keep=2)
-    path = checkpoints.path_of(str(tmp_path), 5)
+    path = checkpoints.checkpoint_path(str(tmp_path), 5)
     with open(path, "rb") as file:
         whole = file.read()
     chance = random.Random(0)
@@ -52,16 +52,16 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
 def test_a_checkpoint_of_other_types_is_damaged(tmp_path, change, capsys):
     whole = checkpoints.Checkpoint(5, [], {}, {})
     checkpoints.save(str(tmp_path), whole, keep=2)
-    path = checkpoints.path_of(str(tmp_path), 6)
+    path = checkpoints.checkpoint_path(str(tmp_path), 6)
     about = {"format_version": 1, "step": 6, "epoch_sums": [], "run": {}, "names": []} | change
     np.savez(path, about=np.frombuffer(json.dumps(about).encode(), np.uint8))
-    assert checkpoints.read_newest(str(tmp_path)) == whole._replace(reported=None)
+    assert checkpoints.read_newest(str(tmp_path)) == whole._replace(metrics_text=None)
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
 def test_a_directory_in_place_of_a_checkpoint_is_passed_over(tmp_path):
     checkpoints.save(str(tmp_path), checkpoints.Checkpoint(5, [], {}, {}), keep=2)
-    os.mkdir(checkpoints.path_of(str(tmp_path), 6))
+    os.mkdir(checkpoints.checkpoint_path(str(tmp_path), 6))
     assert checkpoints.read_newest(str(tmp_path)).step == 5
 
 

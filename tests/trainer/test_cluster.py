@@ -94,7 +94,7 @@ def kill_one(data_dir, workdir, killed: int) -> int:
     assert cut.wait() == 75
     assert f"launch: worker {killed} was killed by SIGKILL" in stderr
     assert f"[{1 - killed}] train: another worker of the cluster is gone or out of reach" in stderr
-    assert "start the job again, it goes on from" in stderr
+    assert "start the job again, and it resumes from" in stderr
     assert "killing it" not in stderr
     return max(int(path.name[5:15]) for path in (workdir / "checkpoints").glob("step-*"))
 
@@ -123,7 +123,7 @@ def test_the_launcher_passes_signals_on(data_dir, tmp_path, number):
     stderr = cut.stderr.read()
     assert cut.wait() == 75
     assert len(re.findall(r"train: stopped by a signal at step", stderr)) == 2
-    assert "launch: workers were interrupted; run the same command to go on" in stderr
+    assert "launch: workers were interrupted; run the same command to resume" in stderr
 
 
 # A cluster of one worker with two devices, which TensorFlow makes of GPUs alone.

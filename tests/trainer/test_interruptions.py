@@ -78,7 +78,7 @@ def test_a_signal_ends_a_long_call_after_its_step(data_dir, tmp_path):
 
 def test_a_second_interrupt_leaves_at_once(data_dir, trained, tmp_path):
     text = interrupt(data_dir, tmp_path / "run", At(STUCK, 1, signal.SIGINT))
-    assert "stopped at once; run the same command to go on" in text
+    assert "stopped at once; run the same command to resume" in text
     train_lib.train(smoke_config(data_dir), workdir=str(tmp_path / "run"))
     assert_same_run(tmp_path / "run", trained)
 

@@ -39,11 +39,11 @@ def test_every_worker_sees_the_same_cluster(num_workers, name, index):
     assert made == [f"{name}-{number}.{name}:2222" for number in range(num_workers)]
     environment = {"JOB_COMPLETION_INDEX": str(index)}
     if index < num_workers:
-        assert join.own_index(None, num_workers, environment) == index
-        assert join.own_index(0, num_workers, environment) == 0
+        assert join.worker_index(None, num_workers, environment) == index
+        assert join.worker_index(0, num_workers, environment) == 0
     else:
         with pytest.raises(UsageError, match=f"JOB_COMPLETION_INDEX={index}: expected 0 to"):
-            join.own_index(None, num_workers, environment)
+            join.worker_index(None, num_workers, environment)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,12 @@ def test_every_worker_sees_the_same_cluster(num_workers, name, index):
     [
         (["--hosts=a,b"], "no flags for the trainer"),
         (["--hosts=a-{index}", "--", "x"], "expected --num_workers too"),
-        (["--hosts=a,b", "--num_workers=3", "--", "x"], "names 2; leave it out or name as many"),
-        (["--hosts=a:1,b", "--", "x"], "'a:1' is no host name"),
-        (["--hosts=a,b", "--", "x"], "which worker is this?"),
+        (
+            ["--hosts=a,b", "--num_workers=3", "--", "x"],
+            r"names 2 host\(s\); leave --num_workers out, or name as many",
+        ),
+        (["--hosts=a:1,b", "--", "x"], "'a:1' is not a host name"),
+        (["--hosts=a,b", "--", "x"], "the number of this worker is unknown"),
         (["--hosts=a,b", "--index=2", "--", "x"], "--index=2: expected 0 to 1"),
         (["--hosts=a,b", "--index=0", "--", "--wrkdir=x"], "train: Unknown command line flag"),
     ],

@@ -20,8 +20,8 @@ from trainer.data import batches
 from trainer.model.networks import VAE
 from trainer.runs import config as config_lib
 from trainer.runs import train
-from trainer.steps import kl_routes
-from trainer.steps.keras_fit_steps import make
+from trainer.steps import kl_routes, training
+from trainer.steps.evaluation import Evaluator
 from trainer.steps.optimizer import Optimizer
 
 BY_FIT = [name for name in kl_routes.NAMES if name != "gradient_tape"]
@@ -44,8 +44,8 @@ class Trial:
         with strategy.scope():
             self.vae = VAE(config, IMAGE_SHAPE)
             self.optimizer = Optimizer(config, self.vae, total_steps=100)
-        self.steps = make(config, strategy, self.vae, self.optimizer)
-        self.visit = self.steps.place("train", images, num_bytes=images.nbytes).visit(
+        self.steps = training.make(Evaluator(config, strategy, self.vae), self.optimizer)
+        self.visit = self.steps.place(images, num_bytes=images.nbytes).visit(
             np.random.default_rng(4).permutation(len(images)).astype(np.int32)
         )
         variables = [*self.vae.variables, *self.optimizer.variables.values()]

@@ -97,7 +97,7 @@ def test_the_estimate_is_exact_where_the_integral_is_known(data_dir, tmp_path):
         "logits": (loadings.T, bias),
     }
     names = [variable.path.split("/") for variable in VAE(config, (12, 8, 1)).variables]
-    publish.publish(
+    publish.publish_model(
         str(tmp_path / "model"),
         config=config,
         run={"dataset_id": "", "config": {}},
@@ -165,7 +165,7 @@ def test_what_does_not_fit(mlp, data_dir, tmp_path):
     make_idx_set(tmp_path / "idx", num_train=20, num_test=5, size=(4, 4))
     make_shards(f"idx:{tmp_path}/idx", tmp_path / "small", num_shards=1)
     about = {"model_dir": str(mlp), "num_importance_samples": 1}
-    with pytest.raises(StageError, match=r"is for images of \(12, 8, 1\)"):
+    with pytest.raises(StageError, match=r"the model is for images of \(12, 8, 1\)"):
         measure.measure(**about, data_dir=str(tmp_path / "small"), split="test")
     with pytest.raises(StageError, match="split 'all'"):
         measure.measure(**about, data_dir=str(data_dir), split="all")

@@ -52,14 +52,14 @@ class Cluster:
     def begin(self) -> None:
         """Begins anew, as after a restart."""
         self.workers = [
-            (rendezvous.Other if index else rendezvous.First)(
+            (rendezvous.OtherWorker if index else rendezvous.FirstWorker)(
                 tf_config.Cluster(self._addresses, index)
             )
             for index in range(len(self._addresses))
         ]
 
-    def meet(self, index: int, *, timeout_secs: float = 60, **about) -> Result:
-        return Result(self.workers[index].meet, about, timeout_secs)
+    def meet(self, index: int, *, timeout_secs: float = 60, **settings) -> Result:
+        return Result(self.workers[index].meet, settings, timeout_secs)
 
     def connect(self) -> socket.socket:
         """A connection to the first worker, once it listens."""
@@ -75,8 +75,8 @@ class Cluster:
             Result(worker.close)
 
 
-def say_more_often(monkeypatch) -> None:
-    monkeypatch.setattr(rendezvous, "_SAY_EVERY_SECS", 0)
+def report_more_often(monkeypatch) -> None:
+    monkeypatch.setattr(rendezvous, "_REPORT_EVERY_SECS", 0)
     monkeypatch.setattr(rendezvous, "_RETRY_SECS", 0.05)
 
 
@@ -86,7 +86,7 @@ def hello(index: object, about: object = None) -> bytes:
 
 
 def test_workers_meet_and_start_together_again_and_again_on_the_same_ports(monkeypatch):
-    say_more_often(monkeypatch)
+    report_more_often(monkeypatch)
     cluster = Cluster(3)
     for _ in range(3):
         cluster.begin()
@@ -99,13 +99,13 @@ def test_workers_meet_and_start_together_again_and_again_on_the_same_ports(monke
 
 
 def test_those_who_are_missing_are_named_and_waited_for_no_longer_than_said(monkeypatch, capfd):
-    say_more_often(monkeypatch)
+    report_more_often(monkeypatch)
     cluster = Cluster(3)
     met = [cluster.meet(0, timeout_secs=2), cluster.meet(1)]
     for error in (each.wait() for each in met):
         assert isinstance(error, Interrupted)
         assert re.match(
-            r"worker 2 at localhost:\d+ did not come within 2 s \(--join_tim", str(error)
+            r"worker 2 at localhost:\d+ did not join within 2 s \(--join_tim", str(error)
         )
     said = capfd.readouterr().err
     assert said.count("train: waiting for worker 2 at localhost:") > 1
@@ -226,7 +226,7 @@ def test_workers_that_disagree_end_with_2_and_what_differs(data_dir, idx_dir, tm
     ]
     for status, text in ends_of(workers):
         assert (status, text.count("\n")) == (2, 1), text
-        assert "address of worker 3 is not there at worker 0, worker 1 and " in text
+        assert "address of worker 3 is missing at worker 0, worker 1 and " in text
         assert re.search(
             r"config\.beta is 0\.\d+ at worker 0, worker 2 and 3\.0 at worker 1;", text
         )
@@ -242,7 +242,7 @@ def test_two_processes_of_one_number_are_an_error_of_all(data_dir, tmp_path):
     workers = [start(data_dir, tmp_path, ports, index) for index in (0, 1, 1)]
     for status, text in ends_of(workers):
         assert (status, text.count("\n")) == (2, 1), text
-        assert "train: two processes say that they are worker 1; start each worker of the" in text
+        assert "train: two processes have joined as worker 1; start each worker of the" in text
 
 
 def test_a_port_in_use_is_named(data_dir, tmp_path):

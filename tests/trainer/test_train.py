@@ -181,7 +181,7 @@ def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
     ):
         train.train(other, workdir=str(workdir))
     assert_same_run(workdir, trained)
-    with pytest.raises(UsageError, match="has come to step .* at least as many"):
+    with pytest.raises(UsageError, match="is already at step .* at least as many"):
         train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
     train.train(other, workdir=str(workdir), overwrite=True)
     fresh = tmp_path / "fresh"
@@ -211,7 +211,7 @@ def test_a_config_of_somebody_else_is_refused_even_with_overwrite(data_dir, tmp_
     for name in ("config.json", "export/thesis"):
         (tmp_path / name).write_text(text)
     for overwrite in (False, True):
-        with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+        with pytest.raises(StageError, match=r"config\.json: not a config of this command"):
             train.train(smoke_config(data_dir), workdir=str(tmp_path), overwrite=overwrite)
     assert (tmp_path / "config.json").read_text() == text
     assert (tmp_path / "export" / "thesis").read_text() == text
@@ -276,14 +276,14 @@ def test_a_line_of_metrics_damaged_by_hand_is_named_or_restored(
     with_lines = checkpoint.read_bytes()
     checkpoint.write_bytes(without_lines(checkpoint))
     (tmp_path / "metrics.jsonl").write_text(f"{whole}half a li")
-    with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is no line of metrics"):
+    with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is damaged"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path))
     checkpoint.write_bytes(with_lines)
     (tmp_path / "metrics.jsonl").write_text(whole[30:])
     train.train(smoke_config(data_dir), workdir=str(tmp_path))
     said = capsys.readouterr().err
     assert (
-        "metrics.jsonl is not as step 11 left it; its 2 lines are restored from the check" in said
+        "metrics.jsonl was changed after step 11; its 2 lines are restored from the check" in said
     )
     assert_same_run(tmp_path, trained)
 
@@ -325,9 +325,10 @@ def test_a_finished_run_does_without_config_and_metrics(data_dir, trained, tmp_p
     said = capsys.readouterr()
     assert "already finished" in said.out
     assert (
-        "config.json is missing or damaged; the checkpoint of step 22 tells whose run" in said.err
+        "config.json is missing or damaged; the checkpoint of step 22 identifies the run"
+        in said.err
     )
-    assert "metrics.jsonl is not as the run left it; written again" in said.err
+    assert "metrics.jsonl is missing or changed; writing it again" in said.err
     assert_same_run(workdir, trained)
     assert (workdir / "config.json").read_bytes() == (trained / "config.json").read_bytes()
 
@@ -337,7 +338,7 @@ def test_a_config_that_is_json_of_somebody_else_stays_beside_checkpoints(
 ):
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+    with pytest.raises(StageError, match=r"config\.json: not a config of this command"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path / "run"), overwrite=True)
     assert (tmp_path / "run" / "config.json").read_text() == "{}"
 
@@ -441,7 +442,7 @@ def test_early_stopping_needs_a_validation_split(tmp_path, idx_dir):
 
     make_shards(f"idx:{idx_dir}", tmp_path / "data", validation_fraction=0, num_shards=1)
     config = smoke_config(tmp_path / "data", early_stopping_patience=1)
-    with pytest.raises(UsageError, match="has no split 'validation' to judge by"):
+    with pytest.raises(UsageError, match="has no split 'validation', which early stopping needs"):
         train.train(config, workdir=str(tmp_path / "run"))
 
 
@@ -463,7 +464,9 @@ def test_a_warm_start_begins_with_the_weights_and_is_bound_to_them(data_dir, tra
     with pytest.raises(UsageError, match="warm_start is '.*' there and None here"):
         train.train(smoke_config(data_dir, **tiny), workdir=str(tmp_path / "run"))
     config = smoke_config(data_dir, warm_start_from=str(trained / "export"), latent_dim=4)
-    with pytest.raises(StageError, match=r"its weight 'decoder_dense/kernel' is \(3, .*\(4, "):
+    with pytest.raises(
+        StageError, match=r"weight 'decoder_dense/kernel' is \(3, .* there and \(4, "
+    ):
         train.train(config, workdir=str(tmp_path / "wide"))
 
 
