@@ -53,7 +53,7 @@ def test_every_worker_sees_the_same_cluster(num_workers, name, index):
         (["--hosts=a-{index}", "--", "x"], "expected --num_workers too"),
         (
             ["--hosts=a,b", "--num_workers=3", "--", "x"],
-            r"names 2 host\(s\); leave --num_workers out, or name as many",
+            "names 2 host(s); leave --num_workers out, or name as many",
         ),
         (["--hosts=a:1,b", "--", "x"], "'a:1' is not a host name"),
         (["--hosts=a,b", "--", "x"], "the number of this worker is unknown"),
