@@ -8,6 +8,7 @@ from pipeline.machine import arithmetic
 from pipeline.storage import files
 from trainer.runs import board as board_lib
 from trainer.runs import metrics as metrics_lib
+from trainer.runs.plan import RunPlan
 from trainer.runs.run import Run, Stopped
 
 
@@ -21,7 +22,7 @@ class Reports:
             return metrics_lib.JsonLines(
                 files.join(run.workdir, name),
                 up_to_step=run.step,
-                writes=run.is_chief,
+                writes=run.plan.is_chief,
                 checkpoint_text=checkpoint_text,
                 skips_damaged=name == metrics_lib.TIMINGS,
             )
@@ -32,7 +33,7 @@ class Reports:
         self.timings = open_lines(metrics_lib.TIMINGS)
         run.metrics_text = self.metrics.text
         self.kind = arithmetic.kind()
-        self.board = board_lib.Board(run.workdir) if run.is_chief else None
+        self.board = board_lib.Board(run.workdir) if run.plan.is_chief else None
 
 
 def _train_to_epoch_end(run: Run, progress: Progress) -> None:
@@ -42,13 +43,13 @@ def _train_to_epoch_end(run: Run, progress: Progress) -> None:
       Stopped: a signal came.
     """
     every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
-    epoch_start = run.step - run.step % run.steps_per_epoch
+    epoch_start = run.step - run.step % run.plan.steps_per_epoch
 
     def show() -> None:
         progress.update(run.step - epoch_start, metrics_lib.describe(run.metrics(run.epoch_sums)))
 
     while True:
-        steps_left = epoch_start + run.steps_per_epoch - run.step
+        steps_left = epoch_start + run.plan.steps_per_epoch - run.step
         run.train_steps(visit, min(run.steps.max_steps, steps_left, every - run.step % every), show)
         if run.epoch_is_complete:
             return  # `fit` reports the epoch before it saves a checkpoint.
@@ -97,11 +98,11 @@ def best_step(lines: metrics_lib.JsonLines) -> int | None:
     return min(validation, key=lambda line: line["loss"])["step"] if validation else None
 
 
-def is_over(run: Run, lines: metrics_lib.JsonLines, step: int) -> bool:
+def is_over(plan: RunPlan, lines: metrics_lib.JsonLines, step: int) -> bool:
     """Whether the run ends at `step`: it is the last step, or patience has run out."""
-    patience, validation = run.config.early_stopping_patience, lines.split_lines("validation")
-    if step == run.total_steps or not patience:
-        return step == run.total_steps
+    patience, validation = plan.config.early_stopping_patience, lines.split_lines("validation")
+    if step == plan.total_steps or not patience:
+        return step == plan.total_steps
     since_best = [line for line in validation if line["step"] > best_step(lines)]
     return len(since_best) >= patience
 
@@ -112,10 +113,10 @@ def fit(run: Run, reports: Reports) -> None:
     Raises:
       Stopped: a signal came; the run's state has all finished steps.
     """
-    while run.epoch_is_complete or not is_over(run, reports.metrics, run.step):
-        epoch = (run.step - run.epoch_is_complete) // run.steps_per_epoch + 1
+    while run.epoch_is_complete or not is_over(run.plan, reports.metrics, run.step):
+        epoch = (run.step - run.epoch_is_complete) // run.plan.steps_per_epoch + 1
         progress = Progress(
-            f"epoch {epoch}/{run.config.num_epochs}", total=run.steps_per_epoch, unit="steps"
+            f"epoch {epoch}/{run.config.num_epochs}", total=run.plan.steps_per_epoch, unit="steps"
         )
         began, first_step = time.monotonic(), run.step
         try:
@@ -150,7 +151,7 @@ def evaluate_test(run: Run, reports: Reports, step: int) -> None:
       Stopped: a signal came; nothing is written.
     """
     if "test" in run.splits:
-        position = {"step": step, "epoch": step // run.steps_per_epoch}
+        position = {"step": step, "epoch": step // run.plan.steps_per_epoch}
         values = run.evaluate("test")
         reports.metrics.append({**position, "split": "test", **values})
         if "validation" not in run.splits:

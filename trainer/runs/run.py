@@ -1,25 +1,25 @@
-"""The state of one run: its data, its model, its step and its sums."""
+"""The state of one run on its devices: its model, its step and its sums.
+
+Its data, its identity and its number of steps are in plan.py.
+"""
 
 import math
 import sys
 from collections.abc import Callable
 
 import keras
-import ml_collections
 import numpy as np
 import tensorflow as tf
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import reader
 from pipeline.machine import gpus
-from pipeline.stages import manifest as manifest_lib
 from trainer.cluster import strategies
 from trainer.data import batches, placement
 from trainer.model import weights
 from trainer.model.networks import VAE
 from trainer.runs import checkpoints
-from trainer.runs import config as config_lib
 from trainer.runs import metrics as metrics_lib
+from trainer.runs.plan import RunPlan
 from trainer.steps import schedules, training
 from trainer.steps.evaluation import SUMS, Evaluator
 from trainer.steps.optimizer import Optimizer
@@ -30,89 +30,35 @@ class Stopped(Exception):
 
 
 class Run:
-    """One run; `build` makes the model and places the data."""
+    """One run on its devices: model, optimizer, placed data, and how far it has come."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: reader.Dataset):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.is_cluster = config.strategy == "multi_worker"
-        self.is_chief = not self.is_cluster or strategies.is_chief()  # Only the chief writes.
-        self.damaged_shards: list[reader.Loss] = []  # with their unreadable records
-        self._arrays: dict[str, np.ndarray] = {}  # split -> images, until they are placed
-        self.num_examples = dataset.num_examples("train")
-        if dataset.on_corrupt == "quarantine":  # The order depends on the number of records.
-            self._read_data()
-            self.num_examples = len(self._arrays.get("train", ()))
-        num_quarantined = sum(shard.num_records for shard in self.damaged_shards)
-        num_read = sum(dataset.num_examples(split) for split in self._splits())
-        self.records = {
-            "read": num_read,
-            "used": num_read - num_quarantined,
-            "quarantined": num_quarantined,
-        }
-        self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
-        self.total_steps = self.steps_per_epoch * config.num_epochs
-        self._initial_weights = None
-        if config.warm_start_from:
-            self._initial_weights = weights.read(config.warm_start_from, "--config.warm_start_from")
-        # The inputs that determine every weight; a checkpoint must have the same identity.
-        self.identity = {
-            "dataset_id": dataset.dataset_id,
-            "config": config_lib.identity(config),
-            "quarantined": {
-                shard.name: manifest_lib.content_id(shard.faults) for shard in self.damaged_shards
-            },
-            "warm_start": self._initial_weights and self._initial_weights.manifest["model_id"],
-        }
+    def __init__(self, plan: RunPlan):
+        """Makes strategy, model and optimizer, and places the data."""
+        config = plan.config
+        self.plan, self.config, self.workdir = plan, config, plan.workdir
+        keras.config.set_image_data_format("channels_last")
+        self.strategy = strategies.make(config)
+        with self.strategy.scope():
+            self.vae = VAE(config, plan.dataset.image_shape)
+            if plan.initial_weights:
+                weights.assign(self.vae, plan.initial_weights, model_dir=config.warm_start_from)
+            self.optimizer = Optimizer(config, self.vae, total_steps=plan.total_steps)
+        self.evaluator = Evaluator(config, self.strategy, self.vae)
+        self.steps = training.make(self.evaluator, self.optimizer)
+        images_by_split = plan.take_images()
+        if config.data_placement == "auto" and plan.is_chief:
+            fits, reason = placement.fits_devices(self.strategy, plan.num_bytes)
+            if config.kl_route == "gradient_tape" and (gpus.visible() or not fits):
+                where = "on the devices" if fits else "on the host"
+                print(f"train: images are kept {where}: {reason}", file=sys.stderr)
+        self.splits: dict[str, placement.Split] = {}
+        for split, images in images_by_split.items():
+            consumer = self.steps if split == "train" else self.evaluator
+            self.splits[split] = consumer.place(images, num_bytes=plan.num_bytes)
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
         self.metrics_text: str | None = ""  # metrics.jsonl at `step`; None if only the file has it
         self.best_step: int | None = None  # The step whose checkpoint stays beside the newest.
-
-    def _splits(self) -> list[str]:
-        """The splits that a run uses."""
-        splits = ("train", "validation", "test")
-        return [split for split in splits if split in self.dataset.splits]
-
-    def _num_bytes(self) -> int:
-        num_examples = sum(self.dataset.num_examples(split) for split in self._splits())
-        return num_examples * math.prod(self.dataset.image_shape)
-
-    def _read_data(self) -> None:
-        config = self.config
-        allocate = placement.allocator(config.data_placement, self._num_bytes())
-        for split in self._splits():
-            images, damaged_shards = self.dataset.read_split(split, allocate)
-            self.damaged_shards += damaged_shards
-            if not len(images):
-                continue
-            if config.binarize == "static":
-                batches.binarize_once(images, seed=config.seed, split=split)
-            self._arrays[split] = images
-
-    def build(self) -> None:
-        """Makes strategy, model and optimizer, and places the data."""
-        config = self.config
-        keras.config.set_image_data_format("channels_last")
-        self.strategy = strategies.make(config)
-        with self.strategy.scope():
-            self.vae = VAE(config, self.dataset.image_shape)
-            if self._initial_weights:
-                weights.assign(self.vae, self._initial_weights, model_dir=config.warm_start_from)
-            self.optimizer = Optimizer(config, self.vae, total_steps=self.total_steps)
-        self.evaluator = Evaluator(config, self.strategy, self.vae)
-        self.steps = training.make(self.evaluator, self.optimizer)
-        if not self._arrays:
-            self._read_data()
-        self.splits: dict[str, placement.Split] = {}
-        if config.data_placement == "auto" and self.is_chief:
-            fits, reason = placement.fits_devices(self.strategy, self._num_bytes())
-            if config.kl_route == "gradient_tape" and (gpus.visible() or not fits):
-                where = "on the devices" if fits else "on the host"
-                print(f"train: images are kept {where}: {reason}", file=sys.stderr)
-        for split, images in self._arrays.items():
-            consumer = self.steps if split == "train" else self.evaluator
-            self.splits[split] = consumer.place(images, num_bytes=self._num_bytes())
-        self._arrays = {}
 
     @property
     def _variables(self) -> dict[str, keras.Variable | tf.Variable]:
@@ -155,7 +101,7 @@ class Run:
 
     def sum_over_replicas(self, value: int) -> int:
         """The sum over all replicas of their workers' values; waits for all workers."""
-        if not self.is_cluster:
+        if not self.plan.is_cluster:
             return value * self.strategy.num_replicas_in_sync
         worker_value = tf.constant(value, tf.int64)  # float32 would round the sum of large steps.
 
@@ -187,12 +133,12 @@ class Run:
         checkpoint = checkpoints.Checkpoint(
             step=self.step,
             epoch_sums=self.epoch_sums.tolist(),
-            run=self.identity,
+            run=self.plan.identity,
             arrays=arrays,
             metrics_text=self.metrics_text,
         )
         path = checkpoints.checkpoint_path(self.workdir, self.step)
-        if self.is_chief:
+        if self.plan.is_chief:
             keep = self.config.keep_checkpoints
             checkpoints.save(self.workdir, checkpoint, keep=keep, best_step=self.best_step)
         return path
@@ -219,25 +165,25 @@ class Run:
         """Metrics from sums over examples, see evaluation.SUMS."""
         return metrics_lib.from_sums(
             sums,
-            num_pixels=math.prod(self.dataset.image_shape),
+            num_pixels=math.prod(self.plan.dataset.image_shape),
             bernoulli=self.config.likelihood == "bernoulli",
         )
 
     @property
     def epoch_is_complete(self) -> bool:
         """Whether all steps of an epoch are done and its metrics are not yet reported."""
-        return self.step % self.steps_per_epoch == 0 and bool(self.epoch_sums[-1])
+        return self.step % self.plan.steps_per_epoch == 0 and bool(self.epoch_sums[-1])
 
     def visit_epoch(self) -> placement.Visit:
         """Begins a visit of the records in the order of the next step's epoch."""
-        epoch = self.step // self.steps_per_epoch
+        epoch = self.step // self.plan.steps_per_epoch
         return self.splits["train"].visit(
-            batches.permutation(self.config.seed, epoch, self.num_examples)
+            batches.permutation(self.config.seed, epoch, self.plan.num_examples)
         )
 
     def trace(self) -> None:
         """Builds the graph of the training steps, which takes seconds, and runs no step."""
-        self.steps.trace(self.visit_epoch(), self.step, self.step % self.steps_per_epoch)
+        self.steps.trace(self.visit_epoch(), self.step, self.step % self.plan.steps_per_epoch)
 
     def train_steps(
         self, visit: placement.Visit, num_steps: int, on_progress: Callable[[], None] = lambda: None
@@ -271,7 +217,7 @@ class Run:
         stopped = self.steps.train_some(
             visit,
             step=self.step,
-            first_batch=self.step % self.steps_per_epoch,
+            first_batch=self.step % self.plan.steps_per_epoch,
             num_steps=num_steps,
             on_rows=count,
         )

@@ -23,6 +23,7 @@ from trainer.runs import board as board_lib
 from trainer.runs import checkpoints, epoch_loop, publish
 from trainer.runs import config as config_lib
 from trainer.runs import metrics as metrics_lib
+from trainer.runs.plan import RunPlan
 from trainer.runs.run import Run, Stopped
 from trainer.runs.stop_signal import StopSignal
 
@@ -52,7 +53,7 @@ def _fit_and_publish(run: Run) -> dict | None:
     """
     reports = epoch_loop.Reports(run)
     run.best_step = epoch_loop.best_step(reports.metrics)
-    if run.step < run.total_steps and not run.epoch_is_complete:
+    if run.step < run.plan.total_steps and not run.epoch_is_complete:
         run.trace()  # Outside StopSignal, so that a signal ends the process at once.
     with StopSignal(run.stop):
         try:
@@ -68,7 +69,7 @@ def _fit_and_publish(run: Run) -> dict | None:
         except Stopped:
             path = checkpoints.checkpoint_path(run.workdir, run.step)
             raise _interrupted(run, path) from None
-    if not run.is_chief:
+    if not run.plan.is_chief:
         _wait_for_publishing(run)
         return None
     published_metrics = {
@@ -80,13 +81,13 @@ def _fit_and_publish(run: Run) -> dict | None:
     manifest = publish.publish_model(
         files.join(run.workdir, EXPORT),
         config=run.config,
-        run=run.identity,
-        image_shape=run.dataset.image_shape,
+        run=run.plan.identity,
+        image_shape=run.plan.dataset.image_shape,
         weights=[variable.numpy() for variable in run.vae.variables],
         step=published_step,
         trained_steps=run.step,
         metrics=published_metrics,
-        records=run.records,
+        records=run.plan.records,
     )
     _wait_for_publishing(run)
     return manifest
@@ -103,12 +104,12 @@ def _wait_for_publishing(run: Run) -> None:
 
 def _interrupted(run: Run, path: str) -> Interrupted:
     return Interrupted(
-        f"stopped by a signal at step {run.step} of {run.total_steps}, state saved in {path}; "
+        f"stopped by a signal at step {run.step} of {run.plan.total_steps}, state saved in {path}; "
         "run the same command to resume"
     )
 
 
-def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> bool:
+def _refuse_foreign(workdir: str, plan: RunPlan, *, overwrite: bool) -> bool:
     """Refuses a directory of another program, and the workdir of a run with another config.
 
     If config.json is lost, for example to a power cut, a checkpoint identifies the run.
@@ -121,7 +122,7 @@ def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> bool:
       UsageError: the directory holds the state of another config's run, without `overwrite`.
     """
     path, checkpoint = files.join(workdir, _CONFIG), None
-    identity: dict = {"config": run.identity["config"]}
+    identity: dict = {"config": plan.identity["config"]}
     try:
         saved_config = json.loads(files.read_bytes(path))
         saved_identity = {"config": {key: saved_config[key] for key in identity["config"]}}
@@ -136,7 +137,7 @@ def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> bool:
         if not checkpoint:
             _refuse_outputs(workdir)
             return True
-        saved_identity, identity = checkpoint.run, run.identity
+        saved_identity, identity = checkpoint.run, plan.identity
         print(
             f"train: {path} is missing or damaged; the checkpoint of step {checkpoint.step} "
             "identifies the run",
@@ -158,39 +159,39 @@ def _refuse_outputs(workdir: str) -> None:
             )
 
 
-def _write_config(run: Run) -> None:
-    data = manifest_lib.readable_json(run.config.to_dict())
-    files.write_bytes(files.join(run.workdir, _CONFIG), data)
+def _write_config(plan: RunPlan) -> None:
+    data = manifest_lib.readable_json(plan.config.to_dict())
+    files.write_bytes(files.join(plan.workdir, _CONFIG), data)
 
 
-def _finished_manifest(run: Run, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
+def _finished_manifest(plan: RunPlan, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
     """The manifest of the published model, if this run is finished and the model undamaged.
 
     Args:
-      run: the run, not yet built.
+      plan: the run's plan.
       checkpoint: the run's newest checkpoint.
 
     Raises:
       UsageError: the model belongs to another run.
     """
-    export_dir = files.join(run.workdir, EXPORT)
+    export_dir = files.join(plan.workdir, EXPORT)
     if not files.exists(files.join(export_dir, manifest_lib.MANIFEST)):
         return None
     manifest = manifest_lib.read_manifest(export_dir, "train", "--workdir")
-    published_identity = {key: manifest["made_from"].get(key) for key in run.identity}
-    checkpoints.refuse_other_run(run.workdir, published_identity, run.identity)
-    if any(manifest["config"].get(key) != run.config[key] for key in _END_KEYS):
+    published_identity = {key: manifest["made_from"].get(key) for key in plan.identity}
+    checkpoints.refuse_other_run(plan.workdir, published_identity, plan.identity)
+    if any(manifest["config"].get(key) != plan.config[key] for key in _END_KEYS):
         # The config's end has changed since; both ends may give the same model.
         trained_steps = manifest["trained_steps"]
         lines = metrics_lib.JsonLines(
-            files.join(run.workdir, metrics_lib.METRICS),
+            files.join(plan.workdir, metrics_lib.METRICS),
             up_to_step=trained_steps,
             writes=False,
             checkpoint_text=checkpoint and checkpoint.metrics_text,
         )
-        best_step = run.config.early_stopping_patience and epoch_loop.best_step(lines)
+        best_step = plan.config.early_stopping_patience and epoch_loop.best_step(lines)
         published_step = best_step or trained_steps
-        if not epoch_loop.is_over(run, lines, trained_steps) or manifest["step"] != published_step:
+        if not epoch_loop.is_over(plan, lines, trained_steps) or manifest["step"] != published_step:
             return None
     try:
         for entry in manifest["files"]:
@@ -202,15 +203,15 @@ def _finished_manifest(run: Run, checkpoint: checkpoints.Checkpoint | None) -> d
 
 
 def _restore_files(
-    run: Run, checkpoint: checkpoints.Checkpoint | None, manifest: Mapping, *, has_config: bool
+    plan: RunPlan, checkpoint: checkpoints.Checkpoint | None, manifest: Mapping, *, has_config: bool
 ) -> None:
     """Writes config.json and metrics.jsonl of a finished run again if they are lost or changed."""
     if not has_config:
-        _write_config(run)
+        _write_config(plan)
     text = checkpoint and checkpoint.metrics_text
     if not text or checkpoint.step != manifest["trained_steps"]:
         return  # No checkpoint has a copy of the lines.
-    path = files.join(run.workdir, metrics_lib.METRICS)
+    path = files.join(plan.workdir, metrics_lib.METRICS)
     if "test" in manifest["metrics"]:  # Written after the last checkpoint.
         text += json.dumps(manifest["metrics"]["test"]) + "\n"
     if not files.exists(path) or files.read_bytes(path) != text.encode():
@@ -218,28 +219,28 @@ def _restore_files(
         files.write_bytes(path, text.encode())
 
 
-def _check_damaged_shards(run: Run, limit: quarantine.Limit) -> None:
+def _check_damaged_shards(plan: RunPlan, limit: quarantine.Limit) -> None:
     """Raises a StageError if too many records are unreadable, or no training record is left."""
-    directory = run.dataset.directory
+    directory = plan.dataset.directory
     quarantine.check(
         limit,
-        (line for shard in run.damaged_shards for line in shard.lines(directory)),
-        num_quarantined=run.records["quarantined"],
-        num_records=run.records["read"],
+        (line for shard in plan.damaged_shards for line in shard.lines(directory)),
+        num_quarantined=plan.records["quarantined"],
+        num_records=plan.records["read"],
     )
-    if not run.num_examples:
+    if not plan.num_examples:
         raise StageError(
-            f"data_dir={run.config.data_dir}: no record of split 'train' is readable; make the "
+            f"data_dir={plan.config.data_dir}: no record of split 'train' is readable; make the "
             "data set again"
         )
 
 
-def _write_quarantine(run: Run) -> None:
+def _write_quarantine(plan: RunPlan) -> None:
     """Lists the unreadable records, in a file for each damaged shard."""
-    files.remove(files.join(run.workdir, quarantine.DIRECTORY))
-    for shard in run.damaged_shards:
-        lines = shard.lines(run.dataset.directory)
-        quarantine.write(run.workdir, shard.name, lines, num_quarantined=shard.num_records)
+    files.remove(files.join(plan.workdir, quarantine.DIRECTORY))
+    for shard in plan.damaged_shards:
+        lines = shard.lines(plan.dataset.directory)
+        quarantine.write(plan.workdir, shard.name, lines, num_quarantined=shard.num_records)
 
 
 def train(
@@ -287,24 +288,24 @@ def train(
             f"--config.warm_start_from={config.warm_start_from}: this run will write its own model "
             "there; expected another directory, or another --workdir"
         )
-    run = Run(config, workdir, dataset)
-    config_lib.check_length(config, run.total_steps)
-    _check_damaged_shards(run, max_quarantined)
-    has_config = _refuse_foreign(workdir, run, overwrite=overwrite)
+    plan = RunPlan(config, workdir, dataset)
+    config_lib.check_length(config, plan.total_steps)
+    _check_damaged_shards(plan, max_quarantined)
+    has_config = _refuse_foreign(workdir, plan, overwrite=overwrite)
     files.make_dirs(workdir)
-    with lock.held(workdir) if run.is_chief else contextlib.nullcontext():
+    with lock.held(workdir) if plan.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
-            checkpoint = checkpoints.restore_newest(workdir, run.identity)
-            manifest = _finished_manifest(run, checkpoint)
-        if manifest and run.is_chief:
-            _restore_files(run, checkpoint, manifest, has_config=has_config)
+            checkpoint = checkpoints.restore_newest(workdir, plan.identity)
+            manifest = _finished_manifest(plan, checkpoint)
+        if manifest and plan.is_chief:
+            _restore_files(plan, checkpoint, manifest, has_config=has_config)
         status = "already finished" if manifest else "finished"
         if not manifest:
             try:
-                manifest = _resume(run, checkpoint, overwrite=overwrite)
+                manifest = _resume(plan, checkpoint, overwrite=overwrite)
             except tf.errors.OpError as error:
-                raise _explain(error, run) from error
+                raise _explain(error, plan) from error
     if not manifest:
         return {}  # Only the chief publishes.
     metrics = "; ".join(
@@ -315,7 +316,7 @@ def train(
     return manifest
 
 
-def _explain(error: tf.errors.OpError, run: Run) -> Exception:
+def _explain(error: tf.errors.OpError, plan: RunPlan) -> Exception:
     """An error with a remedy in place of TensorFlow's error; the same error if none is known."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
         for disk_full in map(os.strerror, files.FULL):  # From TensorBoard's events or a SavedModel.
@@ -328,8 +329,8 @@ def _explain(error: tf.errors.OpError, run: Run) -> Exception:
             f"out of memory{tensor}; try a smaller --config.batch_size or model, more replicas, or "
             "--config.data_placement=memory_mapped"
         )
-    if run.is_cluster:
-        newest = checkpoints.newest_path(run.workdir)
+    if plan.is_cluster:
+        newest = checkpoints.newest_path(plan.workdir)
         return Interrupted(
             f"another worker of the cluster is gone or out of reach ({type(error).__name__}); "
             f"start the job again, and it resumes from {newest or 'the start'}"
@@ -337,32 +338,35 @@ def _explain(error: tf.errors.OpError, run: Run) -> Exception:
     return error
 
 
-def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool) -> dict | None:
-    """Builds a run and takes it from its checkpoint, or from the start, to its published model."""
-    config, workdir = run.config, run.workdir
-    if checkpoint and checkpoint.step > run.total_steps:
+def _resume(
+    plan: RunPlan, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool
+) -> dict | None:
+    """Trains from the checkpoint, or from the start, and publishes; returns the manifest if chief."""
+    config, workdir = plan.config, plan.workdir
+    if checkpoint and checkpoint.step > plan.total_steps:
         raise UsageError(
-            f"--config.num_epochs={config.num_epochs}: ends at step {run.total_steps}, but the "
+            f"--config.num_epochs={config.num_epochs}: ends at step {plan.total_steps}, but the "
             f"run in {workdir} is already at step {checkpoint.step}; expected at least as many "
             "epochs as are done, or --overwrite"
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    run.build()  # Reads the data, before anything is removed: an error leaves an old run intact.
+    # Reads the data before anything is removed: an error leaves an old run intact.
+    run = Run(plan)
     if checkpoint:
         run.restore(checkpoint)
     run.check_agreement()
-    if run.is_chief:
+    if plan.is_chief:
         files.remove_unfinished(workdir)
         if overwrite:
             for name in _OUTPUTS:
                 files.remove(files.join(workdir, name))
-        _write_config(run)
-        _write_quarantine(run)
+        _write_config(plan)
+        _write_quarantine(plan)
     start = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {data.num_examples:,}" for split, data in run.splits.items())
     print(
-        f"train: from {start} to step {run.total_steps:,}, "
+        f"train: from {start} to step {plan.total_steps:,}, "
         f"{run.strategy.num_replicas_in_sync} replica(s), {counts}, on {arithmetic.kind()}",
         file=sys.stderr,
     )
