@@ -341,7 +341,7 @@ def _explain(error: tf.errors.OpError, plan: RunPlan) -> Exception:
 def _resume(
     plan: RunPlan, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool
 ) -> dict | None:
-    """Trains from the checkpoint, or from the start, and publishes; returns the manifest if chief."""
+    """Trains from the checkpoint, or from the start, and publishes; see `_fit_and_publish`."""
     config, workdir = plan.config, plan.workdir
     if checkpoint and checkpoint.step > plan.total_steps:
         raise UsageError(
