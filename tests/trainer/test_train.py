@@ -64,18 +64,18 @@ def test_the_published_model_keeps_its_contract(trained, data_dir):
 
     loaded = tf.saved_model.load(str(trained / "export"))
     images = reader.Dataset(str(data_dir)).read_images("test")
-    whole = loaded.signatures["embed"](images=tf.constant(images))
+    embedded = loaded.signatures["embed"](images=tf.constant(images))
     encoded = loaded.signatures["encode"](images=tf.constant(images))
     decoded = loaded.signatures["decode"](z=encoded["mean"])
     reconstructed = loaded.signatures["reconstruct"](images=tf.constant(images))
     assert encoded["mean"].shape == encoded["log_var"].shape == (50, 3)
     assert decoded["images"].shape == images.shape
     assert 0 <= decoded["images"].numpy().min() <= decoded["images"].numpy().max() <= 1
-    np.testing.assert_array_equal(whole["mean"], encoded["mean"])
+    np.testing.assert_array_equal(embedded["mean"], encoded["mean"])
     np.testing.assert_allclose(decoded["images"], reconstructed["images"], atol=1e-6)
-    np.testing.assert_allclose(whole["reconstruction"], reconstructed["images"], atol=1e-6)
+    np.testing.assert_allclose(embedded["reconstruction"], reconstructed["images"], atol=1e-6)
     np.testing.assert_allclose(
-        whole["kl"], losses.kl(encoded["mean"], encoded["log_var"]), rtol=1e-5
+        embedded["kl"], losses.kl(encoded["mean"], encoded["log_var"]), rtol=1e-5
     )
 
 
@@ -271,19 +271,19 @@ def test_a_line_of_metrics_damaged_by_hand_is_named_or_restored(
     data_dir, trained, tmp_path, capsys
 ):
     train.train(smoke_config(data_dir, num_epochs=1), workdir=str(tmp_path))
-    whole = (tmp_path / "metrics.jsonl").read_text()
+    metrics_text = (tmp_path / "metrics.jsonl").read_text()
     checkpoint = tmp_path / "checkpoints" / "step-0000000011.npz"
     with_lines = checkpoint.read_bytes()
     checkpoint.write_bytes(without_lines(checkpoint))
-    (tmp_path / "metrics.jsonl").write_text(f"{whole}half a li")
+    (tmp_path / "metrics.jsonl").write_text(f"{metrics_text}half a li")
     with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is damaged"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path))
     checkpoint.write_bytes(with_lines)
-    (tmp_path / "metrics.jsonl").write_text(whole[30:])
+    (tmp_path / "metrics.jsonl").write_text(metrics_text[30:])
     train.train(smoke_config(data_dir), workdir=str(tmp_path))
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "metrics.jsonl was changed after step 11; its 2 lines are restored from the check" in said
+        "metrics.jsonl was changed after step 11; its 2 lines are restored from the check" in stderr
     )
     assert_same_run(tmp_path, trained)
 
@@ -302,14 +302,14 @@ def test_a_checkpoint_of_an_earlier_version_takes_the_lines_from_their_file(
     ).read_bytes()
 
 
-def damage(path, how: str) -> None:
+def damage(path, kind: str) -> None:
     """What a power cut does to a file that was just written."""
-    whole = path.read_bytes()
-    if how == "gone":
+    data = path.read_bytes()
+    if kind == "gone":
         path.unlink()
     else:
-        damaged = {"empty": b"", "half": whole[: len(whole) // 2], "zeros": b"\0" * len(whole)}
-        path.write_bytes(damaged[how])
+        damaged = {"empty": b"", "half": data[: len(data) // 2], "zeros": b"\0" * len(data)}
+        path.write_bytes(damaged[kind])
 
 
 @pytest.mark.parametrize("how", ["gone", "empty", "half", "zeros"])
@@ -322,13 +322,13 @@ def test_a_finished_run_does_without_config_and_metrics(data_dir, trained, tmp_p
         train.train(smoke_config(data_dir, latent_dim=4), workdir=str(workdir))
     capsys.readouterr()
     train.train(smoke_config(data_dir), workdir=str(workdir))
-    said = capsys.readouterr()
-    assert "already finished" in said.out
+    output = capsys.readouterr()
+    assert "already finished" in output.out
     assert (
         "config.json is missing or damaged; the checkpoint of step 22 identifies the run"
-        in said.err
+        in output.err
     )
-    assert "metrics.jsonl is missing or changed; writing it again" in said.err
+    assert "metrics.jsonl is missing or changed; writing it again" in output.err
     assert_same_run(workdir, trained)
     assert (workdir / "config.json").read_bytes() == (trained / "config.json").read_bytes()
 
@@ -484,8 +484,8 @@ def test_a_collapsed_posterior_is_warned_of(data_dir, tmp_path, capsys):
     config = smoke_config(data_dir, beta=1e4, num_epochs=3, learning_rate=1e-2)
     train.train(config, workdir=str(tmp_path))
     assert lines_of(tmp_path, "validation")[-1]["active_units"] == 0
-    said = capsys.readouterr().err
-    assert "warning: the posterior has collapsed: none of 3 latents is active" in said
+    stderr = capsys.readouterr().err
+    assert "warning: the posterior has collapsed: none of 3 latents is active" in stderr
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused(data_dir, tmp_path):
