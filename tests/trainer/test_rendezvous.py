@@ -105,7 +105,7 @@ def test_those_who_are_missing_are_named_and_waited_for_no_longer_than_said(monk
     for error in (call.wait() for call in met):
         assert isinstance(error, Interrupted)
         assert re.match(
-            r"worker 2 at localhost:\d+ did not join within 2 s \(--join_tim", str(error)
+            r"worker 2 at localhost:\d+ did not come within 2 s \(--join_tim", str(error)
         )
     stderr = capfd.readouterr().err
     assert stderr.count("train: waiting for worker 2 at localhost:") > 1

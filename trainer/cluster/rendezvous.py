@@ -83,7 +83,7 @@ def _report_missing(names: list[str]) -> None:
 
 def _timeout_error(names: list[str], timeout_secs: float) -> Interrupted:
     return Interrupted(
-        f"{', '.join(names)} did not join within {timeout_secs:g} s (--join_timeout_secs); "
+        f"{', '.join(names)} did not come within {timeout_secs:g} s (--join_timeout_secs); "
         f"{_RESTART}"
     )
 
