@@ -41,7 +41,7 @@ class Checkpoint(NamedTuple):
 
     step: int
     epoch_sums: list[float]  # sums over the current epoch's examples so far, see evaluation.SUMS
-    run: dict[str, Any]  # the run's identity, see Run.identity
+    run: dict[str, Any]  # the run's identity, see RunPlan.identity
     arrays: dict[str, np.ndarray]  # variable name -> value
     # metrics.jsonl up to this step; None in checkpoints of versions that kept no copy
     metrics_text: str | None = None
@@ -129,7 +129,7 @@ def restore_newest(workdir: str, run: Mapping[str, Any]) -> Checkpoint | None:
 
     Args:
       workdir: the run's directory.
-      run: this run's identity, see Run.identity.
+      run: this run's identity, see RunPlan.identity.
 
     Raises:
       UsageError: the checkpoint belongs to another run; says what differs.

@@ -32,7 +32,7 @@ _FREE_KEYS = frozenset(
         "data_dir",
         "data_placement",
         "num_epochs",
-        "warm_start_from",  # The model's content counts, not its path: see Run.identity.
+        "warm_start_from",  # The model's content counts, not its path: see RunPlan.identity.
         "strategy",
         "num_virtual_devices",
         "jit_compile",

@@ -42,7 +42,7 @@ def _train_to_epoch_end(run: Run, progress: Progress) -> None:
     Raises:
       Stopped: a signal came.
     """
-    every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
+    save_every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
     epoch_start = run.step - run.step % run.plan.steps_per_epoch
 
     def show() -> None:
@@ -50,10 +50,11 @@ def _train_to_epoch_end(run: Run, progress: Progress) -> None:
 
     while True:
         steps_left = epoch_start + run.plan.steps_per_epoch - run.step
-        run.train_steps(visit, min(run.steps.max_steps, steps_left, every - run.step % every), show)
+        steps_to_save = save_every - run.step % save_every
+        run.train_steps(visit, min(run.steps.max_steps, steps_left, steps_to_save), show)
         if run.epoch_is_complete:
             return  # `fit` reports the epoch before it saves a checkpoint.
-        if run.step % every == 0:
+        if run.step % save_every == 0:
             run.save()
 
 
@@ -63,21 +64,21 @@ def _report_epoch(run: Run, reports: Reports, epoch: int) -> str:
     Raises:
       Stopped: a signal came; nothing is written.
     """
-    shown = {"train": run.metrics(run.epoch_sums)}
+    metrics = {"train": run.metrics(run.epoch_sums)}
     if "validation" in run.splits:
-        shown["validation"] = run.evaluate("validation")
-    for split, values in shown.items():
+        metrics["validation"] = run.evaluate("validation")
+    for split, values in metrics.items():
         reports.metrics.append({"step": run.step, "epoch": epoch, "split": split, **values})
     if reports.board:
-        for split, values in shown.items():
+        for split, values in metrics.items():
             reports.board.scalars(run.step, split, values)
         reports.board.scalars(run.step, "schedule", run.schedules())
-        pixels = run.splits[list(shown)[-1]].head(board_lib.NUM_RECORDS)
+        pixels = run.splits[list(metrics)[-1]].head(board_lib.NUM_RECORDS)
         reports.board.show_model(run.step, run.vae, pixels, run.config)
-    text = metrics_lib.describe(shown["train"])
-    if "validation" in shown:
-        text += f" | validation loss {shown['validation']['loss']:.2f}"
-        _warn_if_collapsed(run, shown["validation"])
+    text = metrics_lib.describe(metrics["train"])
+    if "validation" in metrics:
+        text += f" | validation loss {metrics['validation']['loss']:.2f}"
+        _warn_if_collapsed(run, metrics["validation"])
     return text
 
 

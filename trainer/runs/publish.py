@@ -102,7 +102,7 @@ def publish_model(
     Args:
       export_dir: local path or fsspec URL.
       config: the run's config.
-      run: the run's identity, see Run.identity.
+      run: the run's identity, see RunPlan.identity.
       image_shape: (H, W, C).
       weights: values of `VAE.variables`.
       step: the step whose weights these are.

@@ -27,7 +27,7 @@ class TrainingSteps(Protocol):
         """
 
     def trace(self, visit: placement.Visit, step: int, first_batch: int) -> None:
-        """Builds the graph of a step, if steps have one without running; runs no step."""
+        """Builds the graph of a step ahead of the first step, where possible; runs no step."""
 
     def train_some(
         self,
