@@ -5,28 +5,31 @@ from typing import Any
 
 
 def parse_arguments(text: str | None, **kinds: Callable[[str], Any]) -> dict[str, Any]:
-    """Reads what stands after the colon of --config=FILE:name=value,name=value.
+    """Parses the arguments after the colon of --config=FILE:name=value,name=value.
 
     Args:
-      text: what stands after the colon; None if there is no colon.
-      **kinds: name -> how to read its value.
+      text: the text after the colon; None if there is no colon.
+      **kinds: name -> function that parses the value.
 
     Returns:
-      name -> value, for the names that are there.
+      name -> value, for the names in `text`.
 
     Raises:
-      ValueError: a name that is not known, or a value that cannot be read.
+      ValueError: a name is unknown or repeated, or a value is malformed.
     """
-    given = {}
-    for part in (text or "").split(",") if text else []:
-        name, _, value = part.partition("=")
+    values = {}
+    if not text:
+        return values
+    for argument in text.split(","):
+        name, _, value = argument.partition("=")
         try:
-            if name in given:
-                raise ValueError(f"{name} stands twice")
-            given[name] = kinds[name](value)
+            if name in values:
+                raise ValueError(f"{name} is repeated")
+            values[name] = kinds[name](value)
         except (KeyError, ValueError) as error:
-            known = ", ".join(f"{name}={kind.__name__.upper()}" for name, kind in kinds.items())
+            allowed = ", ".join(f"{name}={kind.__name__.upper()}" for name, kind in kinds.items())
             raise ValueError(
-                f"--config=…:{text}: {part!r} is none of {known}; separate them by commas"
+                f"--config=…:{text}: {argument!r} is not one of {allowed}; name each at most once, "
+                "separated by commas"
             ) from error
-    return given
+    return values

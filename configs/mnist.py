@@ -3,8 +3,8 @@
     python -m pipeline.preprocess --source=idx:DIR --validation_fraction=0 --output_dir=/tmp/mnist
     python -m trainer.main --config=configs/mnist.py --config.data_dir=/tmp/mnist --workdir=/tmp/run
 
-A sweep is a loop: --config=configs/mnist.py:latent_dim=16,beta=0.5 sets what stands after the
-colon; without a beta it follows from latent_dim. The other files here are small edits of this one.
+For sweeps, --config=configs/mnist.py:latent_dim=16,beta=0.5 sets the values after the colon;
+without a beta, latent_dim determines beta. The other files here are small edits of this file.
 """
 
 import ml_collections
@@ -13,59 +13,60 @@ from configs import parse_arguments
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The reference configuration; each key is explained on its line."""
-    given = parse_arguments(arg, latent_dim=int, beta=float)
+    """The reference configuration; the comment on its line explains each key."""
+    arguments = parse_arguments(arg, latent_dim=int, beta=float)
     config = ml_collections.ConfigDict()
 
     # Data
     config.data_dir = ""  # output directory of preprocess; local path or URL
-    config.data_placement = "auto"  # device, memory_mapped (on the host), or auto: by size
+    config.data_placement = "auto"  # device, memory_mapped (on the host), or auto (by size)
     config.batch_size = 256  # examples in a global batch, over all replicas together
     config.num_epochs = 40  # passes over the split `train`
     config.seed = 0  # of initial weights, order and noise
 
     # Model. The decoder mirrors the encoder: filters, strides and units in reverse order.
     config.architecture = "convolutional"  # or mlp, a multilayer perceptron
-    config.latent_dim = given.get("latent_dim", 12)  # size of z
+    config.latent_dim = arguments.get("latent_dim", 12)  # size of z
     config.filters = (32, 64, 128)  # convolutional: filters of each layer of the encoder
-    config.strides = (1, 2, 2)  # strides of the same; their product divides height and width
+    config.strides = (1, 2, 2)  # strides of these layers; their product divides height and width
     config.kernel_size = 3  # height and width of every convolution
     config.hidden_units = (200, 200)  # mlp: units of each hidden layer of the encoder
-    config.activation = "leaky_relu"  # any name that keras.activations knows
-    config.warm_start_from = ""  # a published model directory whose weights to begin with
+    config.activation = "leaky_relu"  # name of an activation in keras.activations
+    config.warm_start_from = ""  # published model directory with the initial weights, if any
 
     # Likelihood of an image given z
     config.likelihood = "bernoulli"  # bernoulli, continuous_bernoulli or gaussian
     config.gaussian_std = 0.1  # gaussian: standard deviation of a pixel, on the scale 0 to 1
-    config.binarize = "none"  # pixels to 0 or 1, by chance: static, once; dynamic, at each visit
+    config.binarize = "none"  # or draw pixels 0 or 1: static (once), dynamic (at each visit)
 
     # Objective, in nats per image: reconstruction_loss + beta * kl
-    # The articles' factor on a KL term averaged over latents, beside a mean over pixels:
-    # 2 * fact * num_pixels / latent_dim, with fact = 6.5e-4.
-    config.beta = given.get("beta", 2 * 6.5e-4 * 28 * 28 / config.latent_dim)
-    config.beta_warmup_steps = 0  # steps in which beta rises from 0
-    config.free_bits = 0.0  # nats a latent that the KL term leaves free
-    config.num_importance_samples = 1  # k; from 2 on the importance-weighted bound (IWAE)
-    # How the KL term enters training: gradient_tape, or by Keras' fit encoder_layer, multi_output,
-    # model_add_loss or output_layer, to the same weights; trainer/steps/kl_routes.py explains them.
+    # The articles add fact = 6.5e-4 times a KL term averaged over latents to a mean over pixels. In
+    # nats per image this is beta = 2 * fact * num_pixels / latent_dim.
+    config.beta = arguments.get("beta", 2 * 6.5e-4 * 28 * 28 / config.latent_dim)
+    config.beta_warmup_steps = 0  # steps over which beta rises from 0
+    config.free_bits = 0.0  # nats of each latent that the KL term does not penalise
+    config.num_importance_samples = 1  # k; 2 or more: the importance-weighted bound (IWAE)
+    # How the KL term enters training: gradient_tape, or with Keras' fit encoder_layer,
+    # multi_output, model_add_loss or output_layer. All reach the same weights; see
+    # trainer/steps/kl_routes.py.
     config.kl_route = "gradient_tape"
 
     # Optimizer: Adam
-    config.learning_rate = 1e-3  # the highest of the schedule
+    config.learning_rate = 1e-3  # maximum of the schedule
     config.learning_rate_schedule = "constant"  # or cosine, to 0 at the last step
-    config.learning_rate_warmup_steps = 0  # steps in which the rate rises from 0
-    config.clip_norm = 0.0  # global norm to which gradients are cut; 0: they are not
+    config.learning_rate_warmup_steps = 0  # steps over which the rate rises from 0
+    config.clip_norm = 0.0  # maximum global norm of the gradients; 0: no clipping
 
     # Machine
     config.strategy = "mirrored"  # all GPUs, else the CPU; one_device; multi_worker, by TF_CONFIG
     config.num_virtual_devices = 0  # n ≥ 1: n replicas on the CPU, for tests; 0: real devices
     config.precision = "float32"  # or mixed_bfloat16, mixed_float16; losses stay float32
-    config.jit_compile = False  # compile a replica's forward and backward pass and update with XLA
-    config.deterministic = False  # forbid operations whose result depends on timing
+    config.jit_compile = False  # compile a replica's passes and its update with XLA
+    config.deterministic = False  # forbid operations whose results depend on timing
 
     # Loop
     config.early_stopping_patience = 0  # epochs without a better validation loss; 0: all epochs
-    config.steps_per_loop = 20  # steps between two looks of the host; fit looks at each
-    config.checkpoint_every_steps = 500  # one is also saved after each epoch and on SIGTERM
-    config.keep_checkpoints = 2  # newest checkpoints that stay, beside the best by validation
+    config.steps_per_loop = 20  # steps in one call of TensorFlow; fit ignores it
+    config.checkpoint_every_steps = 500  # a checkpoint also follows each epoch and SIGTERM
+    config.keep_checkpoints = 2  # newest checkpoints to keep, beside the best by validation loss
     return config.lock()

@@ -1,8 +1,9 @@
-"""The setting in which likelihoods of MNIST are published: one stochastic layer of 50 latents.
+"""The usual setting of published MNIST likelihoods: one stochastic layer of 50 latents.
 
-Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", table 1: pixels
-binarised anew at each visit, two hidden layers of 200 tanh units on both sides. They reach
--86.76 nats with k = 1 (the VAE) and -84.78 with k = 50, estimated with 5,000 samples an image.
+Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", table 1: pixels are
+binarised anew at each visit; encoder and decoder have two hidden layers of 200 tanh units. They
+reach -86.76 nats with k = 1 (the VAE) and -84.78 with k = 50, estimated with 5,000 samples an
+image.
 
 python -m pipeline.preprocess --source=idx:DIR --validation_fraction=0 --output_dir=/tmp/mnist
 python -m trainer.main --config=configs/mnist_likelihood.py --config.data_dir=/tmp/mnist \
@@ -22,18 +23,18 @@ from configs import mnist, parse_arguments
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """mnist.py with their model and objective; `num_importance_samples=K` after the colon."""
-    given = parse_arguments(arg, num_importance_samples=int)
+    """mnist.py with the paper's model and objective; takes `num_importance_samples=K`."""
+    arguments = parse_arguments(arg, num_importance_samples=int)
     config = mnist.get_config("latent_dim=50,beta=1.0")
     config.architecture = "mlp"
     config.hidden_units = (200, 200)
     config.activation = "tanh"
     config.binarize = "dynamic"
-    config.num_importance_samples = given.get("num_importance_samples", 1)
-    # What two CPU cores do in half an hour each; they trained 3,280 epochs in batches of 20.
-    alone = config.num_importance_samples == 1
-    config.batch_size, config.num_epochs = (128, 500) if alone else (32, 64)
-    config.learning_rate_schedule = "cosine"  # In place of their eight stages.
+    config.num_importance_samples = arguments.get("num_importance_samples", 1)
+    # Half an hour on two CPU cores for either; the paper has 3,280 epochs in batches of 20.
+    is_vae = config.num_importance_samples == 1
+    config.batch_size, config.num_epochs = (128, 500) if is_vae else (32, 64)
+    config.learning_rate_schedule = "cosine"  # In place of the paper's eight stages.
     config.steps_per_loop = 100
     config.checkpoint_every_steps = 5000
     return config

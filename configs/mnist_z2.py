@@ -1,4 +1,4 @@
-"""MNIST with a latent space of 2 dimensions, which can be plotted as it is.
+"""MNIST with a latent space of 2 dimensions, which can be plotted directly.
 
 python -m trainer.main --config=configs/mnist_z2.py --config.data_dir=DIR --workdir=DIR
 """
@@ -9,5 +9,5 @@ from configs import mnist
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """mnist.py with 2 latents and the beta that the same factor gives for them."""
+    """mnist.py with 2 latents and the beta that the articles' factor gives for 2."""
     return mnist.get_config("latent_dim=2")

@@ -1,4 +1,4 @@
-"""The smallest run that goes through everything, in seconds; what the tests train.
+"""A tiny run of a few seconds that uses every part of the trainer; the tests train it.
 
 python -m trainer.main --config=configs/smoke.py --config.data_dir=DIR --workdir=DIR
 """

@@ -74,11 +74,11 @@ def test_betas_are_the_articles_factor_in_nats():
         ("batch_size", 3_000_000_000, "at most 1048576"),
         ("num_virtual_devices", 100_000, "at most 64"),
         ("activation", "glu", "that keeps the shape"),
-        ("activation", "lru", "a name that keras.activations knows"),
-        ("filters", (), "one number of at least 1 for each layer"),
-        ("filters", (4, 8, 16), "as many as filters, which has 3"),
-        ("strides", (2, 0), "one number of at least 1"),
-        ("hidden_units", (8, -1), "one number of at least 1 for each layer"),
+        ("activation", "lru", "the name of an activation in keras.activations"),
+        ("filters", (), "an integer of at least 1 for each layer"),
+        ("filters", (4, 8, 16), "as many numbers as filters, which has 3"),
+        ("strides", (2, 0), "an integer of at least 1"),
+        ("hidden_units", (8, -1), "an integer of at least 1 for each layer"),
         ("architecture", "transformer", "one of convolutional, mlp"),
         ("likelihood", "poisson", "one of bernoulli, continuous_bernoulli, gaussian"),
         ("binarize", "yes", "one of none, static, dynamic"),
@@ -113,5 +113,5 @@ def test_what_stands_after_the_colon():
     likelihood = importlib.import_module("configs.mnist_likelihood")
     assert likelihood.get_config("num_importance_samples=50").num_importance_samples == 50
     for text in ("latent_dims=7", "latent_dim=x", "7", "latent_dim=7,", "beta=1,beta=2"):
-        with pytest.raises(ValueError, match="is none of latent_dim=INT, beta=FLOAT"):
+        with pytest.raises(ValueError, match="is not one of latent_dim=INT, beta=FLOAT"):
             mnist.get_config(text)

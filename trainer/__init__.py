@@ -1,4 +1,4 @@
-"""Fits a variational autoencoder to a data set of TFRecord shards.
+"""Trains a variational autoencoder on a data set of TFRecord shards, and publishes the model.
 
-Imports nothing of Beam; a published model directory is all that it shares with export.
+Does not import Beam. Export reads the published model directory, and nothing else of training.
 """

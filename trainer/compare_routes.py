@@ -1,11 +1,11 @@
-"""Compares the five routes of the KL term: what they compute, and what they cost.
+"""Compares the five routes of the KL term: their numbers and their cost.
 
     python -m trainer.compare_routes
 
-Starts a process for each route, which train the same model from the same weights on generated
-images, and prints two tables: how far apart losses, gradients and weights are, and what a step
-takes. Ends with status 1 if they are further apart than rounding.
-This file holds flags and nothing else; the measurement is in comparison/trials.py.
+Starts a process for each route. The processes train the same model from the same weights on
+generated images. Prints two tables: the differences of losses, gradients and weights, and the time
+and memory of a step. Ends with status 1 if a difference is larger than rounding explains.
+This file only defines flags; the measurement is in comparison/trials.py.
 """
 
 import os
@@ -17,19 +17,19 @@ import configs.mnist
 from pipeline.cli import command, quiet
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", configs.mnist.__file__, "A Python file with get_config(); kl_route does not matter."
+    "config", configs.mnist.__file__, "A Python file with get_config(); its kl_route is ignored."
 )
 _NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", 10, "Steps that are timed at once.", lower_bound=2, upper_bound=1000
+    "num_steps", 10, "Steps in one timed call.", lower_bound=2, upper_bound=1000
 )
 _NUM_ROUNDS = flags.DEFINE_integer(
-    "num_rounds", 15, "How often each route is timed, in turn.", lower_bound=1, upper_bound=1000
+    "num_rounds", 15, "Number of timed calls of each route.", lower_bound=1, upper_bound=1000
 )
 
 
 def run(_: list[str]) -> None:
     """Compares as the flags say and prints the tables."""
-    # The routes share a GPU.
+    # The routes' processes share a GPU.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     quiet.import_tensorflow()
     from trainer.comparison import tables

@@ -2,34 +2,32 @@
 
     python -m trainer.evaluate --model_dir=DIR --data_dir=DIR --num_importance_samples=5000
 
-Prints a table and writes the same as JSON. The numbers are a function of model, data set,
+Prints a table and writes its numbers as JSON. The numbers are a function of model, data set,
 split and number of samples.
-This file holds flags and nothing else; the measurement is in runs/measure.py.
+This file only defines flags; the measurement is in runs/measure.py.
 """
 
 from absl import flags
 
 from pipeline.cli import command, quiet
 
-_MODEL_DIR = flags.DEFINE_string(
-    "model_dir", None, "Model directory, <workdir>/export of training."
-)
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Published model directory: <workdir>/export.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Output directory of preprocess.")
-_SPLIT = flags.DEFINE_string("split", "test", "Which split.")
+_SPLIT = flags.DEFINE_string("split", "test", "Split to measure on.")
 _NUM_IMPORTANCE_SAMPLES = flags.DEFINE_integer(
     "num_importance_samples",
     5000,
-    "Samples an image for the log-likelihood; the time grows with it.",
+    "Samples for each image for the log-likelihood; the time is proportional to them.",
     lower_bound=1,
     upper_bound=10**7,
 )
 _OUTPUT_FILE = flags.DEFINE_string(
-    "output_file", None, "Where to write the JSON; <model_dir>/evaluation-<split>.json if not set."
+    "output_file", None, "Path of the JSON file; default: <model_dir>/evaluation-<split>.json."
 )
 _NUM_VIRTUAL_DEVICES = flags.DEFINE_integer(
     "num_virtual_devices",
     0,
-    "n: n replicas on the CPU; 0: all GPUs, else the CPU.",
+    "n: n replicas on the CPU; 0: all GPUs, or the CPU if there is none.",
     lower_bound=0,
     upper_bound=64,
 )
@@ -41,15 +39,15 @@ def run(_: list[str]) -> None:
     quiet.import_tensorflow()
     from trainer.runs import measure
 
-    measured = measure.measure(
+    measurements = measure.measure(
         model_dir=_MODEL_DIR.value,
         data_dir=_DATA_DIR.value,
         split=_SPLIT.value,
         num_importance_samples=_NUM_IMPORTANCE_SAMPLES.value,
         num_virtual_devices=_NUM_VIRTUAL_DEVICES.value,
     )
-    print(measure.table(measured), flush=True)
-    print(f"evaluate: {measure.write(measured, _MODEL_DIR.value, _OUTPUT_FILE.value)}")
+    print(measure.table(measurements), flush=True)
+    print(f"evaluate: {measure.write(measurements, _MODEL_DIR.value, _OUTPUT_FILE.value)}")
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python -m trainer.join --hosts=vae-train-{index}.vae-train --num_workers=4 -- --config=FILE …
 
-What stands after -- are the trainer's flags. The worker's number is the scheduler's word:
-JOB_COMPLETION_INDEX in a Job of Kubernetes, SLURM_PROCID under srun, else --index. This process
-sets TF_CONFIG and becomes trainer.main, so signals and the exit status are the trainer's.
-On one machine python -m trainer.launch does all that.
+The trainer's flags follow after --. The scheduler sets the worker's number: JOB_COMPLETION_INDEX
+in a Kubernetes Job, SLURM_PROCID under srun; without a scheduler, set --index. This process sets
+TF_CONFIG and becomes trainer.main, so signals and exit status are the trainer's.
+On one machine, python -m trainer.launch starts all workers.
 """
 
 import json
@@ -23,82 +23,82 @@ from pipeline.machine import gpus
 _HOSTS = flags.DEFINE_string(
     "hosts",
     None,
-    "Hosts of the workers in the order of their numbers, a,b,c; or one with {index} in it, which "
-    "stands for the number.",
+    "Hosts of the workers in the order of their numbers, as in a,b,c; or one name with {index}, "
+    "which stands for the worker's number.",
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", None, "How many workers there are, where --hosts has {index}.", lower_bound=1
+    "num_workers", None, "Number of workers, if --hosts has {index}.", lower_bound=1
 )
 _PORT = flags.DEFINE_integer(
     "port",
     2222,
-    "Port of the workers; the second on one host takes the next.",
+    "Port of the workers; a second worker on a host takes the next port.",
     lower_bound=1,
     upper_bound=65_000,
 )
 _INDEX = flags.DEFINE_integer(
-    "index", None, "Number of this worker, from 0, where no scheduler says it.", lower_bound=0
+    "index", None, "Number of this worker, from 0, if no scheduler sets it.", lower_bound=0
 )
 flags.mark_flag_as_required("hosts")
-# Who says which worker this is, in the order in which they are asked.
-_SCHEDULERS = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
+# Environment variables in which schedulers set the worker's number; the first one set counts.
+_INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
 
 
 def addresses(hosts: str, num_workers: int | None, port: int) -> list[str]:
     """The workers' addresses, in the order of their numbers.
 
     Args:
-      hosts: as --hosts.
-      num_workers: as --num_workers.
-      port: of the first worker on a host; each further one takes the next.
+      hosts: value of --hosts.
+      num_workers: value of --num_workers.
+      port: port of the first worker on a host; each further worker takes the next port.
 
     Raises:
-      UsageError: hosts and num_workers don't go together.
+      UsageError: hosts and num_workers contradict each other, or a host name is malformed.
     """
     if "{index}" in hosts:
         if num_workers is None:
-            raise UsageError(f"--hosts={hosts}: has {{index}} in it; expected --num_workers too")
+            raise UsageError(f"--hosts={hosts}: contains {{index}}; expected --num_workers too")
         names = [hosts.replace("{index}", str(index)) for index in range(num_workers)]
     else:
         names = hosts.split(",")
         if num_workers not in (None, len(names)):
             raise UsageError(
-                f"--num_workers={num_workers}: --hosts={hosts} names {len(names)}; leave it out "
-                "or name as many"
+                f"--num_workers={num_workers}: --hosts={hosts} names {len(names)} host(s); leave "
+                "--num_workers out, or name as many hosts"
             )
     for name in names:
         if not re.fullmatch(r"[\w.-]+", name):
             raise UsageError(
-                f"--hosts={hosts}: {name!r} is no host name; expected names or IPv4 addresses with "
-                "commas between them, or one with {index}; the port is --port"
+                f"--hosts={hosts}: {name!r} is not a host name; expected names or IPv4 addresses "
+                "separated by commas, or one name with {index}; set the port with --port"
             )
-    return [f"{name}:{port + names[:at].count(name)}" for at, name in enumerate(names)]
+    return [f"{name}:{port + names[:i].count(name)}" for i, name in enumerate(names)]
 
 
-def own_index(index: int | None, num_workers: int, environment: Mapping[str, str]) -> int:
+def worker_index(index: int | None, num_workers: int, environment: Mapping[str, str]) -> int:
     """The number of this worker.
 
     Args:
-      index: as --index.
-      num_workers: how many there are.
-      environment: where a scheduler says it.
+      index: value of --index; takes precedence over the environment.
+      num_workers: number of workers in the cluster.
+      environment: environment variables, in which a scheduler may set the number.
 
     Raises:
-      UsageError: nobody says it, or there are not so many workers.
+      UsageError: the number is unknown or out of range.
     """
-    said_by, text = "--index", "" if index is None else str(index)
-    for variable in _SCHEDULERS:
+    source, text = "--index", "" if index is None else str(index)
+    for variable in _INDEX_VARIABLES:
         if not text and environment.get(variable):
-            said_by, text = variable, environment[variable]
+            source, text = variable, environment[variable]
     if not text:
         raise UsageError(
-            f"which worker is this? expected one of {', '.join(_SCHEDULERS)} from a scheduler; set "
-            "--index"
+            "the number of this worker is unknown: no scheduler has set "
+            f"{' or '.join(_INDEX_VARIABLES)}; set --index"
         )
     if not text.isdecimal() or int(text) >= num_workers:
         raise UsageError(
-            f"{said_by}={text}: expected 0 to {num_workers - 1}, since --hosts names {num_workers} "
-            "worker(s); start as many as it names"
+            f"{source}={text}: expected 0 to {num_workers - 1}, since --hosts names {num_workers} "
+            "worker(s); start as many workers as --hosts names"
         )
     return int(text)
 
@@ -106,22 +106,25 @@ def own_index(index: int | None, num_workers: int, environment: Mapping[str, str
 def run(arguments: list[str]) -> None:
     """Becomes the trainer."""
     if not arguments:
-        raise UsageError("no flags for the trainer; expected them after --, as in --help")
+        raise UsageError("no flags for the trainer; expected flags after --, see --help")
     workers = addresses(_HOSTS.value, _NUM_WORKERS.value, _PORT.value)
-    index = own_index(_INDEX.value, len(workers), os.environ)
+    index = worker_index(_INDEX.value, len(workers), os.environ)
     cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
     program = [sys.executable, "-m", "trainer.main", *arguments, "--config.strategy=multi_worker"]
-    environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), **_own_gpus(workers, index)}
+    environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), **_worker_gpus(workers, index)}
     os.execve(sys.executable, program, environment)
 
 
-def _own_gpus(workers: list[str], index: int) -> dict[str, str]:
-    """The environment's GPUs of a worker that shares its host, if no scheduler has chosen them."""
-    host = workers[index].rpartition(":")[0]
-    on_host = [n for n, address in enumerate(workers) if address.rpartition(":")[0] == host]
-    if len(on_host) == 1 or gpus.VISIBLE in os.environ:
+def _worker_gpus(workers: list[str], index: int) -> dict[str, str]:
+    """Environment variables with a worker's share of its host's GPUs.
+
+    Empty if the worker is alone on its host, or a scheduler has chosen its GPUs.
+    """
+    hosts = [address.rpartition(":")[0] for address in workers]
+    on_same_host = [number for number, host in enumerate(hosts) if host == hosts[index]]
+    if len(on_same_host) == 1 or gpus.VISIBLE in os.environ:
         return {}
-    return gpus.environment_of(on_host.index(index), len(on_host))
+    return gpus.environment_of(on_same_host.index(index), len(on_same_host))
 
 
 def main() -> None:

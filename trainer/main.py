@@ -2,9 +2,9 @@
 
     python -m trainer.main --config=configs/mnist.py --config.data_dir=DIR --workdir=DIR
 
-Every key of the config can be set as --config.KEY=VALUE; the config files explain
-them. Run the same command again to go on after an interruption.
-This file holds flags and nothing else; the loop is in runs/train.py.
+Set any key of the config as --config.KEY=VALUE; the config files explain the keys. Run the same
+command again to resume after an interruption.
+This file only defines flags; training is in runs/train.py.
 """
 
 from absl import flags
@@ -22,29 +22,30 @@ _ON_CORRUPT = flags.DEFINE_enum(
     "on_corrupt",
     "fail",
     ["fail", "quarantine"],
-    "Where a shard is damaged: stop, or train without the records that cannot be had.",
+    "If a shard is damaged: stop, or train without its unreadable records.",
 )
 _MAX_QUARANTINED = flags.DEFINE_string(
-    "max_quarantined", "0.1%", "Such records to put up with: a count (25) or a share (0.1%)."
+    "max_quarantined", "0.1%", "Maximum number (25) or share (0.1%) of unreadable records."
 )
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
     None,
-    "Local directory that keeps the shards of a URL, so that a run that is started again does not "
-    "fetch them again.",
+    "Local directory that keeps the shards of a URL, so that a resumed run need not fetch the "
+    "shards again.",
 )
 _JOIN_TIMEOUT_SECS = flags.DEFINE_integer(
     "join_timeout_secs",
     900,
-    "How long a worker of a cluster waits for the others to come, before it ends with status 75.",
+    "Seconds that a worker of a cluster waits for the other workers before it ends with status 75.",
     lower_bound=1,
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def run(_: list[str]) -> None:
-    """Trains as the flags say and prints what came of it."""
-    if _CONFIG.value.strategy == "multi_worker":  # Before TensorFlow, which hears no signals.
+    """Trains as the flags say and prints the result."""
+    # Before TensorFlow, which would wait for missing workers without handling signals.
+    if _CONFIG.value.strategy == "multi_worker":
         rendezvous.meet(_CONFIG.value, timeout_secs=_JOIN_TIMEOUT_SECS.value)
     quiet.import_tensorflow()
     from pipeline.stages import quarantine

@@ -28,7 +28,7 @@ def make_model(directory: str, image_shape: tuple[int, int, int], **changes) -> 
     config = mnist.get_config()
     for key, value in changes.items():
         config[key] = value
-    publish.publish(
+    publish.publish_model(
         directory,
         config=config,
         run={"dataset_id": "none", "config": {}},

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, make_idx_set, make_shards
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from trainer.steps.tape_steps import Steps
+    from trainer.steps.tape_steps import TapeSteps
 
 _NUM_RECORDS = 5_120
 _BATCH_SIZE = 256
@@ -41,8 +41,8 @@ FLOPS_PER_IMAGE = 2 * 3 * FORWARD_MULTIPLY_ADDS
 class Prepared(NamedTuple):
     """Steps of configs/mnist.py on images that lie on the devices, traced and run once."""
 
-    steps: "Steps"
-    arguments: tuple  # of steps.train and steps.evaluate
+    steps: "TapeSteps"
+    arguments: tuple  # of steps.train and steps.evaluator.evaluate
 
     def __call__(self) -> np.ndarray:
         """Trains; a row of sums for each step."""
@@ -65,8 +65,9 @@ def prepare(
     from trainer.cluster import strategies
     from trainer.data import batches, placement
     from trainer.model.networks import VAE
+    from trainer.steps.evaluation import Evaluator
     from trainer.steps.optimizer import Optimizer
-    from trainer.steps.tape_steps import Steps
+    from trainer.steps.tape_steps import TapeSteps
 
     config = mnist.get_config()
     config.update(changes)
@@ -74,7 +75,7 @@ def prepare(
     with strategy.scope():
         vae = (make_vae or VAE)(config, images.shape[1:])
         optimizer = Optimizer(config, vae, total_steps=10**6)
-    steps = Steps(config, strategy, vae, optimizer)
+    steps = TapeSteps(Evaluator(config, strategy, vae), optimizer)
     visit = placement.OnDevice(strategy, images).visit(batches.permutation(0, 0, len(images)))
     records, first = visit.batches(0, num_steps)
     prepared = Prepared(steps, (records, first, tf.constant(0), tf.constant(num_steps)))

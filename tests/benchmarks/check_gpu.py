@@ -112,7 +112,7 @@ def strict() -> None:
 
     tf.config.set_soft_device_placement(False)
     prepared = _prepared()
-    prepared.steps.evaluate(*prepared.arguments)
+    prepared.steps.evaluator.evaluate(*prepared.arguments)
     print("all operations ran where they were placed")
 
 
@@ -143,7 +143,7 @@ def losses(changes: str, tf32: str = "") -> None:
     rows = prepared()
     weights = b"".join(
         np.asarray(getattr(variable.value, "values", [variable.value])[0]).tobytes()
-        for variable in prepared.steps.vae.variables
+        for variable in prepared.steps.evaluator.vae.variables
     )
     peak = 0
     with contextlib.suppress(ValueError):  # Of a CPU it is not known.

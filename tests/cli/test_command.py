@@ -69,7 +69,7 @@ def test_bad_usage_exits_2(module, what):
     ("config", "message"),
     [
         ("configs/mnist.py:latent_dim=0", "ZeroDivisionError: float division by zero"),
-        ("configs/mnist.py:foo=1", "'foo=1' is none of latent_dim=INT, beta=FLOAT"),
+        ("configs/mnist.py:foo=1", "'foo=1' is not one of latent_dim=INT, beta=FLOAT"),
         ("configs/smoke.py:latent_dim=3", "get_config() takes 0 positional arguments"),
     ],
 )

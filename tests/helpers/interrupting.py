@@ -24,7 +24,7 @@ import trainer.runs.train  # noqa: E402, F401
 PHASES = {
     "trace": ("trainer.model.objective", "terms"),
     "training": ("trainer.runs.run", "Run.train_steps"),
-    "evaluation": ("trainer.steps.tape_steps", "Steps.evaluate"),
+    "evaluation": ("trainer.steps.evaluation", "Evaluator.evaluate"),
     "report": ("trainer.runs.metrics", "JsonLines.append"),
     "checkpoint": ("pipeline.storage.files", "open_atomic"),
     "publishing": ("trainer.runs.publish", "_save"),

@@ -72,7 +72,7 @@ def test_workers_share_the_gpus(monkeypatch, visible, num_workers, expected):
 @pytest.mark.parametrize(
     "num_gpus, told",
     [
-        (1, "--num_workers=2: this machine has 1 GPU(s), and each worker takes"),
+        (1, "--num_workers=2: this machine has 1 GPU(s), and each worker needs"),
         (3, "launch: 1 of 3 GPU(s) stay idle"),
     ],
 )
@@ -93,9 +93,9 @@ def test_a_launcher_divides_the_gpus(tmp_path, num_gpus, told):
 def test_workers_that_share_a_host_share_its_gpus(monkeypatch):
     workers = ["a:2222", "b:2222", "a:2223"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert join._own_gpus(workers, 2) == {}  # The scheduler has chosen.
+    assert join._worker_gpus(workers, 2) == {}  # The scheduler has chosen.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    own = [join._own_gpus(workers, index) for index in range(3)]
+    own = [join._worker_gpus(workers, index) for index in range(3)]
     names = [{"CUDA_VISIBLE_DEVICES": names} for names in ("0,1,2,3,4", "5,6,7,8,9")]
     assert own == [names[0], {}, names[1]]
 

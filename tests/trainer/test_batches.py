@@ -49,7 +49,7 @@ def test_replicas_together_see_each_record_of_the_epoch_once(
 @hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(1, 15), st.integers(1, 9), st.integers(0, 2**31 - 1))
 def test_noise_belongs_to_the_place_and_not_to_the_replica(batch_size, num_replicas, step):
-    def drawn(replicas):
+    def draw_noise(replicas):
         parts = []
         for replica in range(replicas):
             places = batches.replica_places(replica, replicas, batch_size)
@@ -58,36 +58,36 @@ def test_noise_belongs_to_the_place_and_not_to_the_replica(batch_size, num_repli
             )
         return np.concatenate(parts)[:batch_size]
 
-    np.testing.assert_array_equal(drawn(1), drawn(num_replicas))
+    np.testing.assert_array_equal(draw_noise(1), draw_noise(num_replicas))
     other = batches.noise(7, step ^ 1, tf.range(batch_size), batch_size=batch_size, shape=(3,))
-    assert not np.array_equal(drawn(1), other)
+    assert not np.array_equal(draw_noise(1), other)
 
 
 def test_binarising_once_keeps_the_mean_and_depends_on_seed_and_place_alone():
     images = np.repeat(np.arange(256, dtype=np.uint8), 4000).reshape(-1, 256, 1, 1).copy()
     images = np.ascontiguousarray(images.reshape(256, 4000).T)[..., None, None]  # (4000, 256, 1, 1)
-    made, again, other = images.copy(), images.copy(), images.copy()
-    batches.binarize_once(made, seed=0, split="train")
-    batches.binarize_once(again[:7], seed=0, split="train")
-    batches.binarize_once(other, seed=1, split="train")
-    assert set(np.unique(made)) == {0, 255}
-    np.testing.assert_array_equal(made[:7], again[:7])
-    assert (made != other).mean() > 0.2
-    assert not made[:, 0].any()
-    assert made[:, 255].all()
+    binary, first_images, other_seed = images.copy(), images.copy(), images.copy()
+    batches.binarize_once(binary, seed=0, split="train")
+    batches.binarize_once(first_images[:7], seed=0, split="train")
+    batches.binarize_once(other_seed, seed=1, split="train")
+    assert set(np.unique(binary)) == {0, 255}
+    np.testing.assert_array_equal(binary[:7], first_images[:7])
+    assert (binary != other_seed).mean() > 0.2
+    assert not binary[:, 0].any()
+    assert binary[:, 255].all()
     # Five standard deviations of a mean over 4,000.
-    np.testing.assert_allclose((made / 255).mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.04)
+    np.testing.assert_allclose((binary / 255).mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.04)
 
 
 def test_binarising_at_each_visit():
     images = tf.reshape(tf.range(256, dtype=tf.float32) / 255, (1, 256, 1, 1))
     images = tf.repeat(images, 3000, axis=0)
 
-    def made(number, places):
+    def binarize(number, places):
         return batches.binarize(images[: len(places)], 5, number, places, batch_size=3000).numpy()
 
-    whole = made(0, tf.range(3000))
-    assert set(np.unique(whole)) == {0, 1}
-    np.testing.assert_allclose(whole.mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.05)
-    np.testing.assert_array_equal(made(0, tf.range(1000, 2000)), whole[1000:2000])
-    assert (made(1, tf.range(3000)) != whole).mean() > 0.2
+    batch = binarize(0, tf.range(3000))
+    assert set(np.unique(batch)) == {0, 1}
+    np.testing.assert_allclose(batch.mean(0)[:, 0, 0], np.arange(256) / 255, atol=0.05)
+    np.testing.assert_array_equal(binarize(0, tf.range(1000, 2000)), batch[1000:2000])
+    assert (binarize(1, tf.range(3000)) != batch).mean() > 0.2

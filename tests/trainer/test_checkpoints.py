@@ -12,30 +12,30 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
     arrays = {"model/a": np.random.default_rng(0).random((20, 3)), "model/b": np.arange(3)}
     saved = checkpoints.Checkpoint(5, [1.0, 2.0, 3.0], {"key": 1}, arrays)
     checkpoints.save(str(tmp_path), saved, keep=2)
-    path = checkpoints.path_of(str(tmp_path), 5)
+    path = checkpoints.checkpoint_path(str(tmp_path), 5)
     with open(path, "rb") as file:
-        whole = file.read()
+        data = file.read()
     chance = random.Random(0)
-    refused = 0
+    num_refused = 0
     for _ in range(1000):
-        damaged = bytearray(whole)
+        damaged = bytearray(data)
         kind = chance.choice(["flip", "flip", "cut", "garbage"])
         if kind == "flip":
-            damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         elif kind == "cut":
-            damaged = damaged[: chance.randrange(len(whole))]
+            damaged = damaged[: chance.randrange(len(data))]
         else:
             damaged = chance.randbytes(chance.randrange(200))
         with open(path, "wb") as file:
             file.write(damaged)
         read = checkpoints.restore_newest(str(tmp_path), {"key": 1})
         if read is None:
-            refused += 1
+            num_refused += 1
             continue
         assert (read.step, read.epoch_sums) == (saved.step, saved.epoch_sums)
         for name, value in arrays.items():
             np.testing.assert_array_equal(read.arrays[name], value)
-    assert refused > 800  # The rest are bits of the zip format that no reader looks at.
+    assert num_refused > 800  # The rest are bits of the zip format that no reader looks at.
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
@@ -50,18 +50,18 @@ def test_a_damaged_checkpoint_is_refused_or_harmless_and_never_read_wrong(tmp_pa
     ids=str,
 )
 def test_a_checkpoint_of_other_types_is_damaged(tmp_path, change, capsys):
-    whole = checkpoints.Checkpoint(5, [], {}, {})
-    checkpoints.save(str(tmp_path), whole, keep=2)
-    path = checkpoints.path_of(str(tmp_path), 6)
+    checkpoint = checkpoints.Checkpoint(5, [], {}, {})
+    checkpoints.save(str(tmp_path), checkpoint, keep=2)
+    path = checkpoints.checkpoint_path(str(tmp_path), 6)
     about = {"format_version": 1, "step": 6, "epoch_sums": [], "run": {}, "names": []} | change
     np.savez(path, about=np.frombuffer(json.dumps(about).encode(), np.uint8))
-    assert checkpoints.read_newest(str(tmp_path)) == whole._replace(reported=None)
+    assert checkpoints.read_newest(str(tmp_path)) == checkpoint._replace(metrics_text=None)
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
 def test_a_directory_in_place_of_a_checkpoint_is_passed_over(tmp_path):
     checkpoints.save(str(tmp_path), checkpoints.Checkpoint(5, [], {}, {}), keep=2)
-    os.mkdir(checkpoints.path_of(str(tmp_path), 6))
+    os.mkdir(checkpoints.checkpoint_path(str(tmp_path), 6))
     assert checkpoints.read_newest(str(tmp_path)).step == 5
 
 

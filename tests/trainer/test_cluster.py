@@ -64,37 +64,37 @@ def test_a_cluster_walks_the_path_of_one_process_and_stops_at_one_step(
     data_dir, tmp_path, num_workers
 ):
     cluster = tmp_path / "cluster"
-    cut = launch(data_dir, cluster, "--config.num_epochs=3000", num_workers=num_workers)
-    wait_for_epoch(cut, 3)
-    os.kill(worker_pids(cut)[1], signal.SIGTERM)  # One of them; it tells the others.
-    stderr = cut.stderr.read()
-    assert cut.wait() == 75
-    found = re.findall(r"\[(\d)] train: stopped by a signal at step (\d+) of", stderr)
-    assert sorted(int(number) for number, _ in found) == list(range(num_workers))
-    assert len({step for _, step in found}) == 1
-    assert (cluster / "checkpoints" / f"step-{int(found[0][1]):010d}.npz").exists()
+    launcher = launch(data_dir, cluster, "--config.num_epochs=3000", num_workers=num_workers)
+    wait_for_epoch(launcher, 3)
+    os.kill(worker_pids(launcher)[1], signal.SIGTERM)  # One of them; it tells the others.
+    stderr = launcher.stderr.read()
+    assert launcher.wait() == 75
+    matches = re.findall(r"\[(\d)] train: stopped by a signal at step (\d+) of", stderr)
+    assert sorted(int(number) for number, _ in matches) == list(range(num_workers))
+    assert len({step for _, step in matches}) == 1
+    assert (cluster / "checkpoints" / f"step-{int(matches[0][1]):010d}.npz").exists()
     # Only the chief writes.
     assert len(list((cluster / "tensorboard").iterdir())) == 1
 
     num_epochs = len(lines_of(cluster, "train"))
     config = smoke_config(data_dir, num_virtual_devices=num_workers, num_epochs=num_epochs)
     train.train(config, workdir=str(tmp_path / "alone"))
-    alone = tmp_path / "alone" / "metrics.jsonl"
-    without_test = alone.read_text().splitlines()[:-1]
-    alone.write_text("".join(f"{line}\n" for line in without_test))
+    metrics = tmp_path / "alone" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()[:-1]
+    metrics.write_text("".join(f"{line}\n" for line in lines))
     assert_same_path(cluster, tmp_path / "alone")
 
 
 def kill_one(data_dir, workdir, killed: int) -> int:
     """Kills a worker of a cluster of 2, checks what the other says; returns the step saved."""
-    cut = launch(data_dir, workdir, "--config.num_epochs=3000")
-    wait_for_epoch(cut, 2)
-    os.kill(worker_pids(cut)[killed], signal.SIGKILL)
-    stderr = cut.stderr.read()
-    assert cut.wait() == 75
+    launcher = launch(data_dir, workdir, "--config.num_epochs=3000")
+    wait_for_epoch(launcher, 2)
+    os.kill(worker_pids(launcher)[killed], signal.SIGKILL)
+    stderr = launcher.stderr.read()
+    assert launcher.wait() == 75
     assert f"launch: worker {killed} was killed by SIGKILL" in stderr
     assert f"[{1 - killed}] train: another worker of the cluster is gone or out of reach" in stderr
-    assert "start the job again, it goes on from" in stderr
+    assert "start the job again, and it resumes from" in stderr
     assert "killing it" not in stderr
     return max(int(path.name[5:15]) for path in (workdir / "checkpoints").glob("step-*"))
 
@@ -117,13 +117,13 @@ def test_a_cluster_that_lost_a_worker_resumes_to_the_last_bit(data_dir, tmp_path
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_passes_signals_on(data_dir, tmp_path, number):
-    cut = launch(data_dir, tmp_path, "--config.num_epochs=3000")
-    wait_for_epoch(cut, 1)
-    cut.send_signal(number)
-    stderr = cut.stderr.read()
-    assert cut.wait() == 75
+    launcher = launch(data_dir, tmp_path, "--config.num_epochs=3000")
+    wait_for_epoch(launcher, 1)
+    launcher.send_signal(number)
+    stderr = launcher.stderr.read()
+    assert launcher.wait() == 75
     assert len(re.findall(r"train: stopped by a signal at step", stderr)) == 2
-    assert "launch: workers were interrupted; run the same command to go on" in stderr
+    assert "launch: workers were interrupted; run the same command to resume" in stderr
 
 
 # A cluster of one worker with two devices, which TensorFlow makes of GPUs alone.
@@ -146,8 +146,8 @@ main.main()
 def test_a_cluster_whose_workers_have_two_devices_resumes(data_dir, tmp_path):
     for num_epochs in (1, 2):
         addresses = [f"localhost:{port}" for port in free_ports(1)]
-        more = [f"--config.num_epochs={num_epochs}"]
-        worker = start(["-c", TWO_DEVICES], 0, addresses, *flags_of(data_dir, tmp_path), *more)
+        flags = [f"--config.num_epochs={num_epochs}"]
+        worker = start(["-c", TWO_DEVICES], 0, addresses, *flags_of(data_dir, tmp_path), *flags)
         stderr = worker.communicate()[1]
         assert worker.returncode == 0, stderr
         assert "2 replica(s)" in stderr
@@ -183,8 +183,8 @@ def start(module: list[str], index: int, addresses: list[str], *flags: str) -> s
 
 
 def flags_of(data_dir, workdir) -> list[str]:
-    of_run = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={workdir}"]
-    return [*of_run, f"--config.data_dir={data_dir}", "--config.strategy=multi_worker"]
+    flags = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={workdir}"]
+    return [*flags, f"--config.data_dir={data_dir}", "--config.strategy=multi_worker"]
 
 
 @pytest.mark.long
@@ -194,16 +194,16 @@ def test_a_worker_that_fails_before_the_cluster_is_up_ends_the_others(data_dir, 
     shard = next(damaged.glob("*-train.tfrecord-00001-*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     addresses = [f"localhost:{port}" for port in free_ports(3)]
-    more = ["--on_corrupt=quarantine", "--max_quarantined=0"]  # So that the data are read first.
+    flags = ["--on_corrupt=quarantine", "--max_quarantined=0"]  # So that the data are read first.
     workers = [
-        start(["trainer.main"], index, addresses, *flags_of(where, tmp_path), *more)
-        for index, where in enumerate((data_dir, damaged, data_dir))
+        start(["trainer.main"], index, addresses, *flags_of(worker_data_dir, tmp_path), *flags)
+        for index, worker_data_dir in enumerate((data_dir, damaged, data_dir))
     ]
     outputs = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [75, 1, 75], outputs
     for output in (outputs[0], outputs[2]):
-        gone = f"train: worker 1 at {addresses[1]} ended before TensorFlow's cluster was up;"
-        assert output.startswith(gone)
+        message = f"train: worker 1 at {addresses[1]} ended before TensorFlow's cluster was up;"
+        assert output.startswith(message)
 
 
 @pytest.mark.long
@@ -211,9 +211,9 @@ def test_a_signal_after_the_cluster_is_up_and_before_the_first_step_is_heard(dat
     # TensorFlow's server takes SIGTERM for itself, and does nothing with it.
     module = ["tests.helpers.stop_at_file", "config.json", "trainer.main"]
     addresses = [f"localhost:{port}" for port in free_ports(1)]
-    alone = start(module, 0, addresses, *flags_of(data_dir, tmp_path))
-    stderr = alone.communicate(timeout=120)[1]
-    assert (alone.returncode, "train: stopped by SIGTERM" in stderr) == (75, True)
+    worker = start(module, 0, addresses, *flags_of(data_dir, tmp_path))
+    stderr = worker.communicate(timeout=120)[1]
+    assert (worker.returncode, "train: stopped by SIGTERM" in stderr) == (75, True)
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import pytest
 from pipeline.cli.errors import StageError, UsageError
 from tests.conftest import run_command, smoke_config
 from trainer.comparison import tables, trials
-from trainer.comparison.trials import Cost, Difference, Proof
+from trainer.comparison.trials import Cost, Difference, RouteResult
 from trainer.steps import kl_routes
 
 SMALL = (
@@ -19,24 +19,24 @@ SMALL = (
 )
 
 
-def proof(**changes) -> Proof:
+def result(**changes) -> RouteResult:
     weights = [np.array([1.0, -2.0], np.float32), np.array([0.5], np.float32)]
     terms = np.array([100.0, 90.0, 10.0], np.float32)
-    return Proof(terms, [w / 10 for w in weights], weights)._replace(**changes)
+    return RouteResult(terms, [w / 10 for w in weights], weights)._replace(**changes)
 
 
 def test_a_difference_is_relative_to_the_largest_of_its_array():
-    assert trials.difference(proof(), proof()) == Difference(0, 0, 0, 0, 0)
-    other = proof(
+    assert trials.difference(result(), result()) == Difference(0, 0, 0, 0, 0)
+    other = result(
         terms=np.array([101.0, 90.0, 10.0], np.float32),
         weights=[np.array([1.0, -2.1], np.float32), np.array([0.5], np.float32)],
     )
-    found = trials.difference(other, proof())
-    assert found == pytest.approx(Difference(0.01, 0, 0, 0, 0.05), rel=1e-5)
+    difference = trials.difference(other, result())
+    assert difference == pytest.approx(Difference(0.01, 0, 0, 0, 0.05), rel=1e-5)
 
 
 def test_nothing_differs_from_nothing_by_nothing():
-    dead = proof(gradients=[np.zeros(3, np.float32)])
+    dead = result(gradients=[np.zeros(3, np.float32)])
     assert trials.difference(dead, dead) == Difference(0, 0, 0, 0, 0)
 
 
@@ -48,7 +48,7 @@ def test_batches_of_one_hold_one():
 
 
 def test_a_process_that_is_killed_is_named():
-    with trials._started(smoke_config("x", kl_route="output_layer"), 2) as call:
+    with trials._trial_process(smoke_config("x", kl_route="output_layer"), 2) as call:
         (child,) = multiprocessing.active_children()
         child.kill()
         child.join()
@@ -58,10 +58,10 @@ def test_a_process_that_is_killed_is_named():
 
 def test_steps_too_short_to_time_are_no_verdict(monkeypatch, capsys):
     costs = {route: Cost(-1.0, -2.0, 300.0, 1.0, 600.0) for route in kl_routes.NAMES}
-    proofs = {route: proof() for route in kl_routes.NAMES}
-    monkeypatch.setattr(trials, "compare", lambda *_, **__: (proofs, costs))
-    monkeypatch.setattr(trials, "on_two_replicas", lambda *_: proofs)
-    with pytest.raises(StageError, match="--num_steps=2: .* try more, or more --num_rounds"):
+    results = {route: result() for route in kl_routes.NAMES}
+    monkeypatch.setattr(trials, "compare", lambda *_, **__: (results, costs))
+    monkeypatch.setattr(trials, "run_on_two_replicas", lambda *_: results)
+    with pytest.raises(StageError, match="--num_steps=2: .* try more steps, or more --num_rounds"):
         tables.report(smoke_config("x"), num_steps=2, num_rounds=1)
     assert "hold" not in capsys.readouterr().out
 
@@ -71,10 +71,10 @@ def test_steps_too_short_to_time_are_no_verdict(monkeypatch, capsys):
     [
         (
             Difference(0, 0, 2e-5, 0, 0),
-            "output_layer: kl differ from gradient_tape by 2.0e-05",
+            "output_layer: the difference of kl from gradient_tape is 2.0e-05",
         ),
-        (Difference(0, 0, 0, 0, 2e-4), "weights differ .* expected at most 1.0e-04"),
-        (Difference(float("nan"), 0, 0, 0, 0), "loss differ from gradient_tape by nan"),
+        (Difference(0, 0, 0, 0, 2e-4), "difference of weights .* expected at most 1.0e-04"),
+        (Difference(float("nan"), 0, 0, 0, 0), "difference of loss from gradient_tape is nan"),
     ],
 )
 def test_more_than_rounding_is_a_failure(difference, message):
@@ -91,7 +91,7 @@ def test_more_than_rounding_is_a_failure(difference, message):
         ((1.0, 0.8, 0.9, 0.8, 0.9), ["does not hold", "does not hold", "does not hold"]),
     ],
 )
-def test_claims_are_judged_by_what_was_measured(ratios, verdicts):
+def test_claims_are_judged_by_the_measured_ratios(ratios, verdicts):
     costs = {
         route: Cost(step_ms=100 * ratio, ratio=ratio, call_ms=1, first_step_secs=1, peak_mib=1)
         for route, ratio in zip(kl_routes.NAMES, ratios, strict=True)

@@ -12,9 +12,9 @@ from tests.helpers import gpu_graphs
 from trainer.data import placement
 from trainer.model.networks import VAE
 from trainer.runs import measure, publish
-from trainer.steps import keras_fit_steps, kl_routes
+from trainer.steps import kl_routes, training
+from trainer.steps.evaluation import Evaluator
 from trainer.steps.optimizer import Optimizer
-from trainer.steps.tape_steps import Steps
 
 _IMAGES = np.zeros((600, 28, 28, 1), np.uint8)
 # Configurations with operations of their own; together they have those of all.
@@ -48,7 +48,7 @@ def soft_placement():
     tf.config.set_soft_device_placement(before)
 
 
-def steps_on_gpus(num_gpus: int, **changes) -> Steps:
+def steps_on_gpus(num_gpus: int, **changes) -> training.TrainingSteps:
     config = mnist.get_config()
     for key, value in changes.items():
         config[key] = value
@@ -56,11 +56,11 @@ def steps_on_gpus(num_gpus: int, **changes) -> Steps:
     with gpu_graphs.variables_as_placed(), strategy.scope():
         vae = VAE(config, _IMAGES.shape[1:])
         optimizer = Optimizer(config, vae, total_steps=100)
-        return keras_fit_steps.make(config, strategy, vae, optimizer)
+        return training.make(Evaluator(config, strategy, vae), optimizer)
 
 
-def arguments_of(steps: Steps) -> tuple:
-    visit = placement.OnDevice(steps.strategy, _IMAGES).visit(
+def arguments_of(evaluator: Evaluator) -> tuple:
+    visit = placement.OnDevice(evaluator.strategy, _IMAGES).visit(
         np.arange(len(_IMAGES), dtype=np.int32)
     )
     records, first = visit.batches(0, 4)
@@ -69,10 +69,11 @@ def arguments_of(steps: Steps) -> tuple:
 
 @functools.cache
 def operations_of(num_gpus: int, case: str, name: str = "train") -> list[gpu_graphs.Operation]:
-    """The operations of `Steps.train` or `Steps.evaluate`."""
+    """The operations of `TapeSteps.train` or `Evaluator.evaluate`."""
     steps = steps_on_gpus(num_gpus, **_CASES[case])
+    function = {"train": steps.train, "evaluate": steps.evaluator.evaluate}[name]
     with gpu_graphs.variables_as_placed():
-        function = getattr(steps, name).get_concrete_function(*arguments_of(steps))
+        function = function.get_concrete_function(*arguments_of(steps.evaluator))
     return gpu_graphs.operations_of(function)
 
 
@@ -91,10 +92,10 @@ def test_a_gpu_has_a_kernel_for_every_operation(num_gpus, case):
         operations = operations_of(num_gpus, case, name)
         assert any(op.device == "GPU" and op.launches for op in operations)
         assert gpu_graphs.without_kernel(operations) == {}
-    steps = steps_on_gpus(num_gpus, **_CASES[case])
-    estimate = measure.LogLikelihood(steps, 30)
+    evaluator = steps_on_gpus(num_gpus, **_CASES[case]).evaluator
+    estimate = measure.LogLikelihood(evaluator, 30)
     with gpu_graphs.variables_as_placed():
-        function = estimate.of_replicas.get_concrete_function(*arguments_of(steps)[:3])
+        function = estimate.estimate_replicas.get_concrete_function(*arguments_of(evaluator)[:3])
     assert gpu_graphs.without_kernel(gpu_graphs.operations_of(function)) == {}
 
 
@@ -113,7 +114,7 @@ def test_a_gpu_has_a_kernel_for_every_operation_of_a_route(route):
     @tf.function(autograph=False)
     def train_step(inputs, weights):
         given = (inputs, kl_routes.targets(route, inputs), weights)
-        return steps.strategy.run(steps.model.train_step, args=(given,))
+        return steps.evaluator.strategy.run(steps.model.train_step, args=(given,))
 
     with gpu_graphs.variables_as_placed():
         function = train_step.get_concrete_function(inputs, size)

@@ -42,8 +42,8 @@ def test_the_smallest_limit_counts(tmp_path, membership, files, expected):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "membership").write_text(membership)
-    found = host_memory.usable_bytes(str(root), str(tmp_path / "membership"))
-    assert found == expected
+    limit = host_memory.usable_bytes(str(root), str(tmp_path / "membership"))
+    assert limit == expected
 
 
 def test_a_system_without_control_groups_has_its_memory(tmp_path):

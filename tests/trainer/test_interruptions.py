@@ -18,8 +18,8 @@ CALL = {"training": 3, "report": 2, "checkpoint": 3}
 
 def arguments(data_dir, workdir, *more) -> list[str]:
     """Flags of the run that the fixture `trained` has made, in another directory."""
-    of_run = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={workdir}"]
-    return [*of_run, f"--config.data_dir={data_dir}", *more]
+    flags = ["--config=configs/smoke.py", "--config.batch_size=27", f"--workdir={workdir}"]
+    return [*flags, f"--config.data_dir={data_dir}", *more]
 
 
 def interrupt(data_dir, workdir, at: At, *more) -> str:
@@ -78,7 +78,7 @@ def test_a_signal_ends_a_long_call_after_its_step(data_dir, tmp_path):
 
 def test_a_second_interrupt_leaves_at_once(data_dir, trained, tmp_path):
     text = interrupt(data_dir, tmp_path / "run", At(STUCK, 1, signal.SIGINT))
-    assert "stopped at once; run the same command to go on" in text
+    assert "stopped at once; run the same command to resume" in text
     train_lib.train(smoke_config(data_dir), workdir=str(tmp_path / "run"))
     assert_same_run(tmp_path / "run", trained)
 
@@ -87,13 +87,13 @@ def test_a_second_interrupt_leaves_at_once(data_dir, trained, tmp_path):
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
 )
 def test_two_replicas_resume_within_an_epoch_to_the_last_bit(data_dir, tmp_path, number):
-    exact = {"num_virtual_devices": 2, "deterministic": True}
-    flags = [f"--config.{key}={value}" for key, value in exact.items()]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train(arguments(data_dir, whole, *flags), log=tmp_path / "log") == 0
-    interrupt(data_dir, cut, At("training", 3, number), *flags)
-    assert train(arguments(data_dir, cut, *flags), log=tmp_path / "log") == 0
-    assert_same_run(cut, whole)
+    changes = {"num_virtual_devices": 2, "deterministic": True}
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    uninterrupted, interrupted = tmp_path / "whole", tmp_path / "cut"
+    assert train(arguments(data_dir, uninterrupted, *flags), log=tmp_path / "log") == 0
+    interrupt(data_dir, interrupted, At("training", 3, number), *flags)
+    assert train(arguments(data_dir, interrupted, *flags), log=tmp_path / "log") == 0
+    assert_same_run(interrupted, uninterrupted)
 
 
 @pytest.mark.long

@@ -26,24 +26,24 @@ _NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True)
 
 @given(st.lists(_NAMES, min_size=1, max_size=8), st.integers(1, 65_000))
 def test_each_worker_has_an_address_of_its_own(names, port):
-    made = join.addresses(",".join(names), None, port)
-    assert len({*made}) == len(names)
-    assert [address.rpartition(":")[0] for address in made] == names
-    assert made[0] == f"{names[0]}:{port}"
+    addresses = join.addresses(",".join(names), None, port)
+    assert len({*addresses}) == len(names)
+    assert [address.rpartition(":")[0] for address in addresses] == names
+    assert addresses[0] == f"{names[0]}:{port}"
 
 
 @given(st.integers(1, 20), _NAMES, st.integers(0, 25))
 def test_every_worker_sees_the_same_cluster(num_workers, name, index):
     hosts = f"{name}-{{index}}.{name}"
-    made = join.addresses(hosts, num_workers, 2222)
-    assert made == [f"{name}-{number}.{name}:2222" for number in range(num_workers)]
+    addresses = join.addresses(hosts, num_workers, 2222)
+    assert addresses == [f"{name}-{number}.{name}:2222" for number in range(num_workers)]
     environment = {"JOB_COMPLETION_INDEX": str(index)}
     if index < num_workers:
-        assert join.own_index(None, num_workers, environment) == index
-        assert join.own_index(0, num_workers, environment) == 0
+        assert join.worker_index(None, num_workers, environment) == index
+        assert join.worker_index(0, num_workers, environment) == 0
     else:
         with pytest.raises(UsageError, match=f"JOB_COMPLETION_INDEX={index}: expected 0 to"):
-            join.own_index(None, num_workers, environment)
+            join.worker_index(None, num_workers, environment)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,12 @@ def test_every_worker_sees_the_same_cluster(num_workers, name, index):
     [
         (["--hosts=a,b"], "no flags for the trainer"),
         (["--hosts=a-{index}", "--", "x"], "expected --num_workers too"),
-        (["--hosts=a,b", "--num_workers=3", "--", "x"], "names 2; leave it out or name as many"),
-        (["--hosts=a:1,b", "--", "x"], "'a:1' is no host name"),
-        (["--hosts=a,b", "--", "x"], "which worker is this?"),
+        (
+            ["--hosts=a,b", "--num_workers=3", "--", "x"],
+            "names 2 host(s); leave --num_workers out, or name as many",
+        ),
+        (["--hosts=a:1,b", "--", "x"], "'a:1' is not a host name"),
+        (["--hosts=a,b", "--", "x"], "the number of this worker is unknown"),
         (["--hosts=a,b", "--index=2", "--", "x"], "--index=2: expected 0 to 1"),
         (["--hosts=a,b", "--index=0", "--", "--wrkdir=x"], "train: Unknown command line flag"),
     ],
@@ -88,8 +91,8 @@ def network_of(hosts: list[str]):
             directory = pathlib.Path("/etc/netns") / space
             directory.mkdir(parents=True)
             (directory / "hosts").write_text(table)
-        of_first, of_second = (("eth0", "netns", space) for space in spaces)
-        ip("link", "add", *of_first, "type", "veth", "peer", *of_second)
+        first_end, second_end = (("eth0", "netns", space) for space in spaces)
+        ip("link", "add", *first_end, "type", "veth", "peer", *second_end)
         for number, space in enumerate(spaces):
             ip("-n", space, "addr", "add", f"10.99.0.{number + 1}/30", "dev", "eth0")
             ip("-n", space, "link", "set", "eth0", "up")
@@ -184,9 +187,9 @@ def test_pods_that_are_interrupted_end_as_others_do(data_dir, tmp_path, interrup
     assert {i: pod.statuses for i, pod in enumerate(pods)} == {
         i: [*statuses[:num_tries], 0] for i, statuses in expected.items()
     }
-    whole = tmp_path / "whole"
-    run_cluster(data_dir, whole, "--config.num_epochs=60")
-    metrics = [(d / "metrics.jsonl").read_text().splitlines() for d in (workdir, whole)]
+    uninterrupted = tmp_path / "whole"
+    run_cluster(data_dir, uninterrupted, "--config.num_epochs=60")
+    metrics = [(d / "metrics.jsonl").read_text().splitlines() for d in (workdir, uninterrupted)]
     assert len(metrics[0]) == len(metrics[1]) == 121
-    manifests = [(d / "export" / "manifest.json").read_text() for d in (workdir, whole)]
+    manifests = [(d / "export" / "manifest.json").read_text() for d in (workdir, uninterrupted)]
     assert len({json.loads(manifest)["model_id"] for manifest in manifests}) == 1

@@ -20,8 +20,8 @@ from trainer.data import batches
 from trainer.model.networks import VAE
 from trainer.runs import config as config_lib
 from trainer.runs import train
-from trainer.steps import kl_routes
-from trainer.steps.keras_fit_steps import make
+from trainer.steps import kl_routes, training
+from trainer.steps.evaluation import Evaluator
 from trainer.steps.optimizer import Optimizer
 
 BY_FIT = [name for name in kl_routes.NAMES if name != "gradient_tape"]
@@ -44,8 +44,8 @@ class Trial:
         with strategy.scope():
             self.vae = VAE(config, IMAGE_SHAPE)
             self.optimizer = Optimizer(config, self.vae, total_steps=100)
-        self.steps = make(config, strategy, self.vae, self.optimizer)
-        self.visit = self.steps.place("train", images, num_bytes=images.nbytes).visit(
+        self.steps = training.make(Evaluator(config, strategy, self.vae), self.optimizer)
+        self.visit = self.steps.place(images, num_bytes=images.nbytes).visit(
             np.random.default_rng(4).permutation(len(images)).astype(np.int32)
         )
         variables = [*self.vae.variables, *self.optimizer.variables.values()]
@@ -63,19 +63,19 @@ class Trial:
         for variable, value in self._start:
             variable.assign(value)
         (row,) = self.train(step=batch, first_batch=batch, num_steps=1)
-        found = dict(zip(("loss", "reconstruction_loss", "kl", "num_examples"), row, strict=True))
+        sums = dict(zip(("loss", "reconstruction_loss", "kl", "num_examples"), row, strict=True))
         # From nothing Adam's first moment comes to 0.1 · gradient.
         moments = {
             n: v.numpy() for n, v in self.optimizer.variables.items() if n.endswith("_momentum")
         }
         assert len(moments) == len(self.vae.variables)
-        return found | moments
+        return sums | moments
 
 
-def assert_close(found, expected, tolerance):
-    assert found.keys() == expected.keys()
+def assert_close(values, expected, tolerance):
+    assert values.keys() == expected.keys()
     for name, value in expected.items():
-        error = np.abs(found[name] - value).max()
+        error = np.abs(values[name] - value).max()
         assert error <= tolerance * np.abs(value).max(), (name, error, np.abs(value).max())
 
 
@@ -98,9 +98,9 @@ def test_loss_terms_and_gradients_are_equal(images, numbers, changes, tolerance)
     for route in BY_FIT:
         trial = Trial(images, kl_route=route, **changes)
         for batch in numbers:
-            found = trial.first_step(batch=batch)
-            assert found["num_examples"] == (2 if batch == 10 else 27)
-            assert_close(found, expected[batch], tolerance)
+            values = trial.first_step(batch=batch)
+            assert values["num_examples"] == (2 if batch == 10 else 27)
+            assert_close(values, expected[batch], tolerance)
 
 
 @pytest.mark.parametrize(
@@ -118,17 +118,17 @@ def test_loss_terms_and_gradients_are_equal(images, numbers, changes, tolerance)
     ids=["1 replica", "2 replicas", "mixed_bfloat16"],
 )
 def test_50_steps_and_more_end_in_the_same_weights(images, changes, tolerance):
-    found, reported = {}, {}
+    weights, last_rows = {}, {}
     for route in kl_routes.NAMES:
         trial = Trial(images, kl_route=route, beta_warmup_steps=20, **changes)
         count = trial.num_batches
         for epoch in range(-(-50 // count)):
             rows = trial.train(step=epoch * count, first_batch=0, num_steps=count)
-        found[route] = {variable.path: variable.numpy() for variable in trial.vae.variables}
-        reported[route] = {"rows": rows}
+        weights[route] = {variable.path: variable.numpy() for variable in trial.vae.variables}
+        last_rows[route] = {"rows": rows}
     for route in BY_FIT:
-        assert_close(found[route], found["gradient_tape"], tolerance)
-        assert_close(reported[route], reported["gradient_tape"], max(tolerance, 1e-6))
+        assert_close(weights[route], weights["gradient_tape"], tolerance)
+        assert_close(last_rows[route], last_rows["gradient_tape"], max(tolerance, 1e-6))
 
 
 @pytest.fixture(scope="module")
@@ -229,18 +229,18 @@ def kl(mean, log_var):
 
 
 class ClosesOver(keras.layers.Layer):
-    def __init__(self, *of):
+    def __init__(self, *tensors):
         super().__init__()
-        self.of = of
+        self.tensors = tensors
 
     def call(self, z):
-        self.add_loss(tf.reduce_mean(kl(*self.of)))
+        self.add_loss(tf.reduce_mean(kl(*self.tensors)))
         return z
 
 
 class IsPassed(keras.layers.Layer):
-    def call(self, z, *of):
-        self.add_loss(tf.reduce_mean(kl(*of)))
+    def call(self, z, *tensors):
+        self.add_loss(tf.reduce_mean(kl(*tensors)))
         return z
 
 

@@ -45,12 +45,12 @@ def log_likelihood_by_quadrature(model_dir, pixels):
     log_prior = -0.5 * (z**2).sum(1) - np.log(2 * np.pi)
     softplus = np.logaddexp(0, hidden).sum(1)
     cell = (axis[1] - axis[0]) ** 2
-    out = []
+    log_likelihoods = []
     for x in pixels.reshape(len(pixels), -1).astype(np.float64):
         log_joint = hidden @ x - softplus + log_prior
         top = log_joint.max()
-        out.append(top + np.log(np.exp(log_joint - top).sum() * cell))
-    return np.array(out)
+        log_likelihoods.append(top + np.log(np.exp(log_joint - top).sum() * cell))
+    return np.array(log_likelihoods)
 
 
 def test_the_estimate_is_the_integral(mlp, data_dir):
@@ -59,14 +59,16 @@ def test_the_estimate_is_the_integral(mlp, data_dir):
     images = reader.Dataset(str(data_dir)).read_images("test")
     batches.binarize_once(images, seed=0, split="test")
     exact = log_likelihood_by_quadrature(mlp, images / 255).mean()
-    about = {"model_dir": str(mlp), "data_dir": str(data_dir), "split": "test"}
-    estimate = measure.measure(**about, num_importance_samples=40_000)
+    inputs = {"model_dir": str(mlp), "data_dir": str(data_dir), "split": "test"}
+    estimate = measure.measure(**inputs, num_importance_samples=40_000)
     # What 40,000 samples leave of chance; see the next test for one where they leave less.
     assert estimate["log_likelihood"] == pytest.approx(exact, abs=1e-2)
     # The bound rises with the number of samples, and with one it is the ELBO up to its noise.
-    few = [measure.measure(**about, num_importance_samples=k)["log_likelihood"] for k in (1, 30)]
-    assert few[0] < few[1] < exact
-    assert few[0] == pytest.approx(estimate["elbo"], rel=0.02)
+    estimates = [
+        measure.measure(**inputs, num_importance_samples=k)["log_likelihood"] for k in (1, 30)
+    ]
+    assert estimates[0] < estimates[1] < exact
+    assert estimates[0] == pytest.approx(estimate["elbo"], rel=0.02)
 
 
 def test_the_estimate_is_exact_where_the_integral_is_known(data_dir, tmp_path):
@@ -97,7 +99,7 @@ def test_the_estimate_is_exact_where_the_integral_is_known(data_dir, tmp_path):
         "logits": (loadings.T, bias),
     }
     names = [variable.path.split("/") for variable in VAE(config, (12, 8, 1)).variables]
-    publish.publish(
+    publish.publish_model(
         str(tmp_path / "model"),
         config=config,
         run={"dataset_id": "", "config": {}},
@@ -114,13 +116,13 @@ def test_the_estimate_is_exact_where_the_integral_is_known(data_dir, tmp_path):
         (x @ np.linalg.inv(covariance) * x).sum(1)
         + np.linalg.slogdet(2 * np.pi * covariance).logabsdet
     )
-    about = {"model_dir": str(tmp_path / "model"), "data_dir": str(data_dir), "split": "test"}
-    estimate = measure.measure(**about, num_importance_samples=100_000)
+    inputs = {"model_dir": str(tmp_path / "model"), "data_dir": str(data_dir), "split": "test"}
+    estimate = measure.measure(**inputs, num_importance_samples=100_000)
     assert estimate["log_likelihood"] == pytest.approx(exact.mean(), abs=1e-3)
 
 
 def test_replicas_measure_the_same(mlp, data_dir):
-    measured = [
+    measurements = [
         measure.measure(
             model_dir=str(mlp),
             data_dir=str(data_dir),
@@ -130,9 +132,9 @@ def test_replicas_measure_the_same(mlp, data_dir):
         )
         for replicas in (0, 3)
     ]
-    assert measured[0]["num_examples"] == 272
-    for key, value in measured[0].items():
-        assert measured[1][key] == (
+    assert measurements[0]["num_examples"] == 272
+    for key, value in measurements[0].items():
+        assert measurements[1][key] == (
             pytest.approx(value, rel=1e-5) if type(value) is float else value
         )
 
@@ -146,15 +148,15 @@ def test_the_command_prints_a_table_and_writes_json(trained, data_dir, tmp_path)
         "--num_importance_samples=3",
         f"--output_file={path}",
     )
-    measured = json.loads(path.read_text())
-    assert f"{measured['log_likelihood']:.2f} nats, with 3 samples an image" in done.stdout
+    measurements = json.loads(path.read_text())
+    assert f"{measurements['log_likelihood']:.2f} nats, with 3 samples an image" in done.stdout
     assert "active_units" in done.stdout
     assert done.stderr == ""
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     # Other noise, since it is drawn in batches of another size.
-    assert measured["elbo"] == pytest.approx(last["elbo"], rel=1e-3)
+    assert measurements["elbo"] == pytest.approx(last["elbo"], rel=1e-3)
     assert (
-        measured["model_id"]
+        measurements["model_id"]
         == json.loads((trained / "export/manifest.json").read_text())["model_id"]
     )
 
@@ -164,8 +166,8 @@ def test_what_does_not_fit(mlp, data_dir, tmp_path):
 
     make_idx_set(tmp_path / "idx", num_train=20, num_test=5, size=(4, 4))
     make_shards(f"idx:{tmp_path}/idx", tmp_path / "small", num_shards=1)
-    about = {"model_dir": str(mlp), "num_importance_samples": 1}
-    with pytest.raises(StageError, match=r"is for images of \(12, 8, 1\)"):
-        measure.measure(**about, data_dir=str(tmp_path / "small"), split="test")
+    inputs = {"model_dir": str(mlp), "num_importance_samples": 1}
+    with pytest.raises(StageError, match=r"the model is for images of \(12, 8, 1\)"):
+        measure.measure(**inputs, data_dir=str(tmp_path / "small"), split="test")
     with pytest.raises(StageError, match="split 'all'"):
-        measure.measure(**about, data_dir=str(data_dir), split="all")
+        measure.measure(**inputs, data_dir=str(data_dir), split="all")

@@ -67,10 +67,10 @@ def test_our_leaky_relu_is_that_of_keras(dtype):
     from trainer.model import networks
 
     x = tf.cast(tf.linspace(-3.0, 3.0, 101), dtype)
-    found = []
+    results = []
     for function in (networks._activation("leaky_relu"), keras.activations.leaky_relu):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = function(x)
-        found.append((y.numpy(), tape.gradient(y, x).numpy()))
-    np.testing.assert_array_equal(found[0], found[1])
+        results.append((y.numpy(), tape.gradient(y, x).numpy()))
+    np.testing.assert_array_equal(results[0], results[1])

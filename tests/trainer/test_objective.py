@@ -90,8 +90,8 @@ def terms(config, noise, *, beta=1.0):
     vae = VAE(config, (8, 8, 1))
     mean, log_var = vae.encoder(images)
     log_var = log_var - 1  # Off the prior.
-    about = {"config": config, "beta": tf.constant(beta)}
-    return objective.terms(vae, images, mean, log_var, noise, **about)
+    options = {"config": config, "beta": tf.constant(beta)}
+    return objective.terms(vae, images, mean, log_var, noise, **options)
 
 
 def test_more_samples_make_a_tighter_bound():
@@ -127,8 +127,8 @@ def test_beta_and_free_bits_enter_the_loss_and_nothing_else():
 
 def test_beta_rises_in_a_straight_line():
     config = smoke_config("", beta=0.5, beta_warmup_steps=10)
-    found = [float(schedules.beta(config, tf.constant(step))) for step in (0, 5, 10, 10**6)]
-    assert found == pytest.approx([0, 0.25, 0.5, 0.5])
+    betas = [float(schedules.beta(config, tf.constant(step))) for step in (0, 5, 10, 10**6)]
+    assert betas == pytest.approx([0, 0.25, 0.5, 0.5])
     assert float(schedules.beta(smoke_config("", beta=0.5), tf.constant(0))) == 0.5
 
 
@@ -151,8 +151,8 @@ def test_learning_rates(name, warmup_steps, expected):
     schedule = schedules.learning_rate(config, 110)
     if isinstance(schedule, float):
         schedule = {step: schedule for step in (0, 5, 55, 110)}.__getitem__
-    found = [float(schedule(step)) for step in (0, 5, 55, 110)]
-    assert found == pytest.approx([2 * value for value in expected], abs=1e-6)
+    rates = [float(schedule(step)) for step in (0, 5, 55, 110)]
+    assert rates == pytest.approx([2 * value for value in expected], abs=1e-6)
 
 
 def test_adam_is_that_of_keras():
@@ -162,21 +162,23 @@ def test_adam_is_that_of_keras():
 
     config = smoke_config("", learning_rate=0.01)
     vae = VAE(config, (8, 8, 1))
-    ours = Optimizer(config, vae, total_steps=100)
-    start = [variable.numpy() for variable in vae.variables]
-    theirs = [keras.Variable(value) for value in start]
+    optimizer = Optimizer(config, vae, total_steps=100)
+    initial_values = [variable.numpy() for variable in vae.variables]
+    keras_variables = [keras.Variable(value) for value in initial_values]
     adam = keras.optimizers.Adam(0.01)
     generator = np.random.default_rng(0)
     for _ in range(5):
         gradients = [
             tf.constant(generator.normal(0, 10.0 ** generator.integers(-9, 3), v.shape), tf.float32)
-            for v in start
+            for v in initial_values
         ]
-        tf.distribute.get_strategy().run(ours.apply, args=(gradients,))
-        adam.apply(gradients, theirs)
-    for mine, other, before in zip(vae.variables, theirs, start, strict=True):
-        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
-        assert not np.array_equal(mine.numpy(), before)
+        tf.distribute.get_strategy().run(optimizer.apply, args=(gradients,))
+        adam.apply(gradients, keras_variables)
+    for variable, keras_variable, initial_value in zip(
+        vae.variables, keras_variables, initial_values, strict=True
+    ):
+        np.testing.assert_allclose(variable.numpy(), keras_variable.numpy(), rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(variable.numpy(), initial_value)
 
 
 @pytest.mark.parametrize("size", [1e-4, 0.1, 3.0])
@@ -199,6 +201,6 @@ def test_derivatives_are_those_of_the_formulas(size):
         lambda m, v: 0.5 * (tf.exp(v) + m**2 - 1 - v),
         lambda m, v, e: m[:, None] + tf.exp(v / 2)[:, None] * e,
     )
-    found = gradients(tf.float32, losses.kl, objective.sample)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * size)
+    derivatives = gradients(tf.float32, losses.kl, objective.sample)
+    for derivative, expected_derivative in zip(derivatives, expected, strict=True):
+        np.testing.assert_allclose(derivative, expected_derivative, rtol=1e-5, atol=1e-6 * size)

@@ -52,14 +52,14 @@ class Cluster:
     def begin(self) -> None:
         """Begins anew, as after a restart."""
         self.workers = [
-            (rendezvous.Other if index else rendezvous.First)(
+            (rendezvous.OtherWorker if index else rendezvous.FirstWorker)(
                 tf_config.Cluster(self._addresses, index)
             )
             for index in range(len(self._addresses))
         ]
 
-    def meet(self, index: int, *, timeout_secs: float = 60, **about) -> Result:
-        return Result(self.workers[index].meet, about, timeout_secs)
+    def meet(self, index: int, *, timeout_secs: float = 60, **settings) -> Result:
+        return Result(self.workers[index].meet, settings, timeout_secs)
 
     def connect(self) -> socket.socket:
         """A connection to the first worker, once it listens."""
@@ -75,42 +75,42 @@ class Cluster:
             Result(worker.close)
 
 
-def say_more_often(monkeypatch) -> None:
-    monkeypatch.setattr(rendezvous, "_SAY_EVERY_SECS", 0)
+def report_more_often(monkeypatch) -> None:
+    monkeypatch.setattr(rendezvous, "_REPORT_EVERY_SECS", 0)
     monkeypatch.setattr(rendezvous, "_RETRY_SECS", 0.05)
 
 
-def hello(index: object, about: object = None) -> bytes:
-    message = {"vae-pipeline rendezvous": 1, "index": index, "about": about or {}}
+def hello(index: object, settings: object = None) -> bytes:
+    message = {"vae-pipeline rendezvous": 1, "index": index, "about": settings or {}}
     return json.dumps(message).encode() + b"\n"
 
 
 def test_workers_meet_and_start_together_again_and_again_on_the_same_ports(monkeypatch):
-    say_more_often(monkeypatch)
+    report_more_often(monkeypatch)
     cluster = Cluster(3)
     for _ in range(3):
         cluster.begin()
         met = [cluster.meet(index, seed=1) for index in (2, 0, 1)]
-        assert [each.wait() for each in met] == [None] * 3
+        assert [call.wait() for call in met] == [None] * 3
         started = [Result(cluster.workers[index].start) for index in (1, 2, 0)]
-        assert [each.wait() for each in started] == [None] * 3
+        assert [call.wait() for call in started] == [None] * 3
         closed = [Result(worker.close) for worker in cluster.workers]
-        assert [each.wait() for each in closed] == [None] * 3
+        assert [call.wait() for call in closed] == [None] * 3
 
 
 def test_those_who_are_missing_are_named_and_waited_for_no_longer_than_said(monkeypatch, capfd):
-    say_more_often(monkeypatch)
+    report_more_often(monkeypatch)
     cluster = Cluster(3)
     met = [cluster.meet(0, timeout_secs=2), cluster.meet(1)]
-    for error in (each.wait() for each in met):
+    for error in (call.wait() for call in met):
         assert isinstance(error, Interrupted)
         assert re.match(
             r"worker 2 at localhost:\d+ did not come within 2 s \(--join_tim", str(error)
         )
-    said = capfd.readouterr().err
-    assert said.count("train: waiting for worker 2 at localhost:") > 1
-    alone = Cluster(2).meet(1, timeout_secs=0.3).wait()
-    assert str(alone).startswith("worker 0 at localhost:")
+    stderr = capfd.readouterr().err
+    assert stderr.count("train: waiting for worker 2 at localhost:") > 1
+    error = Cluster(2).meet(1, timeout_secs=0.3).wait()
+    assert str(error).startswith("worker 0 at localhost:")
     assert "train: waiting for worker 0 at localhost:" in capfd.readouterr().err
 
 
@@ -141,7 +141,7 @@ def test_strangers_and_workers_that_end_again_are_forgotten(junk):
         with contextlib.suppress(ConnectionResetError):  # It had more to say.
             assert stranger.recv(100) == b""
         met = [first, cluster.meet(1), cluster.meet(2)]
-        assert [each.wait() for each in met] == [None] * 3
+        assert [call.wait() for call in met] == [None] * 3
     cluster.close()
 
 
@@ -151,18 +151,18 @@ def test_a_line_that_does_not_end_is_cut_off():
     with cluster.connect() as stranger, pytest.raises(ConnectionError):
         for _ in range(64):
             stranger.sendall(b"x" * (1 << 20))
-    assert [each.wait() for each in (first, cluster.meet(1))] == [None] * 2
+    assert [call.wait() for call in (first, cluster.meet(1))] == [None] * 2
     cluster.close()
 
 
 def test_a_worker_that_ends_between_the_points_ends_the_others():
     cluster = Cluster(3)
     met = [cluster.meet(index) for index in range(3)]
-    assert [each.wait() for each in met] == [None] * 3
+    assert [call.wait() for call in met] == [None] * 3
     waiting = [Result(cluster.workers[index].start) for index in (0, 2)]
     cluster.workers[1].close()
-    for each in waiting:
-        error = each.wait()
+    for call in waiting:
+        error = call.wait()
         assert isinstance(error, Interrupted)
         assert re.match(r"worker 1 at localhost:\d+ ended before TensorFlow's clu", str(error))
 
@@ -170,7 +170,7 @@ def test_a_worker_that_ends_between_the_points_ends_the_others():
 def test_the_first_worker_that_ends_between_the_points_is_named():
     cluster = Cluster(2)
     met = [cluster.meet(index) for index in range(2)]
-    assert [each.wait() for each in met] == [None] * 2
+    assert [call.wait() for call in met] == [None] * 2
     cluster.close()
     error = Result(cluster.workers[1].start).wait()
     assert isinstance(error, Interrupted)
@@ -226,7 +226,7 @@ def test_workers_that_disagree_end_with_2_and_what_differs(data_dir, idx_dir, tm
     ]
     for status, text in ends_of(workers):
         assert (status, text.count("\n")) == (2, 1), text
-        assert "address of worker 3 is not there at worker 0, worker 1 and " in text
+        assert "address of worker 3 is missing at worker 0, worker 1 and " in text
         assert re.search(
             r"config\.beta is 0\.\d+ at worker 0, worker 2 and 3\.0 at worker 1;", text
         )
@@ -242,7 +242,7 @@ def test_two_processes_of_one_number_are_an_error_of_all(data_dir, tmp_path):
     workers = [start(data_dir, tmp_path, ports, index) for index in (0, 1, 1)]
     for status, text in ends_of(workers):
         assert (status, text.count("\n")) == (2, 1), text
-        assert "train: two processes say that they are worker 1; start each worker of the" in text
+        assert "train: two processes have joined as worker 1; start each worker of the" in text
 
 
 def test_a_port_in_use_is_named(data_dir, tmp_path):

@@ -64,18 +64,18 @@ def test_the_published_model_keeps_its_contract(trained, data_dir):
 
     loaded = tf.saved_model.load(str(trained / "export"))
     images = reader.Dataset(str(data_dir)).read_images("test")
-    whole = loaded.signatures["embed"](images=tf.constant(images))
+    embedded = loaded.signatures["embed"](images=tf.constant(images))
     encoded = loaded.signatures["encode"](images=tf.constant(images))
     decoded = loaded.signatures["decode"](z=encoded["mean"])
     reconstructed = loaded.signatures["reconstruct"](images=tf.constant(images))
     assert encoded["mean"].shape == encoded["log_var"].shape == (50, 3)
     assert decoded["images"].shape == images.shape
     assert 0 <= decoded["images"].numpy().min() <= decoded["images"].numpy().max() <= 1
-    np.testing.assert_array_equal(whole["mean"], encoded["mean"])
+    np.testing.assert_array_equal(embedded["mean"], encoded["mean"])
     np.testing.assert_allclose(decoded["images"], reconstructed["images"], atol=1e-6)
-    np.testing.assert_allclose(whole["reconstruction"], reconstructed["images"], atol=1e-6)
+    np.testing.assert_allclose(embedded["reconstruction"], reconstructed["images"], atol=1e-6)
     np.testing.assert_allclose(
-        whole["kl"], losses.kl(encoded["mean"], encoded["log_var"]), rtol=1e-5
+        embedded["kl"], losses.kl(encoded["mean"], encoded["log_var"]), rtol=1e-5
     )
 
 
@@ -181,7 +181,7 @@ def test_the_state_of_another_run_is_refused_and_overwritten_on_request(
     ):
         train.train(other, workdir=str(workdir))
     assert_same_run(workdir, trained)
-    with pytest.raises(UsageError, match="has come to step .* at least as many"):
+    with pytest.raises(UsageError, match="is already at step .* at least as many"):
         train.train(smoke_config(data_dir, num_epochs=1), workdir=str(workdir))
     train.train(other, workdir=str(workdir), overwrite=True)
     fresh = tmp_path / "fresh"
@@ -211,7 +211,7 @@ def test_a_config_of_somebody_else_is_refused_even_with_overwrite(data_dir, tmp_
     for name in ("config.json", "export/thesis"):
         (tmp_path / name).write_text(text)
     for overwrite in (False, True):
-        with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+        with pytest.raises(StageError, match=r"config\.json: not a config of this command"):
             train.train(smoke_config(data_dir), workdir=str(tmp_path), overwrite=overwrite)
     assert (tmp_path / "config.json").read_text() == text
     assert (tmp_path / "export" / "thesis").read_text() == text
@@ -271,19 +271,19 @@ def test_a_line_of_metrics_damaged_by_hand_is_named_or_restored(
     data_dir, trained, tmp_path, capsys
 ):
     train.train(smoke_config(data_dir, num_epochs=1), workdir=str(tmp_path))
-    whole = (tmp_path / "metrics.jsonl").read_text()
+    metrics_text = (tmp_path / "metrics.jsonl").read_text()
     checkpoint = tmp_path / "checkpoints" / "step-0000000011.npz"
     with_lines = checkpoint.read_bytes()
     checkpoint.write_bytes(without_lines(checkpoint))
-    (tmp_path / "metrics.jsonl").write_text(f"{whole}half a li")
-    with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is no line of metrics"):
+    (tmp_path / "metrics.jsonl").write_text(f"{metrics_text}half a li")
+    with pytest.raises(StageError, match=r"metrics\.jsonl: line 4 is damaged"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path))
     checkpoint.write_bytes(with_lines)
-    (tmp_path / "metrics.jsonl").write_text(whole[30:])
+    (tmp_path / "metrics.jsonl").write_text(metrics_text[30:])
     train.train(smoke_config(data_dir), workdir=str(tmp_path))
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "metrics.jsonl is not as step 11 left it; its 2 lines are restored from the check" in said
+        "metrics.jsonl was changed after step 11; its 2 lines are restored from the check" in stderr
     )
     assert_same_run(tmp_path, trained)
 
@@ -302,14 +302,14 @@ def test_a_checkpoint_of_an_earlier_version_takes_the_lines_from_their_file(
     ).read_bytes()
 
 
-def damage(path, how: str) -> None:
+def damage(path, kind: str) -> None:
     """What a power cut does to a file that was just written."""
-    whole = path.read_bytes()
-    if how == "gone":
+    data = path.read_bytes()
+    if kind == "gone":
         path.unlink()
     else:
-        damaged = {"empty": b"", "half": whole[: len(whole) // 2], "zeros": b"\0" * len(whole)}
-        path.write_bytes(damaged[how])
+        damaged = {"empty": b"", "half": data[: len(data) // 2], "zeros": b"\0" * len(data)}
+        path.write_bytes(damaged[kind])
 
 
 @pytest.mark.parametrize("how", ["gone", "empty", "half", "zeros"])
@@ -322,12 +322,13 @@ def test_a_finished_run_does_without_config_and_metrics(data_dir, trained, tmp_p
         train.train(smoke_config(data_dir, latent_dim=4), workdir=str(workdir))
     capsys.readouterr()
     train.train(smoke_config(data_dir), workdir=str(workdir))
-    said = capsys.readouterr()
-    assert "already finished" in said.out
+    output = capsys.readouterr()
+    assert "already finished" in output.out
     assert (
-        "config.json is missing or damaged; the checkpoint of step 22 tells whose run" in said.err
+        "config.json is missing or damaged; the checkpoint of step 22 identifies the run"
+        in output.err
     )
-    assert "metrics.jsonl is not as the run left it; written again" in said.err
+    assert "metrics.jsonl is missing or changed; writing it again" in output.err
     assert_same_run(workdir, trained)
     assert (workdir / "config.json").read_bytes() == (trained / "config.json").read_bytes()
 
@@ -337,7 +338,7 @@ def test_a_config_that_is_json_of_somebody_else_stays_beside_checkpoints(
 ):
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(StageError, match=r"config\.json: no config of this command"):
+    with pytest.raises(StageError, match=r"config\.json: not a config of this command"):
         train.train(smoke_config(data_dir), workdir=str(tmp_path / "run"), overwrite=True)
     assert (tmp_path / "run" / "config.json").read_text() == "{}"
 
@@ -441,7 +442,7 @@ def test_early_stopping_needs_a_validation_split(tmp_path, idx_dir):
 
     make_shards(f"idx:{idx_dir}", tmp_path / "data", validation_fraction=0, num_shards=1)
     config = smoke_config(tmp_path / "data", early_stopping_patience=1)
-    with pytest.raises(UsageError, match="has no split 'validation' to judge by"):
+    with pytest.raises(UsageError, match="has no split 'validation', which early stopping needs"):
         train.train(config, workdir=str(tmp_path / "run"))
 
 
@@ -463,7 +464,9 @@ def test_a_warm_start_begins_with_the_weights_and_is_bound_to_them(data_dir, tra
     with pytest.raises(UsageError, match="warm_start is '.*' there and None here"):
         train.train(smoke_config(data_dir, **tiny), workdir=str(tmp_path / "run"))
     config = smoke_config(data_dir, warm_start_from=str(trained / "export"), latent_dim=4)
-    with pytest.raises(StageError, match=r"its weight 'decoder_dense/kernel' is \(3, .*\(4, "):
+    with pytest.raises(
+        StageError, match=r"weight 'decoder_dense/kernel' is \(3, .* there and \(4, "
+    ):
         train.train(config, workdir=str(tmp_path / "wide"))
 
 
@@ -481,8 +484,8 @@ def test_a_collapsed_posterior_is_warned_of(data_dir, tmp_path, capsys):
     config = smoke_config(data_dir, beta=1e4, num_epochs=3, learning_rate=1e-2)
     train.train(config, workdir=str(tmp_path))
     assert lines_of(tmp_path, "validation")[-1]["active_units"] == 0
-    said = capsys.readouterr().err
-    assert "warning: the posterior has collapsed: none of 3 latents is active" in said
+    stderr = capsys.readouterr().err
+    assert "warning: the posterior has collapsed: none of 3 latents is active" in stderr
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused(data_dir, tmp_path):

@@ -1,1 +1,1 @@
-"""Who takes part in training, and on which devices: replicas, workers, how workers meet."""
+"""The workers of a training cluster, how they meet, and the devices of a run."""

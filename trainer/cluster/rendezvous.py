@@ -1,23 +1,24 @@
 """The workers of a cluster meet before TensorFlow starts.
 
-TensorFlow waits an hour for a worker that never comes, and Python hears no signal in that time;
-workers whose configs differ it trains to the end. So the workers meet here first, at two points:
-`meet`, before TensorFlow is imported, is where all say what they are about to do, and `start`,
-just before TensorFlow's cluster, is where all have come through what may fail on one of them
-alone.
+TensorFlow waits an hour for a worker that never comes, and Python handles no signal in that time.
+TensorFlow also trains workers with different configs to the end. So the workers meet here first,
+at two points. `meet`, before the import of TensorFlow, compares the workers' settings. `start`,
+just before TensorFlow's cluster, waits until every worker has passed the steps that may fail on
+one worker alone.
 
-The first worker of the cluster listens on the port of its address, which TensorFlow takes over
-afterwards; the others connect to it. Every message is one line of JSON. The first worker is sent
+The first worker of the cluster listens on the port of its address, which TensorFlow uses
+afterwards; the others connect to the first worker. Every message is one line of JSON. The first
+worker receives
 
-    {"index": 1, "about": {…}}   once, by a worker that comes to the first point
-    {"ready": true}              once, by a worker that comes to the second point
-    {}                           as the answer of a worker that waits
+    {"index": 1, "about": {…}}   once from each worker, at the first point, with its settings
+    {"ready": true}              once from each worker, at the second point
+    {}                           from a waiting worker, as an answer
 
-and sends to the workers that wait
+and sends to the waiting workers
 
     {"missing": ["worker 2 at host:port"]}   every 10 s
-    {"go": true}                             when all have come
-    {"end": 2, "text": "…"}                  when the cluster ends, with the exit status
+    {"go": true}                             when all workers have come to the point
+    {"end": 2, "text": "…"}                  when the cluster ends, with exit status and error
 """
 
 import contextlib
@@ -36,110 +37,118 @@ from pipeline.cli.errors import Interrupted, StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
 from trainer.cluster import peers, tf_config
 
-_SAY_EVERY_SECS, _CONNECT_SECS, _RETRY_SECS = 10, 10, 0.5
-# Keys that may differ: where the data lie on each machine.
-_OWN_KEYS = ("data_dir", "data_placement")
-_GO_ON = "start the job again, the run goes on from its newest checkpoint"
+_REPORT_EVERY_SECS, _CONNECT_SECS, _RETRY_SECS = 10, 10, 0.5
+# Keys that may differ between workers: the data's path and placement on each machine.
+_LOCAL_KEYS = ("data_dir", "data_placement")
+_RESTART = "start the job again, and the run resumes from its newest checkpoint"
 
 
-def _about(config: ml_collections.ConfigDict, cluster: tf_config.Cluster) -> dict[str, Any]:
-    """What all workers have to agree on, key -> JSON value."""
-    about = {f"config.{k}": v for k, v in config.to_dict().items() if k not in _OWN_KEYS}
-    if config.data_dir:  # Else config_lib.check will say so, to each worker.
+def _shared_settings(
+    config: ml_collections.ConfigDict, cluster: tf_config.Cluster
+) -> dict[str, Any]:
+    """The settings that all workers have to agree on, key -> JSON value."""
+    settings = {f"config.{k}": v for k, v in config.to_dict().items() if k not in _LOCAL_KEYS}
+    if config.data_dir:  # Each worker's config_lib.check refuses an empty data_dir.
         manifest = manifest_lib.read_manifest(config.data_dir, "preprocess", "data_dir")
-        about["dataset_id"] = manifest["dataset_id"]
+        settings["dataset_id"] = manifest["dataset_id"]
     for package in ("vae-pipeline", "tensorflow", "keras"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            about[f"version of {package}"] = importlib.metadata.version(package)
-    about |= {f"address of {worker.name}": worker.address for worker in cluster.workers}
-    return manifest_lib.through_json(about)
+            settings[f"version of {package}"] = importlib.metadata.version(package)
+    settings |= {f"address of {worker.name}": worker.address for worker in cluster.workers}
+    return manifest_lib.through_json(settings)
 
 
-def _differences(abouts: dict[str, dict[str, Any]]) -> str:
-    """What differs between workers, name of a worker -> what it is about; "" if nothing does."""
+def _differences(settings_by_worker: dict[str, dict[str, Any]]) -> str:
+    """The settings that differ between workers, as text; "" if all workers agree.
+
+    Args:
+      settings_by_worker: name of a worker -> its shared settings.
+    """
     lines = []
-    for key in sorted({key for about in abouts.values() for key in about}):
-        values: dict[str, list[str]] = {}
-        for name, about in abouts.items():
-            text = json.dumps(about[key]) if key in about else "not there"
-            values.setdefault(text, []).append(name)
-        if len(values) > 1:
-            sides = (f"{text} at {', '.join(names)}" for text, names in values.items())
+    for key in sorted({key for settings in settings_by_worker.values() for key in settings}):
+        names_by_value: dict[str, list[str]] = {}
+        for name, settings in settings_by_worker.items():
+            text = json.dumps(settings[key]) if key in settings else "missing"
+            names_by_value.setdefault(text, []).append(name)
+        if len(names_by_value) > 1:
+            sides = (f"{text} at {', '.join(names)}" for text, names in names_by_value.items())
             lines.append(f"{key} is {' and '.join(sides)}")
     return "; ".join(lines)
 
 
-def _say_missing(names: list[str]) -> None:
+def _report_missing(names: list[str]) -> None:
     if names:
         print(f"train: waiting for {', '.join(names)}", file=sys.stderr, flush=True)
 
 
-def _late(names: list[str], timeout_secs: float) -> Interrupted:
+def _timeout_error(names: list[str], timeout_secs: float) -> Interrupted:
     return Interrupted(
-        f"{', '.join(names)} did not come within {timeout_secs:g} s (--join_timeout_secs); {_GO_ON}"
+        f"{', '.join(names)} did not come within {timeout_secs:g} s (--join_timeout_secs); "
+        f"{_RESTART}"
     )
 
 
-class First:
-    """The rendezvous at the worker that the others connect to."""
+class FirstWorker:
+    """The rendezvous at the first worker, to which the others connect."""
 
     def __init__(self, cluster: tf_config.Cluster):
-        """Takes the cluster; nothing listens yet."""
+        """Prepares the rendezvous; `meet` opens the port."""
         self._workers = cluster.workers
         self._selector = selectors.DefaultSelector()
-        self._strangers: set[peers.Peer] = set()  # Connected, and have not said who they are.
+        self._strangers: set[peers.Peer] = set()  # Connections without a first message.
         self._peers: dict[int, peers.Peer] = {}  # By the index of a worker.
-        self._rivals: dict[int, peers.Peer] = {}  # Say that they are a worker who is there.
-        self._waiting: set[int] = set()  # Workers that have come to the point.
-        self._have_met = False  # All of them, so that whoever goes now is missed.
+        self._rivals: dict[int, peers.Peer] = {}  # Have the index of a worker in `_peers`.
+        self._waiting: set[int] = set()  # Workers that have come to the current point.
+        self._have_met = False  # Whether all workers have met; an error if one ends after that.
 
-    def meet(self, about: dict[str, Any], timeout_secs: float) -> None:
-        """See `meet`; about is what all workers have to agree on, key -> JSON value."""
-        with peers.listen(self._workers[0]) as listener, self._telling_others():
+    def meet(self, settings: dict[str, Any], timeout_secs: float) -> None:
+        """See `meet`; settings are this worker's shared settings, key -> JSON value."""
+        with peers.listen(self._workers[0]) as listener, self._passing_errors_on():
             self._selector.register(listener, selectors.EVENT_READ)
             self._wait(timeout_secs)
             self._selector.unregister(listener)
             for stranger in [*self._strangers]:
                 self._drop(stranger)
-            abouts = {self._workers[0].name: about}
+            settings_by_worker = {self._workers[0].name: settings}
             for index, peer in sorted(self._peers.items()):
-                abouts[self._name(index)] = peer.about
-            if differ := _differences(abouts):
+                settings_by_worker[self._name(index)] = peer.settings
+            if differences := _differences(settings_by_worker):
                 raise UsageError(
-                    f"the workers of the cluster disagree: {differ}; start all of them with the "
-                    "same flags, data set and packages"
+                    f"the workers of the cluster disagree: {differences}; start all workers with "
+                    "the same flags, data set and packages"
                 )
         self._have_met = True
-        self._let_go()
+        self._send_go()
 
     def start(self) -> None:
         """See `start`."""
-        with self._telling_others():
+        with self._passing_errors_on():
             self._wait(None)
-        self._let_go()
+        self._send_go()
 
     def close(self) -> None:
-        """Ends the connections; the port is free for TensorFlow then."""
+        """Ends the connections, so that the port is free for TensorFlow."""
         for peer in self._peers.values():
             peer.finish()
         self._selector.close()
 
     def _name(self, index: int) -> str:
-        """Name of a worker, who may be none of this cluster by what TF_CONFIG says here."""
+        """Name of a worker, even of an index that is not in this worker's TF_CONFIG."""
         return self._workers[index].name if index < len(self._workers) else f"worker no. {index}"
 
-    def _missing(self) -> list[str]:
+    def _missing_names(self) -> list[str]:
         return [str(w) for i, w in enumerate(self._workers) if i and i not in self._waiting]
 
-    def _let_go(self) -> None:
+    def _send_go(self) -> None:
         for index in self._waiting:
-            with contextlib.suppress(OSError):  # Found at the next point, or by TensorFlow.
+            # The next point, or TensorFlow, will notice a lost worker.
+            with contextlib.suppress(OSError):
                 self._peers[index].send(go=True)
         self._waiting.clear()
 
     @contextlib.contextmanager
-    def _telling_others(self) -> Iterator[None]:
-        """Passes an error on to the workers that wait, who end with the same."""
+    def _passing_errors_on(self) -> Iterator[None]:
+        """Sends an error to the connected workers, which end with the same error."""
         try:
             yield
         except StageError as error:
@@ -152,51 +161,51 @@ class First:
             raise
 
     def _wait(self, timeout_secs: float | None) -> None:
-        """Hears the others until all have come to the point.
+        """Receives messages until all workers have come to the current point.
 
         Raises:
-          Interrupted: they have not in time, or one has gone that had passed the first point.
-          UsageError: two processes say that they are the same worker.
+          Interrupted: a worker has not come in time, or has ended after the first point.
+          UsageError: two processes have the same index.
         """
-        began = said = time.monotonic()
-        while self._missing() or self._rivals:
+        start_time = report_time = time.monotonic()
+        while self._missing_names() or self._rivals:
             for key, _ in self._selector.select(1):
                 if key.data:
-                    self._hear(key.data)
+                    self._receive(key.data)
                 else:
                     self._accept(key.fileobj)
             now = time.monotonic()
             for peer in (*self._strangers, *(self._peers[index] for index in self._waiting)):
-                if now - peer.heard > peers.PATIENCE_SECS:
+                if now - peer.last_message_time > peers.PATIENCE_SECS:
                     self._drop(peer)
-            missing = self._missing()
-            if missing and timeout_secs and now - began > timeout_secs:
-                raise _late(missing, timeout_secs)
-            if now - said > _SAY_EVERY_SECS:
-                said = now
-                _say_missing(missing)
+            names = self._missing_names()
+            if names and timeout_secs and now - start_time > timeout_secs:
+                raise _timeout_error(names, timeout_secs)
+            if now - report_time > _REPORT_EVERY_SECS:
+                report_time = now
+                _report_missing(names)
                 for index in [*self._waiting]:
-                    self._send_missing(self._peers[index], missing)
+                    self._send_missing(self._peers[index], names)
 
-    def _send_missing(self, peer: peers.Peer, missing: list[str]) -> None:
+    def _send_missing(self, peer: peers.Peer, names: list[str]) -> None:
         try:
-            peer.send(missing=missing)
+            peer.send(missing=names)
         except OSError:
             self._drop(peer)
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # Who came is gone again.
+        with contextlib.suppress(OSError):  # The peer has already closed the connection.
             peer = peers.Peer(listener.accept()[0])
             self._strangers.add(peer)
             self._selector.register(peer.connection, selectors.EVENT_READ, peer)
 
-    def _hear(self, peer: peers.Peer) -> None:
+    def _receive(self, peer: peers.Peer) -> None:
         try:
-            for message in peer.hear():
+            for message in peer.receive():
                 if peer.index is not None:
-                    self._hear_known(peer, message)
+                    self._handle(message, peer)
                     continue
-                index, peer.about = message["index"], dict(message["about"])
+                index, peer.settings = message["index"], dict(message["about"])
                 if type(index) is not int or index < 1:
                     raise ValueError(index)
                 peer.index = index
@@ -208,25 +217,25 @@ class First:
         self._strangers.discard(peer)
         if peer.index in self._peers:
             self._rivals[peer.index] = peer
-            # A worker that was started again, unless the one that is there still answers.
+            # The worker was started again, unless the earlier process still answers.
             self._send_missing(self._peers[peer.index], [])
         else:
             self._peers[peer.index] = peer
             self._waiting.add(peer.index)
 
-    def _hear_known(self, peer: peers.Peer, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any], peer: peers.Peer) -> None:
         if message.get("ready"):
             self._waiting.add(peer.index)
         elif peer.index in self._rivals and self._peers.get(peer.index) is peer:
             raise UsageError(
-                f"two processes say that they are {self._name(peer.index)}; start each worker of "
-                "the cluster once (--index of trainer.join, else TF_CONFIG)"
+                f"two processes have joined as {self._name(peer.index)}; start each worker of the "
+                "cluster once (--index of trainer.join, or TF_CONFIG)"
             )
 
     def _drop(self, peer: peers.Peer) -> None:
-        """Forgets a peer whose connection has ended, or that is none of ours."""
+        """Forgets a peer whose connection has ended, or that is not a worker."""
         if peer.connection.fileno() < 0:
-            return  # Forgotten already, while other news of that moment were heard.
+            return  # An earlier message of the same round has dropped the peer.
         self._selector.unregister(peer.connection)
         peer.connection.close()
         self._strangers.discard(peer)
@@ -238,48 +247,50 @@ class First:
         self._waiting.discard(peer.index)
         if self._have_met:
             raise Interrupted(
-                f"{self._workers[peer.index]} ended before TensorFlow's cluster was up; {_GO_ON}"
+                f"{self._workers[peer.index]} ended before TensorFlow's cluster was up; {_RESTART}"
             )
         if rival := self._rivals.pop(peer.index, None):
             self._admit(rival)
 
 
-class Other:
-    """The rendezvous at a worker that connects to the first one."""
+class OtherWorker:
+    """The rendezvous at a worker that connects to the first worker."""
 
     def __init__(self, cluster: tf_config.Cluster):
-        """Takes the cluster; nothing is connected yet."""
+        """Prepares the rendezvous; `meet` connects."""
         self._cluster, self._first = cluster, cluster.workers[0]
         self._peer: peers.Peer | None = None
 
-    def meet(self, about: dict[str, Any], timeout_secs: float) -> None:
-        """See `meet`; about is what all workers have to agree on, key -> JSON value."""
-        peers.listen(self._cluster.workers[self._cluster.index]).close()  # TensorFlow's to be.
-        began = said = time.monotonic()
-        while (left := began + timeout_secs - time.monotonic()) > 0:
+    def meet(self, settings: dict[str, Any], timeout_secs: float) -> None:
+        """See `meet`; settings are this worker's shared settings, key -> JSON value."""
+        # Fails early if TensorFlow could not open this port later.
+        peers.listen(self._cluster.workers[self._cluster.index]).close()
+        report_time = time.monotonic()
+        deadline = report_time + timeout_secs
+        while (secs_left := deadline - time.monotonic()) > 0:
             address = self._first.host, self._first.port
             try:
-                connection = socket.create_connection(address, min(left, _CONNECT_SECS))
+                connection = socket.create_connection(address, min(secs_left, _CONNECT_SECS))
                 self._peer = peers.Peer(connection)
-                self._peer.send(index=self._cluster.index, about=about)
-                self._wait(until=began + timeout_secs)
+                self._peer.send(index=self._cluster.index, about=settings)
+                self._wait(deadline)
                 return
-            except (OSError, ValueError):  # The first worker is not there yet, or gone again.
+            except (OSError, ValueError):  # The first worker does not listen yet, or has ended.
                 self.close()
-            if time.monotonic() - said > _SAY_EVERY_SECS:
-                said = time.monotonic()
-                _say_missing([str(self._first)])
-            time.sleep(min(_RETRY_SECS, left))
-        raise _late([str(self._first)], timeout_secs)
+            if time.monotonic() - report_time > _REPORT_EVERY_SECS:
+                report_time = time.monotonic()
+                _report_missing([str(self._first)])
+            time.sleep(min(_RETRY_SECS, secs_left))
+        raise _timeout_error([str(self._first)], timeout_secs)
 
     def start(self) -> None:
         """See `start`."""
         try:
             self._peer.send(ready=True)
-            self._wait(until=None)
+            self._wait(None)
         except (OSError, ValueError) as error:
             raise Interrupted(
-                f"{self._first} ended before TensorFlow's cluster was up; {_GO_ON}"
+                f"{self._first} ended before TensorFlow's cluster was up; {_RESTART}"
             ) from error
 
     def close(self) -> None:
@@ -287,55 +298,55 @@ class Other:
         if self._peer:
             self._peer.connection.close()
 
-    def _wait(self, until: float | None) -> None:
-        """Answers the first worker until it lets this one go on, or ends it."""
-        while until is None or time.monotonic() < until:
-            left = peers.PATIENCE_SECS if until is None else until - time.monotonic()
-            for message in self._peer.hear(min(left, peers.PATIENCE_SECS)):
+    def _wait(self, deadline: float | None) -> None:
+        """Answers the first worker until it sends `go`; raises the error that it sends instead."""
+        while deadline is None or time.monotonic() < deadline:
+            secs_left = peers.PATIENCE_SECS if deadline is None else deadline - time.monotonic()
+            for message in self._peer.receive(min(secs_left, peers.PATIENCE_SECS)):
                 if message.get("go"):
                     return
                 if "end" in message:
-                    self.close()  # For which the first worker waits.
+                    self.close()  # The first worker waits for this.
                     kinds = {kind.exit_status: kind for kind in (UsageError, Interrupted)}
                     raise kinds.get(message["end"], StageError)(str(message.get("text")))
-                if missing := message.get("missing"):
-                    _say_missing(missing)
+                if names := message.get("missing"):
+                    _report_missing(names)
                 self._peer.send()
 
 
-# Between `meet` and `start`; a process is a worker of one cluster.
-_met: First | Other | None = None
+# Set between `meet` and `start`; a process belongs to one cluster.
+_rendezvous: FirstWorker | OtherWorker | None = None
 
 
 def meet(config: ml_collections.ConfigDict, *, timeout_secs: float) -> None:
-    """Waits for all workers that TF_CONFIG names, and compares what they are about to do.
+    """Waits for all workers of TF_CONFIG, and compares their settings.
 
-    A signal ends the wait as command.run says. Who is missing is said every 10 s.
+    A signal ends the wait, see command.run. Every 10 s the names of missing workers are printed.
 
     Args:
-      config: of this worker; where its data lie may be its own.
+      config: this worker's config; data_dir and data_placement may differ between workers.
       timeout_secs: how long to wait.
 
     Raises:
-      UsageError: TF_CONFIG is malformed, or the workers disagree; at all workers alike.
-      StageError: the port of this worker is taken, or the data set is none.
+      UsageError: TF_CONFIG is malformed, or the workers disagree; raised at all workers.
+      StageError: the port of this worker is in use, or data_dir is not a finished data set.
       Interrupted: a worker did not come in time.
     """
-    global _met
+    global _rendezvous
     cluster = tf_config.read()
-    rendezvous = Other(cluster) if cluster.index else First(cluster)
-    rendezvous.meet(_about(config, cluster), timeout_secs)
-    _met = rendezvous
+    rendezvous = OtherWorker(cluster) if cluster.index else FirstWorker(cluster)
+    rendezvous.meet(_shared_settings(config, cluster), timeout_secs)
+    _rendezvous = rendezvous
 
 
 def start() -> None:
     """Waits until all workers that have met are about to start TensorFlow's cluster.
 
     Raises:
-      Interrupted: one of them has ended since.
+      Interrupted: a worker has ended since `meet`.
     """
-    global _met
-    if _met:
-        _met.start()
-        _met.close()
-        _met = None
+    global _rendezvous
+    if _rendezvous:
+        _rendezvous.start()
+        _rendezvous.close()
+        _rendezvous = None

@@ -1,4 +1,4 @@
-"""The devices a run uses, as a tf.distribute strategy."""
+"""Chooses the devices of a run, as a tf.distribute strategy."""
 
 import contextlib
 import signal
@@ -12,24 +12,25 @@ from trainer.cluster import rendezvous, tf_config
 
 
 def _virtual_cpus(count: int) -> list[str]:
-    """Splits the CPU into `count` devices; TensorFlow allows it once in a process."""
+    """Splits the CPU into `count` devices; TensorFlow allows this once in a process."""
     cpu = tf.config.list_physical_devices("CPU")[0]
-    configured = tf.config.get_logical_device_configuration(cpu) or [None]
-    if len(configured) < count:
+    devices = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(devices) < count:
         try:
             tf.config.set_logical_device_configuration(
                 cpu, [tf.config.LogicalDeviceConfiguration()] * count
             )
         except RuntimeError as error:
             raise UsageError(
-                f"--config.num_virtual_devices={count}: this process has already started with "
-                f"{len(configured)} CPU device(s); expected at most that many: use a new process"
+                f"--config.num_virtual_devices={count}: this process has already started "
+                f"TensorFlow with {len(devices)} CPU device(s); expected at most {len(devices)}; "
+                "start a new process"
             ) from error
     return [f"CPU:{number}" for number in range(count)]
 
 
 def is_chief() -> bool:
-    """Whether this process is the one worker of its cluster that writes.
+    """Whether this process is the chief, the only worker of its cluster that writes files.
 
     Raises:
       UsageError: TF_CONFIG is absent or malformed.
@@ -38,54 +39,54 @@ def is_chief() -> bool:
 
 
 def _let_memory_grow() -> None:
-    """Makes TensorFlow take a GPU's memory as it needs it; before it uses the first device."""
+    """Lets TensorFlow allocate GPU memory as needed; call it before the first use of a device."""
     for gpu in tf.config.list_physical_devices("GPU"):
-        # Too late, or set for parts of the GPU: whoever used the GPU before has decided.
+        # Earlier code of this process has used the GPU or divided it; its choice stays.
         with contextlib.suppress(RuntimeError, ValueError):
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def _multi_worker() -> tf.distribute.Strategy:
-    """The strategy of a cluster, once all of its workers are there."""
+    """The strategy of a cluster; waits for all of its workers."""
     rendezvous.start()
-    # TensorFlow's channels take gRPC's default, which is the proxy of the environment.
+    # TensorFlow's channels use gRPC's default, which is the proxy of the environment.
     proxies.reach_directly(worker.host for worker in tf_config.read().workers)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     options = None
     if tf.config.list_physical_devices("GPU"):
-        # Of itself TensorFlow sums over gRPC, which leaves the GPUs of several hosts nearly idle:
+        # By default TensorFlow sums over gRPC, which leaves the GPUs of several hosts nearly idle:
         # https://github.com/tensorflow/tensorflow/issues/50178.
         options = tf.distribute.experimental.CommunicationOptions(
-            # No timeout_seconds: each sum would start a thread that lives as long. A worker that is
-            # gone is noticed by TensorFlow's coordination service.
+            # No timeout_seconds: each sum would start a thread for that time. TensorFlow's
+            # coordination service notices lost workers.
             implementation=tf.distribute.experimental.CommunicationImplementation.NCCL,
         )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has put its own there.
+    signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has replaced the handler.
     return strategy
 
 
 def make(config: ml_collections.ConfigDict) -> tf.distribute.Strategy:
-    """The strategy that a config asks for.
+    """The strategy of a config.
 
     Args:
       config: strategy and num_virtual_devices.
 
     Returns:
-      MirroredStrategy over all GPUs, else over the CPU or its parts; OneDeviceStrategy
-      on the first of these for `one_device`; for `multi_worker` the same over all processes
-      that TF_CONFIG names, once all of them are there.
+      `mirrored`: MirroredStrategy over all GPUs, or over the CPU or its virtual devices;
+      `one_device`: OneDeviceStrategy on the first of these devices;
+      `multi_worker`: MultiWorkerMirroredStrategy over all processes of TF_CONFIG, once they run.
 
     Raises:
-      UsageError: TF_CONFIG or num_virtual_devices cannot be followed.
-      Interrupted: a worker ended that had been there.
+      UsageError: TF_CONFIG is malformed, or num_virtual_devices comes too late in this process.
+      Interrupted: a worker ended that had joined before.
     """
     _let_memory_grow()
     reduction = None  # TensorFlow's choice: NCCL between GPUs.
     if config.num_virtual_devices:
         devices = _virtual_cpus(config.num_virtual_devices)
-        # Parts of one CPU share its memory. The default would open a collective group, of
-        # which a process can have only one size.
+        # Virtual devices of one CPU share its memory. The default would open a collective group,
+        # and all groups of a process must have the same size.
         reduction = tf.distribute.ReductionToOneDevice()
     if config.strategy == "multi_worker":
         return _multi_worker()

@@ -1,4 +1,4 @@
-"""What the environment variable TF_CONFIG says of a cluster; imports nothing of TensorFlow."""
+"""Reads a cluster from the environment variable TF_CONFIG; does not import TensorFlow."""
 
 import json
 import os
@@ -11,18 +11,18 @@ class Worker(NamedTuple):
     """A worker of a cluster."""
 
     kind: str  # chief or worker
-    number: int  # among those of its kind
+    number: int  # among the workers of its kind
     host: str
     port: int
 
     @property
     def name(self) -> str:
-        """As messages name the worker where the address stands elsewhere."""
+        """The worker's name without its address, for messages."""
         return f"{self.kind} {self.number}"
 
     @property
     def address(self) -> str:
-        """As TF_CONFIG has the address."""
+        """The address in the form of TF_CONFIG."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
@@ -30,10 +30,10 @@ class Worker(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """All workers, and which of them this process is."""
+    """All workers, and the index of this process."""
 
-    workers: list[Worker]  # the one that writes comes first
-    index: int  # of this process
+    workers: list[Worker]  # the chief, which writes the files, comes first
+    index: int  # of this process in `workers`
 
 
 def _worker(kind: str, number: int, address: str) -> Worker:
@@ -57,8 +57,9 @@ def read() -> Cluster:
             for kind in ("chief", "worker")
             for number, address in enumerate(value["cluster"].get(kind, ()))
         ]
-        own = value["task"]["type"], int(str(value["task"]["index"]))  # No 0.9, which is 0 to int.
-        index = [(worker.kind, worker.number) for worker in workers].index(own)
+        # str, since int(0.9) would be 0.
+        task = value["task"]["type"], int(str(value["task"]["index"]))
+        index = [(worker.kind, worker.number) for worker in workers].index(task)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"TF_CONFIG={text!r}: expected "

@@ -1,1 +1,1 @@
-"""Which records a step sees, and where the records lie."""
+"""The records and the noise of a step, and where the records are stored."""

@@ -1,6 +1,6 @@
-"""Where the records of a split lie: on every device, or with the host.
+"""Where the images of a split are stored: on every device, or on the host.
 
-Both hand the same records in the same order to the step, which cannot tell them apart.
+Both placements give the step the same records in the same order.
 """
 
 import concurrent.futures
@@ -19,33 +19,33 @@ from pipeline.machine import gpus
 from trainer.data import host_memory
 
 PLACEMENTS = ("auto", "device", "memory_mapped")
-# Share of the memory that the data may take where it is placed by size: the rest is for
-# activations, which grow with the batch.
+# Share of the memory that the data may take with data_placement auto: the rest is for activations,
+# which grow with the batch.
 _SHARE_OF_MEMORY = 0.25
 _WORD_BYTES = 8
 
 
-class Records(NamedTuple):
-    """What the step takes batches from."""
+class OrderedImages(NamedTuple):
+    """The images that a step takes batches from, and their order."""
 
-    images: tf.Tensor  # on each replica's device, as `to_words` packs; of InMemory, the array
+    images: tf.Tensor  # on each replica's device, packed by `to_words`; the array of a HostArray
     order: tf.Tensor  # int32, rows of images in the order in which to visit them
-    num_examples: tf.Tensor  # int32 scalar, how many of them there are
+    num_examples: tf.Tensor  # int32 scalar, number of rows to visit
 
 
 class Visit(Protocol):
     """One pass over a split in a given order."""
 
-    def batches(self, first: int, count: int) -> tuple[Records, tf.Tensor]:
-        """Records that hold `count` batches of the pass from batch `first` on.
+    def batches(self, first: int, count: int) -> tuple[OrderedImages, tf.Tensor]:
+        """Images that hold `count` batches of the pass, from batch `first` on.
 
         Returns:
-          The records, and the number of the first batch among them, int32 scalar.
+          The images, and the number of batch `first` in their order, int32 scalar.
         """
 
 
 class Split(Protocol):
-    """The records of a split."""
+    """The images of a split."""
 
     num_examples: int
 
@@ -53,11 +53,11 @@ class Split(Protocol):
         """Begins a pass; order is int32 (num_examples,), a permutation."""
 
     def head(self, count: int) -> np.ndarray:
-        """The first records, uint8 (at most count, H, W, C)."""
+        """The first images, uint8 (at most count, H, W, C)."""
 
 
 def to_words(images: np.ndarray) -> np.ndarray:
-    """Images as 64-bit words, since a GPU has a kernel to gather rows of words and none for bytes.
+    """Packs images as 64-bit words: GPUs have a kernel to gather rows of words and none for bytes.
 
     Args:
       images: uint8 (n, H, W, C).
@@ -71,7 +71,7 @@ def to_words(images: np.ndarray) -> np.ndarray:
 
 
 def gather_images(words: tf.Tensor, rows: tf.Tensor, image_shape: tuple[int, ...]) -> tf.Tensor:
-    """Some of the images that `to_words` packed.
+    """Unpacks some of the images that `to_words` packed.
 
     Args:
       words: int64 (n, w).
@@ -100,7 +100,7 @@ def _copy_to_devices(strategy: tf.distribute.Strategy, images: np.ndarray):
 
 
 class OnDevice:
-    """A split that lies whole on every device, so that an epoch runs without the host."""
+    """A split that is stored on every device, so that an epoch runs without the host."""
 
     def __init__(self, strategy: tf.distribute.Strategy, images: np.ndarray):
         """Copies uint8 (n, H, W, C) to the devices."""
@@ -109,8 +109,8 @@ class OnDevice:
 
     def visit(self, order: np.ndarray) -> Visit:
         """See Split."""
-        return _VisitOfWhole(
-            Records(self._images, tf.constant(order), tf.constant(self.num_examples))
+        return _WholeSplitVisit(
+            OrderedImages(self._images, tf.constant(order), tf.constant(self.num_examples))
         )
 
     def head(self, count: int) -> np.ndarray:
@@ -118,17 +118,17 @@ class OnDevice:
         return self._head[:count]
 
 
-class _VisitOfWhole:
-    def __init__(self, records: Records):
+class _WholeSplitVisit:
+    def __init__(self, records: OrderedImages):
         self._records = records
 
-    def batches(self, first: int, count: int) -> tuple[Records, tf.Tensor]:
-        del count  # Whatever it is, all of them are there.
+    def batches(self, first: int, count: int) -> tuple[OrderedImages, tf.Tensor]:
+        del count  # The records are the whole split.
         return self._records, tf.constant(first)
 
 
-class WithHost:
-    """A split in an array of the host, gathered a few batches ahead of the devices."""
+class OnHost:
+    """A split in an array of the host, which gathers a few batches ahead of the devices."""
 
     def __init__(
         self,
@@ -138,58 +138,61 @@ class WithHost:
         batch_size: int,
         max_batches: int,
     ):
-        """Takes an array, in memory or memory-mapped.
+        """Starts the thread that gathers.
 
         Args:
-          strategy: whose devices to feed.
-          images: uint8 (n, H, W, C).
-          batch_size: of the global batch.
-          max_batches: the most that are asked for at a time.
+          strategy: the strategy whose devices to feed.
+          images: uint8 (n, H, W, C), in memory or memory-mapped.
+          batch_size: size of the global batch.
+          max_batches: the most batches in one call of `Visit.batches`.
         """
         self._strategy, self._images = strategy, images
         self._batch_size, self._max_batches = batch_size, max_batches
         self.num_examples = len(images)
-        self._ahead = concurrent.futures.ThreadPoolExecutor(1, "gather")
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "gather")
 
     def visit(self, order: np.ndarray) -> Visit:
         """See Split."""
-        return _VisitWithHost(self, order)
+        return _OnHostVisit(self, order)
 
     def head(self, count: int) -> np.ndarray:
         """See Split."""
         return np.array(self._images[:count])
 
     def gather(self, order: np.ndarray, first: int, count: int) -> tuple[np.ndarray, int]:
-        """The images of some batches, and how many; always as many rows, for one graph."""
+        """The images of some batches, padded to `max_batches`, and their number.
+
+        All calls return the same shape, so one graph takes them all.
+        """
         rows = order[first * self._batch_size : (first + count) * self._batch_size]
         shape = (self._max_batches * self._batch_size, *self._images.shape[1:])
         gathered = np.zeros(shape, np.uint8)
-        # Sorted, since pages of the file that lie in a row are read faster.
+        # Sorted, since consecutive pages of the file are read faster.
         sorted_places = np.argsort(rows, kind="stable")
         gathered[sorted_places] = self._images[rows[sorted_places]]
         return gathered, len(rows)
 
-    def gather_ahead(self, *what) -> concurrent.futures.Future:
+    def gather_ahead(self, *arguments) -> concurrent.futures.Future:
         """Begins `gather` in another thread."""
-        return self._ahead.submit(self.gather, *what)
+        return self._executor.submit(self.gather, *arguments)
 
-    def place(self, gathered: np.ndarray, count: int) -> Records:
-        """Gathered images as records on the devices."""
+    def to_devices(self, gathered: np.ndarray, count: int) -> OrderedImages:
+        """Copies gathered images to the devices; `count` of them are no padding."""
         order = tf.range(len(gathered))
-        return Records(_copy_to_devices(self._strategy, gathered), order, tf.constant(count))
+        return OrderedImages(_copy_to_devices(self._strategy, gathered), order, tf.constant(count))
 
 
-class InMemory:
-    """A split in an array of the host, for a pipeline that gathers each batch itself."""
+class HostArray:
+    """A split in an array of the host, for an input pipeline that gathers each batch itself."""
 
     def __init__(self, images: np.ndarray):
         """Takes uint8 (n, H, W, C), in memory or memory-mapped."""
         self._images, self.num_examples = images, len(images)
 
     def visit(self, order: np.ndarray) -> Visit:
-        """See Split; the images of the records are the array."""
-        return _VisitOfWhole(
-            Records(self._images, tf.constant(order), tf.constant(self.num_examples))
+        """See Split; the images of the visit are the array."""
+        return _WholeSplitVisit(
+            OrderedImages(self._images, tf.constant(order), tf.constant(self.num_examples))
         )
 
     def head(self, count: int) -> np.ndarray:
@@ -197,69 +200,72 @@ class InMemory:
         return np.array(self._images[:count])
 
 
-class _VisitWithHost:
-    def __init__(self, split: WithHost, order: np.ndarray):
+class _OnHostVisit:
+    def __init__(self, split: OnHost, order: np.ndarray):
         self._split, self._order = split, order
         self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
 
-    def batches(self, first: int, count: int) -> tuple[Records, tf.Tensor]:
+    def batches(self, first: int, count: int) -> tuple[OrderedImages, tf.Tensor]:
         if self._next and self._next[0] == (first, count):
             gathered = self._next[1].result()
         else:
             gathered = self._split.gather(self._order, first, count)
-        # As many again are what is most likely asked for next.
-        ahead = first + count, count
-        self._next = ahead, self._split.gather_ahead(self._order, *ahead)
-        return self._split.place(*gathered), tf.constant(0)
+        # The next call most likely asks for the same number of batches.
+        next_batches = first + count, count
+        self._next = next_batches, self._split.gather_ahead(self._order, *next_batches)
+        return self._split.to_devices(*gathered), tf.constant(0)
 
 
 def fits_devices(strategy: tf.distribute.Strategy, num_bytes: int) -> tuple[bool, str]:
-    """Whether images are to lie on every device of a strategy, and why, in words.
+    """Whether every device of a strategy has room for the images, and the reason in words.
 
     Args:
-      strategy: whose devices they are.
+      strategy: the strategy of the devices.
       num_bytes: size of the images.
     """
     devices = strategy.extended.worker_devices
     if "GPU" not in devices[0]:
-        # As often as there are replicas, and the array from which they are copied.
+        # One copy for each replica, beside the array that they are copied from.
         free = host_memory.usable_bytes() // (len(devices) + 1)
-        of = "of memory for each replica"
+        memory = "of memory for each replica"
     else:
         free = gpus.free_bytes()
-        of = "free on the smallest GPU"
+        memory = "free on the smallest GPU"
     if free is None:
         return False, (
-            "nvidia-smi did not say how much memory is free; --config.data_placement=device keeps "
-            "them on the devices all the same"
+            "nvidia-smi did not report the free memory; to keep the images on the devices anyway, "
+            "set --config.data_placement=device"
         )
-    text = f"{num_bytes >> 20:,} MiB of images, {free >> 20:,} MiB {of}"
-    return num_bytes <= _SHARE_OF_MEMORY * free, f"{text}, {_SHARE_OF_MEMORY:.0%} of it allowed"
+    text = f"{num_bytes >> 20:,} MiB of images, {free >> 20:,} MiB {memory}"
+    fits = num_bytes <= _SHARE_OF_MEMORY * free
+    return fits, f"{text}, of which images may take {_SHARE_OF_MEMORY:.0%}"
 
 
 def allocator(placement: str, num_bytes: int) -> Callable[[tuple[int, ...], type], np.ndarray]:
-    """What makes the arrays that a run reads its data into.
+    """The function that allocates the arrays into which a run reads its data.
 
     Args:
       placement: one of PLACEMENTS.
       num_bytes: size of the data, all splits together.
 
     Returns:
-      (shape, dtype) -> array: in memory, or, if the data is large or has to be, in a
-      file of the system's temporary directory, which has no name and goes with the process.
+      (shape, dtype) -> array: in memory, or, with memory_mapped or for large data, in a nameless
+      file of the system's temporary directory, which ends with the process.
     """
-    large = num_bytes > _SHARE_OF_MEMORY * host_memory.usable_bytes()
-    return _mapped if placement == "memory_mapped" or (placement == "auto" and large) else np.empty
+    is_large = num_bytes > _SHARE_OF_MEMORY * host_memory.usable_bytes()
+    if placement == "memory_mapped" or (placement == "auto" and is_large):
+        return _allocate_mapped
+    return np.empty
 
 
-def _mapped(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def _allocate_mapped(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     with tempfile.TemporaryFile() as file:
-        # All of it now: a full disk is an error here, and would kill the process later.
+        # All bytes now: a full disk is an error here, and would kill the process later.
         os.posix_fallocate(file.fileno(), 0, max(1, num_bytes))
-        made = mmap.mmap(file.fileno(), max(1, num_bytes))
-    made.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(made, dtype, math.prod(shape)).reshape(shape)
+        mapping = mmap.mmap(file.fileno(), max(1, num_bytes))
+    mapping.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapping, dtype, math.prod(shape)).reshape(shape)
 
 
 def place(
@@ -269,10 +275,10 @@ def place(
     *,
     num_bytes: int,
 ) -> Split:
-    """Puts a split where it is to lie.
+    """Puts the images of a split on the devices or on the host, by config.data_placement.
 
     Args:
-      strategy: whose devices to feed.
+      strategy: the strategy whose devices to feed.
       images: uint8 (n, H, W, C).
       config: data_placement, batch_size, steps_per_loop.
       num_bytes: size of the data, all splits together.
@@ -282,7 +288,7 @@ def place(
         fits, _ = fits_devices(strategy, num_bytes)
         placement = "device" if fits else "memory_mapped"
     if placement == "memory_mapped":
-        in_split = -(-len(images) // config.batch_size)
-        max_batches = min(config.steps_per_loop, in_split)
-        return WithHost(strategy, images, batch_size=config.batch_size, max_batches=max_batches)
+        num_batches = -(-len(images) // config.batch_size)
+        max_batches = min(config.steps_per_loop, num_batches)
+        return OnHost(strategy, images, batch_size=config.batch_size, max_batches=max_batches)
     return OnDevice(strategy, images)

@@ -1,1 +1,1 @@
-"""The model and what it minimises: networks, likelihoods, losses, weights."""
+"""The model and its objective: networks, likelihoods, losses, weights."""

@@ -1,7 +1,7 @@
-"""What a decoder's output says about an image: log-likelihood and mean, by name.
+"""Likelihoods of an image given a decoder's output: log-likelihood and mean, by name.
 
-Pure functions of images and the decoder's output, which is called logits whatever
-the likelihood. The terms of the objective are in losses.py.
+Pure functions of images and the decoder's output, which is called logits for every
+likelihood. The other terms of the objective are in losses.py.
 """
 
 import math
@@ -13,8 +13,8 @@ import tensorflow as tf
 
 # Axes of an image in a tensor (..., H, W, C).
 _IMAGE_AXES = (-3, -2, -1)
-# Where series take over from differences of large numbers that nearly cancel: with three terms
-# their error is below float32's there.
+# Below this, series replace differences of large numbers that nearly cancel: with three terms
+# their error is below float32's.
 _NEAR_ZERO = 0.3
 
 
@@ -22,7 +22,7 @@ class Likelihood(NamedTuple):
     """p(x | z) of an image, its pixels independent of each other."""
 
     # images (..., H, W, C) in [0, 1], logits of the same shape up to broadcasting ->
-    # −log p(x | z), nats per image, float32 (...,). Below 0 where p is a density above 1.
+    # −log p(x | z), nats per image, float32 (...,). Negative where p is a density above 1.
     negative_log: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     # logits -> expected image in [0, 1], of the same shape.
     mean: Callable[[tf.Tensor], tf.Tensor]
@@ -35,27 +35,27 @@ def _bernoulli_negative_log(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     0 and 1 counts as the probability of a white pixel: the term is then the mean over images
     binarised with these probabilities.
     """
-    # softplus(l) − x·l is −x·log σ(l) − (1 − x)·log(1 − σ(l)). Its derivative is written out
-    # since TensorFlow's takes twice as many passes over the pixels of every sample.
+    # softplus(l) − x·l is −x·log σ(l) − (1 − x)·log(1 − σ(l)). The derivative is written out
+    # since TensorFlow's derivative takes twice as many passes over the pixels of every sample.
 
     @tf.custom_gradient
-    def of_logits(logits: tf.Tensor):
+    def cross_entropy(logits: tf.Tensor):
         def derivative(upstream: tf.Tensor) -> tf.Tensor:
             return (tf.sigmoid(logits) - images) * upstream[..., tf.newaxis, tf.newaxis, tf.newaxis]
 
         return tf.reduce_sum(tf.nn.softplus(logits) - images * logits, axis=_IMAGE_AXES), derivative
 
-    return of_logits(logits)
+    return cross_entropy(logits)
 
 
 def _split_at_zero(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where logits are near 0, and logits with 1 in these places, so that no gradient is NaN."""
+    """A mask of logits near 0, and the logits with 1 there, so that no gradient is NaN."""
     near = tf.abs(logits) < _NEAR_ZERO
     return near, tf.where(near, tf.ones_like(logits), logits)
 
 
 def _continuous_bernoulli_negative_log(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The same with the constant that makes it a density on [0, 1].
+    """Bernoulli's term with the constant that makes p(x | z) a density on [0, 1].
 
     Loaiza-Ganem and Cunningham (2019), "The continuous Bernoulli", equation 8:
     log C(λ) = log(2·atanh(1 − 2λ) / (1 − 2λ)); with λ = sigmoid(l) it is log(l / tanh(l/2)).

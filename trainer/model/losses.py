@@ -1,6 +1,6 @@
-"""The terms of the objective, per example, in nats. Pure functions.
+"""The terms of the objective but the likelihood's, per example, in nats. Pure functions.
 
-What a decoder's output says about an image is in likelihoods.py.
+The likelihoods are in likelihoods.py.
 """
 
 import tensorflow as tf
@@ -8,13 +8,13 @@ import tensorflow as tf
 
 @tf.custom_gradient
 def _excess(log_var: tf.Tensor):
-    """½ (exp(log_var) − 1 − log_var), the part of the divergence that the variance makes."""
+    """½ (exp(log_var) − 1 − log_var), the variance's part of the divergence."""
     # expm1(v) − v ≥ 0 even in float32, where exp(v) − 1 − v can round below 0.
     variance_minus_1 = tf.math.expm1(log_var)
 
     def derivative(upstream: tf.Tensor) -> tf.Tensor:
-        # Of two terms, ½ exp(v) and −½, TensorFlow would make a difference that near v = 0, where
-        # training begins, has lost most of its digits.
+        # TensorFlow would subtract ½ from ½ exp(v), and near v = 0, where training begins, the
+        # difference has lost most of its digits.
         return 0.5 * variance_minus_1 * upstream
 
     return 0.5 * (variance_minus_1 - log_var), derivative
@@ -42,11 +42,11 @@ def kl(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
 
 
 def kl_with_free_bits(mean: tf.Tensor, log_var: tf.Tensor, free_bits: float) -> tf.Tensor:
-    """The KL term with nothing to gain below `free_bits` nats a latent.
+    """The KL term with a floor of `free_bits` nats for each latent.
 
     Σ_latents max(free_bits, kl_per_latent), Kingma et al. (2016), "Improved Variational
-    Inference with Inverse Autoregressive Flow", equation 15, per example where they take
-    the mean over a minibatch first: so it does not depend on how a batch is divided.
+    Inference with Inverse Autoregressive Flow", equation 15. They take the mean over a minibatch
+    first; the term here is per example, so it does not depend on how replicas divide a batch.
 
     Returns:
       float32 (n,), nats per image.

@@ -1,7 +1,7 @@
 """Encoder, decoder and the VAE made of them: convolutional, or a multilayer perceptron.
 
-Layers are named and their initial weights seeded one by one, so the weights are
-a function of the config and not of what else the process has built.
+Every layer has its own name and its own seed, so the initial weights are a function of the
+config alone, whatever else the process has built.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-_NEGATIVE_SLOPE = 0.2  # Keras' own.
+_NEGATIVE_SLOPE = 0.2  # Keras' default.
 
 
 def _initializer(seed: int, name: str) -> keras.initializers.Initializer:
-    """Glorot's uniform initializer (Keras' default) with a seed for this layer alone."""
+    """Glorot's uniform initializer (Keras' default) with the layer's own seed."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4, person=b"weights").digest()
     return keras.initializers.GlorotUniform(seed=int.from_bytes(digest, "little") >> 1)
 
 
 @tf.custom_gradient
 def _leaky_relu(x: tf.Tensor):
-    """Keras' leaky_relu with a derivative that takes the output, whose sign is the input's.
+    """Keras' leaky_relu with a derivative of the output, whose sign is the input's sign.
 
-    TensorFlow's derivative takes the input, which then stays in memory and keeps its
-    optimizer from making convolution, bias and activation one operation.
+    TensorFlow's derivative takes the input. The input then stays in memory, and TensorFlow's graph
+    optimizer cannot fuse convolution, bias and activation.
     """
     y = tf.nn.leaky_relu(x, _NEGATIVE_SLOPE)
 
@@ -37,15 +37,17 @@ def _leaky_relu(x: tf.Tensor):
 
 
 def _activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """An activation by the name that Keras has for it."""
+    """An activation by its name in Keras."""
     return _leaky_relu if name == "leaky_relu" else keras.activations.get(name)
 
 
-def _dense(config: ml_collections.ConfigDict, units: int, name: str, **about) -> keras.layers.Dense:
+def _dense(
+    config: ml_collections.ConfigDict, units: int, name: str, **options
+) -> keras.layers.Dense:
     """A dense layer with its own seed."""
-    about = {"dtype": config.precision, **about}
+    options = {"dtype": config.precision, **options}
     return keras.layers.Dense(
-        units, kernel_initializer=_initializer(config.seed, name), name=name, **about
+        units, kernel_initializer=_initializer(config.seed, name), name=name, **options
     )
 
 
@@ -115,7 +117,7 @@ def build_encoder(
             x = _dense(
                 config, units, f"encoder_dense_{i}", activation=_activation(config.activation)
             )(x)
-    # exp(log_var) and the KL term need the digits of float32.
+    # exp(log_var) and the KL term need float32's precision.
     heads = [
         _dense(config, config.latent_dim, name, dtype="float32")(x) for name in ("mean", "log_var")
     ]
@@ -129,10 +131,10 @@ def build_decoder(
 
     Args:
       config: as for the encoder.
-      image_shape: (H, W, C) of the images to make.
+      image_shape: (H, W, C) of the decoded images.
 
     Returns:
-      Model from float32 (n, latent_dim) to float32 (n, H, W, C), what likelihoods.py takes.
+      Model from float32 (n, latent_dim) to float32 (n, H, W, C), the logits of likelihoods.py.
     """
     x = inputs = keras.Input((config.latent_dim,), name="z")
     if config.architecture == "convolutional":
@@ -157,5 +159,5 @@ class VAE:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All weights, those of the encoder first; every one is trained."""
+        """All weights, the encoder's first; all of them are trained."""
         return self.encoder.weights + self.decoder.weights

@@ -12,15 +12,15 @@ from trainer.model.networks import VAE
 
 
 class Terms(NamedTuple):
-    """What one pass says about n images, each float32 (n,), nats per image."""
+    """The terms of n images, each float32 (n,), nats per image."""
 
-    loss: tf.Tensor  # what training minimises
-    reconstruction_loss: tf.Tensor  # a mean over samples where there are several
+    loss: tf.Tensor  # training minimises its mean
+    reconstruction_loss: tf.Tensor  # the mean over samples where there are several
     kl: tf.Tensor
 
 
 def kl_term(config: ml_collections.ConfigDict) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """What beta weighs in a loss of one sample: kl, with free bits if config has them.
+    """The term that beta multiplies in the loss of one sample: kl, or kl with free bits.
 
     Returns:
       mean, log_var, both float32 (n, latent_dim) -> float32 (n,), nats per image.
@@ -31,7 +31,7 @@ def kl_term(config: ml_collections.ConfigDict) -> Callable[[tf.Tensor, tf.Tensor
 
 
 def noise_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Shape of the noise that one image takes: (samples, latent_dim)."""
+    """Shape of the noise of one image: (samples, latent_dim)."""
     return config.num_importance_samples, config.latent_dim
 
 
@@ -41,7 +41,7 @@ def _deviation(log_var: tf.Tensor, noise: tf.Tensor):
     deviation = tf.exp(log_var / 2) * noise
 
     def derivative(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-        # One product where TensorFlow makes several, in an order that differs between graphs.
+        # One product; TensorFlow would make several, in an order that differs between graphs.
         return 0.5 * tf.reduce_sum(deviation * upstream, axis=1, keepdims=True), None
 
     return deviation, derivative
@@ -108,10 +108,10 @@ def terms(
     config: ml_collections.ConfigDict,
     beta: tf.Tensor,
 ) -> Terms:
-    """The terms for images whose posterior is known.
+    """The terms of images, given the images' posteriors.
 
-    With one sample the loss is reconstruction_loss + beta · kl, kl in closed form (and
-    with free bits, if config has them). With k of them it is
+    With one sample the loss is reconstruction_loss + beta · kl, with kl in closed form (and
+    with free bits, if config has them). With k samples the loss is
     −log 1/k Σ exp(log p(x|z) + beta · (log p(z) − log q(z|x))), which is the bound of Burda,
     Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", at beta 1.
 
@@ -123,9 +123,6 @@ def terms(
       noise: float32 (n, *noise_shape(config)).
       config: likelihood, num_importance_samples, free_bits.
       beta: float32 scalar, weight of the KL term.
-
-    Returns:
-      The terms of each image.
     """
     samples = draw(vae, images, mean, log_var, noise, likelihoods.make(config))
     reconstruction_loss = tf.reduce_mean(samples.negative_log, axis=1)

@@ -1,4 +1,4 @@
 """A training run from its config to the published model: the loop, its state, its metrics.
 
-What one step computes is in steps/.
+The computation of one step is in steps/.
 """

@@ -1,4 +1,4 @@
-"""What a config may say, and which of its keys shape the result."""
+"""Checks of a config's values, and the part of a config that identifies a run."""
 
 import math
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ _CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
 }
 
-# Keys that may change when a run goes on: they say where and how long it runs,
-# not which path it takes.
+# Keys that may change when a run resumes: they determine where and how long a run trains, and not
+# its sequence of weights.
 _FREE_KEYS = frozenset(
     {
         "data_dir",
         "data_placement",
         "num_epochs",
-        "warm_start_from",  # Its content counts, not its place: Run.identity has it.
+        "warm_start_from",  # The model's content counts, not its path: see RunPlan.identity.
         "strategy",
         "num_virtual_devices",
         "jit_compile",
@@ -61,20 +61,20 @@ _AT_LEAST = {
     "checkpoint_every_steps": 1,
     "keep_checkpoints": 1,
 }
-# What routes by Keras' `fit` cannot honour: key, the values that they can, why no others.
-_ONLY_BY_TAPE = (
+# Settings that Keras' `fit` limits: key, supported values, why it supports no others.
+_KERAS_FIT_LIMITS = (
     ("num_importance_samples", (1,), "the importance-weighted bound has no KL term"),
     ("clip_norm", (0,), "Keras clips the gradients of each replica before it sums them"),
     (
         "precision",
         ("float32", "mixed_bfloat16"),
-        "Keras looks for overflow on one replica alone",
+        "Keras checks only one replica for overflow",
     ),
-    ("jit_compile", (False,), "Keras compiles all replicas as one, and XLA has one device"),
+    ("jit_compile", (False,), "Keras compiles all replicas together, for XLA's single device"),
     ("strategy", ("mirrored", "one_device"), "Keras 3 has no fit over several workers"),
-    ("data_placement", ("auto", "memory_mapped"), "fit is fed by the host"),
+    ("data_placement", ("auto", "memory_mapped"), "the host feeds fit"),
 )
-# Far beyond what is of use: TensorFlow would run out of memory or time, and not say why.
+# Far beyond useful values: TensorFlow would run out of memory or time without a clear message.
 _AT_MOST = {
     "batch_size": 2**20,
     "latent_dim": 2**16,
@@ -84,16 +84,16 @@ _AT_MOST = {
     "gaussian_std": 1e4,
     "num_virtual_devices": 2**6,
 }
-# Activations of Keras that give another shape than they take. By name: to run one would
-# start TensorFlow's devices, before num_virtual_devices has had its say.
-_RESHAPING = ("glu",)
+# Keras' activations that change the shape. A list, since running an activation to find out would
+# start TensorFlow's devices before num_virtual_devices is applied.
+_RESHAPING_ACTIVATIONS = ("glu",)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses a config whose values cannot be trained with, whatever the data.
+    """Refuses a config that no data set can be trained with.
 
     Raises:
-      UsageError: with the key, its value and what it may be.
+      UsageError: names the key, its value and the allowed values.
     """
 
     def refuse(key: str, expected: str) -> None:
@@ -104,70 +104,72 @@ def check(config: ml_collections.ConfigDict) -> None:
             "--config.data_dir is not set; name the output directory of "
             "python -m pipeline.preprocess"
         )
-    for key, least in _AT_LEAST.items():
-        if not least <= config[key] < math.inf:  # Written so that NaN fails too.
-            refuse(key, f"at least {least}, and finite")
-    for key, most in _AT_MOST.items():
-        if config[key] > most:
-            refuse(key, f"at most {most}")
+    for key, minimum in _AT_LEAST.items():
+        if not minimum <= config[key] < math.inf:  # Written so that NaN fails too.
+            refuse(key, f"at least {minimum}, and finite")
+    for key, maximum in _AT_MOST.items():
+        if config[key] > maximum:
+            refuse(key, f"at most {maximum}")
     for key, choices in _CHOICES.items():
         if config[key] not in choices:
             refuse(key, f"one of {', '.join(choices)}")
     if not 0 < config.learning_rate < math.inf:
         refuse("learning_rate", "a number above 0")
     if config.binarize != "none" and config.likelihood != "bernoulli":
-        refuse("binarize", f"none, since likelihood is {config.likelihood}, and not bernoulli")
+        refuse("binarize", f"none, since likelihood is {config.likelihood} and not bernoulli")
     if config.free_bits and config.num_importance_samples > 1:
         refuse("free_bits", "0, since the importance-weighted bound has no KL term")
-    for key, honoured, reason in _ONLY_BY_TAPE if config.kl_route != "gradient_tape" else ():
-        if config[key] not in honoured:
-            expected = " or ".join(map(str, honoured))
-            refuse(key, f"{expected} for kl_route {config.kl_route}, since {reason}")
+    if config.kl_route != "gradient_tape":
+        for key, supported, reason in _KERAS_FIT_LIMITS:
+            if config[key] not in supported:
+                expected = " or ".join(map(str, supported))
+                refuse(key, f"{expected} for kl_route {config.kl_route}, since {reason}")
     if config.strategy == "multi_worker" and config.num_virtual_devices:
         refuse("num_virtual_devices", "0 for strategy multi_worker; start more workers instead")
     try:
         keras.activations.get(config.activation)
-        known = config.activation not in _RESHAPING
+        is_supported = config.activation not in _RESHAPING_ACTIVATIONS
     except ValueError:
-        known = False
-    if not known:
-        refuse("activation", "a name that keras.activations knows and that keeps the shape")
+        is_supported = False
+    if not is_supported:
+        refuse("activation", "the name of an activation in keras.activations that keeps the shape")
     for key in ("filters", "strides", "hidden_units"):
         if not config[key] or any(not isinstance(n, int) or n < 1 for n in config[key]):
-            refuse(key, "one number of at least 1 for each layer, as in (32,64,128)")
+            refuse(key, "an integer of at least 1 for each layer, as in (32,64,128)")
     if len(config.filters) != len(config.strides):
-        refuse("strides", f"as many as filters, which has {len(config.filters)}")
+        refuse("strides", f"as many numbers as filters, which has {len(config.filters)}")
 
 
 def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:
     """Refuses strides of convolutions that don't divide the image.
 
     Args:
-      config: as checked.
+      config: a config that `check` accepts.
       image_shape: (H, W, C) of the data set.
 
     Raises:
-      UsageError: with the size and the stride at which it fails.
+      UsageError: names the first convolution whose stride does not divide its input.
     """
     if config.architecture != "convolutional":
         return
     for name, size in zip(("height", "width"), image_shape[:2], strict=True):
-        left = size
-        for place, stride in enumerate(config.strides):
-            if left % stride:
+        input_size = size
+        for number, stride in enumerate(config.strides, 1):
+            if input_size % stride:
                 raise UsageError(
-                    f"--config.strides={config.strides}: image {name} {size} is {left} before "
-                    f"convolution {place + 1}, which its stride {stride} does not divide; expected "
-                    f"strides whose product divides {image_shape[0]}×{image_shape[1]}"
+                    f"--config.strides={config.strides}: image {name} {size} is {input_size} "
+                    f"before convolution {number}, which its stride {stride} does not divide; "
+                    "expected strides whose product divides "
+                    f"{image_shape[0]}×{image_shape[1]}"
                 )
-            left //= stride
+            input_size //= stride
 
 
 def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
     """Refuses a warm-up of the learning rate that is as long as the run.
 
     Raises:
-      UsageError: with both lengths.
+      UsageError: names both lengths.
     """
     if config.learning_rate_warmup_steps >= total_steps:
         raise UsageError(
@@ -177,22 +179,22 @@ def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The part of a config that determines the path of a run, as a JSON value."""
-    free = _FREE_KEYS
+    """The part of a config that determines a run's sequence of weights, as a JSON value."""
+    free_keys = _FREE_KEYS
     if config.learning_rate_schedule != "constant":
-        free = free - {"num_epochs"}  # The rate of a step depends on the last one's number.
+        free_keys = free_keys - {"num_epochs"}  # The schedule depends on the number of steps.
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in sorted(config.to_dict().items())
-        if key not in free
+        if key not in free_keys
     }
 
 
-def config_of(manifest: Mapping[str, Any], model_dir: str) -> ml_collections.ConfigDict:
+def config_from_manifest(manifest: Mapping[str, Any], model_dir: str) -> ml_collections.ConfigDict:
     """The config that a model was trained with; data_dir is empty.
 
     Raises:
-      StageError: the manifest's config is none that can be trained with.
+      StageError: this version cannot train with the manifest's config.
     """
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in manifest["config"].items()}
     config = ml_collections.ConfigDict({"data_dir": "", **values})
@@ -200,7 +202,7 @@ def config_of(manifest: Mapping[str, Any], model_dir: str) -> ml_collections.Con
         check(ml_collections.ConfigDict({**values, "data_dir": model_dir}))
     except (UsageError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise StageError(
-            f"{files.join(model_dir, manifest_lib.MANIFEST)}: its config cannot be trained with "
-            f"({' '.join(str(error).split())}); expected one of this version: train the model again"
+            f"{files.join(model_dir, manifest_lib.MANIFEST)}: this version cannot use the model's "
+            f"config ({' '.join(str(error).split())}); train the model again"
         ) from error
     return config.lock()

@@ -8,79 +8,82 @@ from pipeline.machine import arithmetic
 from pipeline.storage import files
 from trainer.runs import board as board_lib
 from trainer.runs import metrics as metrics_lib
+from trainer.runs.plan import RunPlan
 from trainer.runs.run import Run, Stopped
 
 
 class Reports:
-    """Where a run reports: the lines that are kept, and TensorBoard."""
+    """The files that a run reports to: metrics.jsonl, timings.jsonl and TensorBoard's events."""
 
     def __init__(self, run: Run):
-        """Opens the files and drops what an earlier try wrote after run.step."""
+        """Opens the files and drops the lines that an earlier try wrote after run.step."""
 
-        def open_lines(name: str, reported: str | None = None) -> metrics_lib.JsonLines:
+        def open_lines(name: str, checkpoint_text: str | None = None) -> metrics_lib.JsonLines:
             return metrics_lib.JsonLines(
                 files.join(run.workdir, name),
                 up_to_step=run.step,
-                writes=run.is_chief,
-                reported=reported,
+                writes=run.plan.is_chief,
+                checkpoint_text=checkpoint_text,
                 skips_damaged=name == metrics_lib.TIMINGS,
             )
 
-        # Which decide when the run ends and what it publishes, so the checkpoint has them too.
-        self.metrics = open_lines(metrics_lib.METRICS, run.reported)
+        # The metrics decide when the run ends and which weights it publishes, so checkpoints have a
+        # copy of them.
+        self.metrics = open_lines(metrics_lib.METRICS, run.metrics_text)
         self.timings = open_lines(metrics_lib.TIMINGS)
-        run.reported = self.metrics.text
+        run.metrics_text = self.metrics.text
         self.kind = arithmetic.kind()
-        self.board = board_lib.Board(run.workdir) if run.is_chief else None
+        self.board = board_lib.Board(run.workdir) if run.plan.is_chief else None
 
 
 def _train_to_epoch_end(run: Run, progress: Progress) -> None:
-    """Trains what is left of the current epoch, with checkpoints on the way.
+    """Trains the remaining steps of the current epoch, with checkpoints on the way.
 
     Raises:
       Stopped: a signal came.
     """
-    every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
-    before = run.step - run.step % run.steps_per_epoch
+    save_every, visit = run.config.checkpoint_every_steps, run.visit_epoch()
+    epoch_start = run.step - run.step % run.plan.steps_per_epoch
 
     def show() -> None:
-        progress.update(run.step - before, metrics_lib.describe(run.metrics(run.epoch_sums)))
+        progress.update(run.step - epoch_start, metrics_lib.describe(run.metrics(run.epoch_sums)))
 
     while True:
-        left = before + run.steps_per_epoch - run.step
-        run.train_steps(visit, min(run.steps.max_steps, left, every - run.step % every), show)
+        steps_left = epoch_start + run.plan.steps_per_epoch - run.step
+        steps_to_save = save_every - run.step % save_every
+        run.train_steps(visit, min(run.steps.max_steps, steps_left, steps_to_save), show)
         if run.epoch_is_complete:
-            return  # It is reported before it is saved.
-        if run.step % every == 0:
+            return  # `fit` reports the epoch before it saves a checkpoint.
+        if run.step % save_every == 0:
             run.save()
 
 
 def _report_epoch(run: Run, reports: Reports, epoch: int) -> str:
-    """Writes the metrics of an epoch that has just ended; returns them as text.
+    """Writes the metrics of an epoch that has just ended; returns the metrics as text.
 
     Raises:
       Stopped: a signal came; nothing is written.
     """
-    shown = {"train": run.metrics(run.epoch_sums)}
+    metrics = {"train": run.metrics(run.epoch_sums)}
     if "validation" in run.splits:
-        shown["validation"] = run.evaluate("validation")
-    for split, values in shown.items():
+        metrics["validation"] = run.evaluate("validation")
+    for split, values in metrics.items():
         reports.metrics.append({"step": run.step, "epoch": epoch, "split": split, **values})
     if reports.board:
-        for split, values in shown.items():
+        for split, values in metrics.items():
             reports.board.scalars(run.step, split, values)
         reports.board.scalars(run.step, "schedule", run.schedules())
-        pixels = run.splits[list(shown)[-1]].head(board_lib.NUM_RECORDS)
+        pixels = run.splits[list(metrics)[-1]].head(board_lib.NUM_RECORDS)
         reports.board.show_model(run.step, run.vae, pixels, run.config)
-    text = metrics_lib.describe(shown["train"])
-    if "validation" in shown:
-        text += f" | validation loss {shown['validation']['loss']:.2f}"
-        _warn_if_collapsed(run, shown["validation"])
+    text = metrics_lib.describe(metrics["train"])
+    if "validation" in metrics:
+        text += f" | validation loss {metrics['validation']['loss']:.2f}"
+        _warn_if_collapsed(run, metrics["validation"])
     return text
 
 
 def _warn_if_collapsed(run: Run, values: dict[str, float]) -> None:
-    """Says on standard error that no latent is in use, and what may help."""
+    """Warns on standard error if no latent is active."""
     if values["active_units"] == 0:
         print(
             f"train: warning: the posterior has collapsed: none of {run.config.latent_dim} latents "
@@ -92,15 +95,15 @@ def _warn_if_collapsed(run: Run, values: dict[str, float]) -> None:
 
 def best_step(lines: metrics_lib.JsonLines) -> int | None:
     """The step with the smallest validation loss, the first of equals."""
-    validation = lines.of("validation")
+    validation = lines.split_lines("validation")
     return min(validation, key=lambda line: line["loss"])["step"] if validation else None
 
 
-def is_over(run: Run, lines: metrics_lib.JsonLines, step: int) -> bool:
-    """Whether there is nothing to train after `step`: the last one, or no better for long."""
-    patience, validation = run.config.early_stopping_patience, lines.of("validation")
-    if step == run.total_steps or not patience:
-        return step == run.total_steps
+def is_over(plan: RunPlan, lines: metrics_lib.JsonLines, step: int) -> bool:
+    """Whether the run ends at `step`: it is the last step, or patience has run out."""
+    patience, validation = plan.config.early_stopping_patience, lines.split_lines("validation")
+    if step == plan.total_steps or not patience:
+        return step == plan.total_steps
     since_best = [line for line in validation if line["step"] > best_step(lines)]
     return len(since_best) >= patience
 
@@ -109,16 +112,16 @@ def fit(run: Run, reports: Reports) -> None:
     """Trains from run.step to the end.
 
     Raises:
-      Stopped: a signal came; all that was done is in the run's state.
+      Stopped: a signal came; the run's state has all finished steps.
     """
-    while run.epoch_is_complete or not is_over(run, reports.metrics, run.step):
-        epoch = (run.step - run.epoch_is_complete) // run.steps_per_epoch + 1
+    while run.epoch_is_complete or not is_over(run.plan, reports.metrics, run.step):
+        epoch = (run.step - run.epoch_is_complete) // run.plan.steps_per_epoch + 1
         progress = Progress(
-            f"epoch {epoch}/{run.config.num_epochs}", total=run.steps_per_epoch, unit="steps"
+            f"epoch {epoch}/{run.config.num_epochs}", total=run.plan.steps_per_epoch, unit="steps"
         )
         began, first_step = time.monotonic(), run.step
         try:
-            if not run.epoch_is_complete:  # It was stopped before its report.
+            if not run.epoch_is_complete:  # Else a signal stopped the run before the report.
                 _train_to_epoch_end(run, progress)
             train_secs, num_steps = time.monotonic() - began, run.step - first_step
             text = _report_epoch(run, reports, epoch)
@@ -130,27 +133,27 @@ def fit(run: Run, reports: Reports) -> None:
             timing["images_per_sec"] = num_steps * run.config.batch_size / train_secs
             timing["step_secs"] = train_secs / num_steps
             text = f"{timing['images_per_sec']:,.0f} images/s, {text}"
-        about = {"step": run.step, "epoch": epoch, "kind": reports.kind}
-        reports.timings.append({**about, **timing})
+        position = {"step": run.step, "epoch": epoch}
+        reports.timings.append({**position, "kind": reports.kind, **timing})
         if reports.board:
             reports.board.scalars(run.step, "time", timing)
             reports.board.flush()
         progress.close(f"{progress.label}, step {run.step:,}, {text}")
         run.epoch_sums[:] = 0
-        run.reported = reports.metrics.text
+        run.metrics_text = reports.metrics.text
         run.best_step = best_step(reports.metrics)
         run.save()
 
 
 def evaluate_test(run: Run, reports: Reports, step: int) -> None:
-    """Writes the metrics of the weights to publish, which are those after `step`.
+    """Writes the test metrics of the weights to publish, the weights after `step`.
 
     Raises:
       Stopped: a signal came; nothing is written.
     """
     if "test" in run.splits:
-        about = {"step": step, "epoch": step // run.steps_per_epoch, "split": "test"}
+        position = {"step": step, "epoch": step // run.plan.steps_per_epoch}
         values = run.evaluate("test")
-        reports.metrics.append({**about, **values})
+        reports.metrics.append({**position, "split": "test", **values})
         if "validation" not in run.splits:
             _warn_if_collapsed(run, values)

@@ -1,8 +1,7 @@
-"""The numbers that a run reports: metrics.jsonl and timings.jsonl.
+"""The metrics that a run reports, and their files metrics.jsonl and timings.jsonl.
 
-metrics.jsonl holds only what is a function of the inputs, so that an interrupted
-run and an uninterrupted one write the same lines; anything with a clock in it goes
-to timings.jsonl and TensorBoard (board.py).
+metrics.jsonl holds only functions of the inputs, so that an interrupted run and an uninterrupted
+run write the same lines. Times go to timings.jsonl and TensorBoard (board.py).
 """
 
 import json
@@ -18,43 +17,43 @@ from pipeline.storage import files
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 
-
-# A latent whose posterior mean varies less than this over the data is not in use: Burda,
-# Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", section 5.2.
+# A latent is active if its posterior mean varies more than this over the data: Burda, Grosse and
+# Salakhutdinov (2016), "Importance Weighted Autoencoders", section 5.2.
 _ACTIVE_VARIANCE = 0.01
 
 
 def from_sums(sums: Sequence[float], *, num_pixels: int, bernoulli: bool) -> dict[str, float]:
-    """Means over examples from sums over them.
+    """Means over examples, from sums over the examples.
 
     Args:
-      sums: as in `tape_steps.SUMS`.
+      sums: the columns of `evaluation.SUMS`.
       num_pixels: H·W·C.
-      bernoulli: whether the likelihood is, so that the first term is a cross-entropy.
+      bernoulli: whether the likelihood is Bernoulli, and reconstruction_loss a cross-entropy.
 
     Returns:
       loss, reconstruction_loss, kl and elbo in nats per image; if bernoulli, bce in nats
       per pixel.
     """
     loss, reconstruction_loss, kl, num_examples = map(float, sums)
-    made = {
+    means = {
         "loss": loss / num_examples,
         "reconstruction_loss": reconstruction_loss / num_examples,
         "kl": kl / num_examples,
         "elbo": -(reconstruction_loss + kl) / num_examples,
     }
-    return made | ({"bce": made["reconstruction_loss"] / num_pixels} if bernoulli else {})
+    if bernoulli:
+        means["bce"] = means["reconstruction_loss"] / num_pixels
+    return means
 
 
-def active_units(sums_of_latents: np.ndarray, num_examples: float) -> int:
-    """How many latents are in use: those with Var_x(E[z | x]) > 0.01.
+def active_units(moment_sums: np.ndarray, num_examples: float) -> int:
+    """The number of active latents: those with Var_x(E[z | x]) > 0.01.
 
     Args:
-      sums_of_latents: float64 (2·latent_dim,), sums of the posterior means, then of their
-        squares.
-      num_examples: over how many examples.
+      moment_sums: float64 (2·latent_dim,), sums of the posterior means, then of their squares.
+      num_examples: number of examples in the sums.
     """
-    mean, square = np.split(sums_of_latents / num_examples, 2)
+    mean, square = np.split(moment_sums / num_examples, 2)
     return int(np.count_nonzero(square - mean**2 > _ACTIVE_VARIANCE))
 
 
@@ -68,9 +67,9 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 class JsonLines:
-    """A file of one JSON object a line, rewritten whole and atomically at each line.
+    """A file with one JSON object a line, rewritten atomically for each new line.
 
-    A run writes a few lines an epoch, so the whole file stays small.
+    A run writes a few lines an epoch, so the file stays small.
     """
 
     def __init__(
@@ -79,53 +78,54 @@ class JsonLines:
         *,
         up_to_step: int,
         writes: bool = True,
-        reported: str | None = None,
+        checkpoint_text: str | None = None,
         skips_damaged: bool = False,
     ):
-        """Opens the file and drops what an earlier try wrote after `up_to_step`.
+        """Opens the file and drops the lines that an earlier try wrote after `up_to_step`.
 
-        Lines of the split `test` go too: they are about the end of a run, which is to come.
+        Lines of the split `test` go too: they describe the end of a run, and this run goes on.
 
         Args:
           path: local path or fsspec URL.
-          up_to_step: the step from which the run goes on.
-          writes: whether to write at all; without it the lines are only kept in memory.
-          reported: the text that the file has at that step, by a checkpoint; None where no
-            checkpoint says it, and the file is taken at its word.
-          skips_damaged: whether lines that are none are dropped: of a file that decides nothing.
+          up_to_step: the step from which the run resumes.
+          writes: whether to write the file; else the lines stay in memory.
+          checkpoint_text: the checkpoint's copy of the file's text at that step; None if the
+            checkpoint has no copy, and the file's own text counts.
+          skips_damaged: whether to drop damaged lines; for a file that decides nothing.
 
         Raises:
-          StageError: a line of the file, taken at its word, is no line of metrics.
+          StageError: a line of the text is damaged.
         """
         self._path, self._writes, self._skips_damaged = path, writes, skips_damaged
-        there = files.read_bytes(path).decode(errors="replace") if files.exists(path) else ""
-        self._lines = self._kept(there if reported is None else reported, up_to_step)
-        # Lines that came after the checkpoint are no surprise: the run was stopped there.
-        if writes and reported and not there.startswith(reported):
+        file_text = files.read_bytes(path).decode(errors="replace") if files.exists(path) else ""
+        text = file_text if checkpoint_text is None else checkpoint_text
+        self._lines = self._lines_up_to(up_to_step, text)
+        # Further lines are normal: the run went on after the checkpoint, until it was stopped.
+        if writes and checkpoint_text and not file_text.startswith(checkpoint_text):
             print(
-                f"train: {path} is not as step {up_to_step} left it; its {len(self._lines)} lines "
+                f"train: {path} was changed after step {up_to_step}; its {len(self._lines)} lines "
                 "are restored from the checkpoint",
                 file=sys.stderr,
             )
-        if there != self.text:
+        if file_text != self.text:
             self._write()
 
-    def _kept(self, text: str, up_to_step: int) -> list[str]:
-        kept = []
+    def _lines_up_to(self, last_step: int, text: str) -> list[str]:
+        lines = []
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 value = json.loads(line)
-                late = value["step"] > up_to_step
+                is_later = value["step"] > last_step
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 if self._skips_damaged:
                     continue
                 raise StageError(
-                    f"{self._path}: line {number} is no line of metrics ({error!r}); remove the "
-                    "line"
+                    f"{self._path}: line {number} is damaged ({error!r}); expected a JSON object "
+                    'with the key "step"; remove the line'
                 ) from error
-            if not late and value.get("split") != "test":
-                kept.append(line)
-        return kept
+            if not is_later and value.get("split") != "test":
+                lines.append(line)
+        return lines
 
     @property
     def text(self) -> str:
@@ -137,8 +137,8 @@ class JsonLines:
         self._lines.append(json.dumps(value))
         self._write()
 
-    def of(self, split: str) -> list[dict[str, Any]]:
-        """The lines of a split, oldest first."""
+    def split_lines(self, split: str) -> list[dict[str, Any]]:
+        """The objects of a split, oldest first."""
         values = [json.loads(line) for line in self._lines]
         return [value for value in values if value.get("split") == split]
 

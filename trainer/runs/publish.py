@@ -1,4 +1,4 @@
-"""The published model directory: SavedModel, weights and manifest, the contract with export."""
+"""Writes the published model directory: SavedModel, weights and manifest; export reads them."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from trainer.model.networks import VAE
 def signatures(
     vae: VAE, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Name -> (function, its input specification)."""
+    """The signatures of the SavedModel: name -> (function, input specification)."""
     pixels = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
     latents = [tf.TensorSpec((None, config.latent_dim), tf.float32, name="z")]
 
@@ -43,8 +43,8 @@ def signatures(
         }
 
     def encode(images):
-        out = embed(images)
-        return {"mean": out["mean"], "log_var": out["log_var"]}
+        outputs = embed(images)
+        return {"mean": outputs["mean"], "log_var": outputs["log_var"]}
 
     def reconstruct(images):
         return {"images": embed(images)["reconstruction"]}
@@ -66,7 +66,7 @@ def _save(
     weights: list[np.ndarray],
     directory: str,
 ) -> None:
-    """Writes weights and SavedModel of a copy that knows nothing of strategies and replicas."""
+    """Writes weights and SavedModel of a copy of the model, built outside any strategy."""
     vae = VAE(config, image_shape)
     for variable, value in zip(vae.variables, weights, strict=True):
         variable.assign(value)
@@ -81,7 +81,7 @@ def _save(
         archive.write_out(directory, verbose=False)
 
 
-def publish(
+def publish_model(
     export_dir: str,
     *,
     config: ml_collections.ConfigDict,
@@ -93,22 +93,22 @@ def publish(
     metrics: Mapping[str, Any],
     records: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Writes the model directory; its manifest comes last and makes it one.
+    """Writes the model directory; the manifest comes last and marks the model as finished.
 
     Signatures: `encode` (uint8 images -> mean, log_var), `decode` (z -> images in [0, 1]),
-    `reconstruct` (uint8 images -> images in [0, 1]), and `embed`, which export calls: all of
-    these and both loss terms from one pass, at z = mean.
+    `reconstruct` (uint8 images -> images in [0, 1]), and `embed`, which export calls: mean,
+    log_var, reconstruction and both loss terms from one pass, at z = mean.
 
     Args:
       export_dir: local path or fsspec URL.
-      config: of the run.
-      run: what the run is a function of.
+      config: the run's config.
+      run: the run's identity, see RunPlan.identity.
       image_shape: (H, W, C).
       weights: values of `VAE.variables`.
-      step: after how many steps the weights were these.
-      trained_steps: how many steps were trained; more, if the best weights are not the last.
-      metrics: those of the weights, by split.
-      records: how many of the data set were read, used and quarantined.
+      step: the step whose weights these are.
+      trained_steps: number of trained steps; above `step` if the best weights are not the last.
+      metrics: split -> line of metrics of these weights.
+      records: numbers of records that were read, used and quarantined.
 
     Returns:
       The manifest.
@@ -141,7 +141,7 @@ def publish(
             "records": dict(records),
             "files": files,
         }
-        # Without its manifest the old model is none any more, so no reader sees half a new one.
+        # The old manifest goes first, so that no reader takes a half-written model for finished.
         files_lib.remove(files_lib.join(export_dir, manifest_lib.MANIFEST))
         files_lib.remove(export_dir)
         trees.copy_tree(scratch, export_dir)

@@ -1,119 +1,68 @@
-"""The state of one run: its data, its model, and how far it has come."""
+"""The state of one run on its devices: its model, its step and its sums.
+
+Its data, its identity and its number of steps are in plan.py.
+"""
 
 import math
 import sys
 from collections.abc import Callable
 
 import keras
-import ml_collections
 import numpy as np
 import tensorflow as tf
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import reader
 from pipeline.machine import gpus
-from pipeline.stages import manifest as manifest_lib
 from trainer.cluster import strategies
 from trainer.data import batches, placement
 from trainer.model import weights
 from trainer.model.networks import VAE
 from trainer.runs import checkpoints
-from trainer.runs import config as config_lib
 from trainer.runs import metrics as metrics_lib
-from trainer.steps import keras_fit_steps, schedules
+from trainer.runs.plan import RunPlan
+from trainer.steps import schedules, training
+from trainer.steps.evaluation import SUMS, Evaluator
 from trainer.steps.optimizer import Optimizer
-from trainer.steps.tape_steps import SUMS
 
 
 class Stopped(Exception):
-    """A signal came, here or at another worker, and steps ended before their time."""
+    """A signal, at this worker or another, has ended steps or an evaluation early."""
 
 
 class Run:
-    """One run: its data, its model, and its files in workdir."""
+    """One run on its devices: model, optimizer, placed data, and how far it has come."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str, dataset: reader.Dataset):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.is_cluster = config.strategy == "multi_worker"
-        self.is_chief = not self.is_cluster or strategies.is_chief()  # Only the chief writes.
-        self.losses: list[reader.DamagedShard] = []  # What of the data cannot be had.
-        self._arrays: dict[str, np.ndarray] = {}  # split -> images, until they are placed
-        self.num_examples = dataset.num_examples("train")
-        if dataset.on_corrupt == "quarantine":  # The order depends on how many there are.
-            self._read_data()
-            self.num_examples = len(self._arrays.get("train", ()))
-        quarantined = sum(loss.num_records for loss in self.losses)
-        num_read = sum(dataset.num_examples(split) for split in self._splits())
-        self.records = {
-            "read": num_read,
-            "used": num_read - quarantined,
-            "quarantined": quarantined,
-        }
-        self.steps_per_epoch = batches.steps_per_epoch(self.num_examples, config.batch_size)
-        self.total_steps = self.steps_per_epoch * config.num_epochs
-        self._warm = None
-        if config.warm_start_from:
-            self._warm = weights.read(config.warm_start_from, "--config.warm_start_from")
-        # What every weight is a function of, and what a checkpoint must agree with.
-        self.identity = {
-            "dataset_id": dataset.dataset_id,
-            "config": config_lib.identity(config),
-            "quarantined": {
-                loss.name: manifest_lib.content_id(loss.faults) for loss in self.losses
-            },
-            "warm_start": self._warm and self._warm.manifest["model_id"],
-        }
-        self.step = 0
-        self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
-        self.reported: str | None = ""  # metrics.jsonl as of `step`; None if only the file has it
-        self.best_step: int | None = None  # Whose checkpoint stays, beside the newest.
-
-    def _splits(self) -> list[str]:
-        """The splits that a run uses."""
-        return [s for s in ("train", "validation", "test") if s in self.dataset.splits]
-
-    def _num_bytes(self) -> int:
-        num_examples = sum(self.dataset.num_examples(split) for split in self._splits())
-        return num_examples * math.prod(self.dataset.image_shape)
-
-    def _read_data(self) -> None:
-        config = self.config
-        allocate = placement.allocator(config.data_placement, self._num_bytes())
-        for split in self._splits():
-            images, losses = self.dataset.read_split(split, allocate)
-            self.losses += losses
-            if not len(images):
-                continue
-            if config.binarize == "static":
-                batches.binarize_once(images, seed=config.seed, split=split)
-            self._arrays[split] = images
-
-    def build(self) -> None:
+    def __init__(self, plan: RunPlan):
         """Makes strategy, model and optimizer, and places the data."""
-        config = self.config
+        config = plan.config
+        self.plan, self.config, self.workdir = plan, config, plan.workdir
         keras.config.set_image_data_format("channels_last")
         self.strategy = strategies.make(config)
         with self.strategy.scope():
-            self.vae = VAE(config, self.dataset.image_shape)
-            if self._warm:
-                weights.assign(self.vae, self._warm, model_dir=config.warm_start_from)
-            self.optimizer = Optimizer(config, self.vae, total_steps=self.total_steps)
-        self.steps = keras_fit_steps.make(config, self.strategy, self.vae, self.optimizer)
-        if not self._arrays:
-            self._read_data()
-        self.splits: dict[str, placement.Split] = {}
-        if config.data_placement == "auto" and self.is_chief:
-            fits, why = placement.fits_devices(self.strategy, self._num_bytes())
+            self.vae = VAE(config, plan.dataset.image_shape)
+            if plan.initial_weights:
+                weights.assign(self.vae, plan.initial_weights, model_dir=config.warm_start_from)
+            self.optimizer = Optimizer(config, self.vae, total_steps=plan.total_steps)
+        self.evaluator = Evaluator(config, self.strategy, self.vae)
+        self.steps = training.make(self.evaluator, self.optimizer)
+        images_by_split = plan.take_images()
+        if config.data_placement == "auto" and plan.is_chief:
+            fits, reason = placement.fits_devices(self.strategy, plan.num_bytes)
             if config.kl_route == "gradient_tape" and (gpus.visible() or not fits):
                 where = "on the devices" if fits else "on the host"
-                print(f"train: images are kept {where}: {why}", file=sys.stderr)
-        for split, images in self._arrays.items():
-            self.splits[split] = self.steps.place(split, images, num_bytes=self._num_bytes())
-        self._arrays = {}
+                print(f"train: images are kept {where}: {reason}", file=sys.stderr)
+        self.splits: dict[str, placement.Split] = {}
+        for split, images in images_by_split.items():
+            consumer = self.steps if split == "train" else self.evaluator
+            self.splits[split] = consumer.place(images, num_bytes=plan.num_bytes)
+        self.step = 0
+        self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
+        self.metrics_text: str | None = ""  # metrics.jsonl at `step`; None if only the file has it
+        self.best_step: int | None = None  # The step whose checkpoint stays beside the newest.
 
     @property
     def _variables(self) -> dict[str, keras.Variable | tf.Variable]:
-        """Name -> variable, of model and optimizer."""
+        """Name in a checkpoint -> variable, of model and optimizer."""
         named = {f"model/{v.path}": v for v in self.vae.variables}
         return named | {f"optimizer/{name}": v for name, v in self.optimizer.variables.items()}
 
@@ -121,116 +70,120 @@ class Run:
         """Takes over the state of a checkpoint."""
         self.step = checkpoint.step
         self.epoch_sums = np.array(checkpoint.epoch_sums)
-        self.reported = checkpoint.reported
+        self.metrics_text = checkpoint.metrics_text
         variables = self._variables
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         restored_shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
         if shapes != restored_shapes:
-            odd = min(name for name, _ in shapes.items() ^ restored_shapes.items())
+            name = min(name for name, _ in shapes.items() ^ restored_shapes.items())
             raise StageError(
                 f"--workdir={self.workdir}: the checkpoint of step {self.step} and this program's "
-                f"model differ in {odd!r}; go on with the Keras version that wrote it, or pass "
-                "--overwrite"
+                f"model differ in {name!r}; resume with the Keras version that wrote the "
+                "checkpoint, or pass --overwrite"
             )
         for name, variable in variables.items():
             variable.assign(checkpoint.arrays[name])
 
     def check_agreement(self) -> None:
-        """Refuses to go on if the workers of a cluster have restored different steps.
+        """Refuses to train if the workers of a cluster have restored different steps.
 
         Raises:
-          StageError: they have; with the mean of their steps.
+          StageError: the steps differ; names this worker's step and the workers' mean.
         """
         total = self.sum_over_replicas(self.step)
         num_replicas = self.strategy.num_replicas_in_sync
         if total != num_replicas * self.step:
             raise StageError(
-                f"--workdir={self.workdir}: this worker has found the checkpoint of step "
-                f"{self.step}, and the workers' mean is {total / num_replicas:.1f}; expected one "
-                "directory that all workers share"
+                f"--workdir={self.workdir}: this worker has restored step {self.step}, and the "
+                f"mean over all workers is {total / num_replicas:.1f}; expected one directory that "
+                "all workers share"
             )
 
     def sum_over_replicas(self, value: int) -> int:
-        """The sum of what the workers of a cluster pass for each replica, once all are here."""
-        if not self.is_cluster:
+        """The sum over all replicas of their workers' values; waits for all workers."""
+        if not self.plan.is_cluster:
             return value * self.strategy.num_replicas_in_sync
-        own = tf.constant(value, tf.int64)  # Of floats, the sum of large steps would be rounded.
+        worker_value = tf.constant(value, tf.int64)  # float32 would round the sum of large steps.
 
-        def each() -> tf.Tensor:
-            # A tensor of its own for each replica: TensorFlow would take the same one for a value
-            # of the worker, and add that once.
-            return tf.identity(own)
+        def replica_value() -> tf.Tensor:
+            # A new tensor for each replica: TensorFlow takes a shared tensor for a value of the
+            # worker, and adds it once.
+            return tf.identity(worker_value)
 
         reduce = tf.function(
-            lambda: self.strategy.reduce("SUM", self.strategy.run(each), axis=None),
+            lambda: self.strategy.reduce("SUM", self.strategy.run(replica_value), axis=None),
             autograph=False,
         )
         return int(reduce())
 
+    def stop(self) -> None:
+        """Ends training or evaluation after the current step; may be called in another thread."""
+        self.evaluator.stop()
+
     def save(self) -> str:
-        """Writes a checkpoint of the present state; returns its path.
+        """Writes a checkpoint of the current state; returns its path.
 
         Raises:
-          StageError: a weight is NaN or infinite, so there is nothing worth saving.
+          StageError: a weight is NaN or infinite; no checkpoint is written.
         """
         arrays = {name: v.numpy() for name, v in self._variables.items()}
-        bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
-        if bad:
-            raise self._diverged(f"{bad[0]!r} is NaN or infinite after step {self.step}")
+        for name, value in arrays.items():
+            if not np.isfinite(value).all():
+                raise self._divergence(f"{name!r} is NaN or infinite after step {self.step}")
         checkpoint = checkpoints.Checkpoint(
             step=self.step,
             epoch_sums=self.epoch_sums.tolist(),
-            run=self.identity,
+            run=self.plan.identity,
             arrays=arrays,
-            reported=self.reported,
+            metrics_text=self.metrics_text,
         )
-        path = checkpoints.path_of(self.workdir, self.step)
-        if self.is_chief:
+        path = checkpoints.checkpoint_path(self.workdir, self.step)
+        if self.plan.is_chief:
             keep = self.config.keep_checkpoints
             checkpoints.save(self.workdir, checkpoint, keep=keep, best_step=self.best_step)
         return path
 
-    def take_best_weights(self) -> None:
-        """Gives the model the weights of `best_step`, to publish them; the run ends with that."""
+    def load_best_weights(self) -> None:
+        """Gives the model the weights of `best_step`, to publish them; no step may follow."""
         arrays = checkpoints.read_arrays(self.workdir, self.best_step)
         for variable in self.vae.variables:
             variable.assign(arrays[f"model/{variable.path}"])
 
     def schedules(self) -> dict[str, float]:
-        """Learning rate and weight of the KL term in the next step."""
+        """Learning rate and KL weight of the next step."""
         return {
             "learning_rate": float(self.optimizer.learning_rate.numpy()),
             "beta": float(schedules.beta(self.config, tf.constant(self.step))),
         }
 
-    def _diverged(self, what: str) -> StageError:
+    def _divergence(self, problem: str) -> StageError:
         newest = checkpoints.newest_path(self.workdir)
-        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        return StageError(f"{what}; {good}: try a smaller --config.learning_rate")
+        state = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return StageError(f"{problem}; {state}: try a smaller --config.learning_rate")
 
     def metrics(self, sums) -> dict[str, float]:
-        """Means from the sums of some examples."""
+        """Metrics from sums over examples, see evaluation.SUMS."""
         return metrics_lib.from_sums(
             sums,
-            num_pixels=math.prod(self.dataset.image_shape),
+            num_pixels=math.prod(self.plan.dataset.image_shape),
             bernoulli=self.config.likelihood == "bernoulli",
         )
 
     @property
     def epoch_is_complete(self) -> bool:
-        """Whether all steps of an epoch are done and its metrics are not reported yet."""
-        return self.step % self.steps_per_epoch == 0 and bool(self.epoch_sums[-1])
+        """Whether all steps of an epoch are done and its metrics are not yet reported."""
+        return self.step % self.plan.steps_per_epoch == 0 and bool(self.epoch_sums[-1])
 
     def visit_epoch(self) -> placement.Visit:
-        """The records of the epoch that the next step belongs to."""
-        epoch = self.step // self.steps_per_epoch
+        """Begins a visit of the records in the order of the next step's epoch."""
+        epoch = self.step // self.plan.steps_per_epoch
         return self.splits["train"].visit(
-            batches.permutation(self.config.seed, epoch, self.num_examples)
+            batches.permutation(self.config.seed, epoch, self.plan.num_examples)
         )
 
     def trace(self) -> None:
-        """Builds the graph of the training steps, which takes seconds, and runs none."""
-        self.steps.trace(self.visit_epoch(), self.step, self.step % self.steps_per_epoch)
+        """Builds the graph of the training steps, which takes seconds, and runs no step."""
+        self.steps.trace(self.visit_epoch(), self.step, self.step % self.plan.steps_per_epoch)
 
     def train_steps(
         self, visit: placement.Visit, num_steps: int, on_progress: Callable[[], None] = lambda: None
@@ -240,31 +193,31 @@ class Run:
         Args:
           visit: from `visit_epoch`.
           num_steps: at most steps.max_steps, and within the epoch.
-          on_progress: is called each time some of them are counted.
+          on_progress: called each time some steps are counted.
 
         Raises:
           StageError: a term became NaN or infinite.
-          Stopped: a signal came; the steps that were done are counted.
+          Stopped: a signal came; the finished steps are counted.
         """
-        last = self.step + num_steps
+        last_step = self.step + num_steps
 
         def count(rows: np.ndarray) -> None:
-            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-            if bad.size:
-                raise self._diverged(
-                    f"the loss is NaN or infinite in step {self.step + bad[0] + 1} (steps "
-                    f"{self.step + 1} to {last})"
+            bad_rows = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if bad_rows.size:
+                raise self._divergence(
+                    f"the loss is NaN or infinite in step {self.step + bad_rows[0] + 1} (steps "
+                    f"{self.step + 1} to {last_step})"
                 )
-            for row in rows.astype(np.float64):  # One by one: the same sum however they come.
+            for row in rows.astype(np.float64):  # One by one: the same sum for any grouping.
                 self.epoch_sums += row
             self.step += len(rows)
-            if len(rows):  # None where a signal came before the first.
+            if len(rows):  # There is no row if a signal came before the first step.
                 on_progress()
 
         stopped = self.steps.train_some(
             visit,
             step=self.step,
-            first_batch=self.step % self.steps_per_epoch,
+            first_batch=self.step % self.plan.steps_per_epoch,
             num_steps=num_steps,
             on_rows=count,
         )
@@ -272,24 +225,24 @@ class Run:
             raise Stopped
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Metrics of the present weights on a whole split.
+        """Metrics of the current weights on a whole split.
 
         Raises:
           Stopped: a signal came.
         """
-        records = self.splits[split]
-        visit = records.visit(np.arange(records.num_examples, dtype=np.int32))
-        num_batches = batches.steps_per_epoch(records.num_examples, self.config.batch_size)
-        total, at_a_time = 0.0, self.config.steps_per_loop
-        for number in range(0, num_batches, at_a_time):
-            count = min(at_a_time, num_batches - number)
-            placed, first = visit.batches(number, count)
-            rows, stopped = self.steps.evaluate(
-                placed, first, tf.constant(number), tf.constant(count)
+        num_examples = self.splits[split].num_examples
+        visit = self.splits[split].visit(np.arange(num_examples, dtype=np.int32))
+        num_batches = batches.steps_per_epoch(num_examples, self.config.batch_size)
+        sums, max_batches = 0.0, self.config.steps_per_loop
+        for number in range(0, num_batches, max_batches):
+            count = min(max_batches, num_batches - number)
+            records, first = visit.batches(number, count)
+            rows, stopped = self.evaluator.evaluate(
+                records, first, tf.constant(number), tf.constant(count)
             )
             if stopped:
                 raise Stopped
             for row in rows.numpy().astype(np.float64):
-                total = total + row
-        active = metrics_lib.active_units(total[len(SUMS) :], records.num_examples)
-        return {**self.metrics(total[: len(SUMS)]), "active_units": active}
+                sums = sums + row
+        active = metrics_lib.active_units(sums[len(SUMS) :], num_examples)
+        return {**self.metrics(sums[: len(SUMS)]), "active_units": active}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, heard while the main thread is busy inside TensorFlow."""
+"""Handles SIGTERM and SIGINT while the main thread is busy inside TensorFlow."""
 
 import os
 import signal
@@ -11,32 +11,34 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Within it, SIGTERM and SIGINT ask the run to stop; a SIGINT after one ends the process.
+    """A context in which the first SIGTERM or SIGINT stops the run; a SIGINT after it exits.
 
-    Python runs its handlers only between two instructions of the main thread, which may be
-    seconds away. So a thread reads the numbers of the signals, which the interpreter writes to a
-    pipe as they come.
+    Python runs signal handlers only between two instructions of the main thread, which may be
+    seconds apart. So a thread reads the signals' numbers from a pipe, to which the interpreter
+    writes them at once.
     """
 
     def __init__(self, on_signal: Callable[[], None]):
-        """Takes what to call, in another thread, when the first signal comes."""
+        """`on_signal` is called in another thread when the first signal comes."""
         self._on_signal = on_signal
         self.received = False
 
     def __enter__(self) -> "StopSignal":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        # A handler of Python's has to be there, or nothing is written.
-        self._before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._previous_wakeup_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # The interpreter writes only the numbers of signals that have a Python handler.
+        self._previous_handlers = {
+            number: signal.signal(number, lambda *_: None) for number in _SIGNALS
+        }
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
+        signal.set_wakeup_fd(self._previous_wakeup_fd)
         os.close(self._writer)  # Ends the thread.
         self._thread.join()
         os.close(self._reader)
@@ -46,7 +48,7 @@ class StopSignal:
             if number[0] not in _SIGNALS:
                 continue
             if self.received and number[0] == signal.SIGINT:
-                os.write(2, b"\nstopped at once; run the same command to go on\n")
+                os.write(2, b"\nstopped at once; run the same command to resume\n")
                 os._exit(Interrupted.exit_status)
             if not self.received:
                 self.received = True

@@ -1,4 +1,4 @@
-"""A run from its command to the published model: refuse, resume, train, publish.
+"""A run from its command to the published model: checks, resumption, training, publishing.
 
 The loop over epochs is in epoch_loop.py.
 """
@@ -23,14 +23,15 @@ from trainer.runs import board as board_lib
 from trainer.runs import checkpoints, epoch_loop, publish
 from trainer.runs import config as config_lib
 from trainer.runs import metrics as metrics_lib
+from trainer.runs.plan import RunPlan
 from trainer.runs.run import Run, Stopped
 from trainer.runs.stop_signal import StopSignal
 
 EXPORT = "export"
-# Written before anything else, so it marks a workdir as one of ours.
+# A run writes config.json first, so the file marks a workdir of this command.
 _CONFIG = "config.json"
-# All that a run writes beside config.json.
-_NAMES = (
+# The other files and directories that a run writes.
+_OUTPUTS = (
     EXPORT,
     checkpoints.DIRECTORY,
     metrics_lib.METRICS,
@@ -42,16 +43,19 @@ _END_KEYS = ("num_epochs", "early_stopping_patience")
 
 
 def _fit_and_publish(run: Run) -> dict | None:
-    """Goes from run.step to the published model; returns its manifest, None unless the chief.
+    """Trains from run.step on and publishes the model.
+
+    Returns:
+      The model's manifest; None at a worker that is not the chief.
 
     Raises:
       Interrupted: a signal came; the state is saved.
     """
     reports = epoch_loop.Reports(run)
     run.best_step = epoch_loop.best_step(reports.metrics)
-    if run.step < run.total_steps and not run.epoch_is_complete:
-        run.trace()  # Before signals wait for a step: until then there is nothing to save.
-    with StopSignal(run.steps.stop):
+    if run.step < run.plan.total_steps and not run.epoch_is_complete:
+        run.trace()  # Outside StopSignal, so that a signal ends the process at once.
+    with StopSignal(run.stop):
         try:
             epoch_loop.fit(run, reports)
         except Stopped:
@@ -59,182 +63,184 @@ def _fit_and_publish(run: Run) -> dict | None:
         published_step = run.step
         if run.config.early_stopping_patience and run.best_step not in (None, run.step):
             published_step = run.best_step
-            run.take_best_weights()
+            run.load_best_weights()
         try:
             epoch_loop.evaluate_test(run, reports, published_step)
         except Stopped:
-            raise _interrupted(run, checkpoints.path_of(run.workdir, run.step)) from None
-    if not run.is_chief:
+            path = checkpoints.checkpoint_path(run.workdir, run.step)
+            raise _interrupted(run, path) from None
+    if not run.plan.is_chief:
         _wait_for_publishing(run)
         return None
-    lines = {split: reports.metrics.of(split) for split in ("train", "validation", "test")}
-    at_step = {
+    published_metrics = {
         split: line
-        for split, of_split in lines.items()
-        for line in of_split
+        for split in ("train", "validation", "test")
+        for line in reports.metrics.split_lines(split)
         if line["step"] == published_step
     }
-    manifest = publish.publish(
+    manifest = publish.publish_model(
         files.join(run.workdir, EXPORT),
         config=run.config,
-        run=run.identity,
-        image_shape=run.dataset.image_shape,
+        run=run.plan.identity,
+        image_shape=run.plan.dataset.image_shape,
         weights=[variable.numpy() for variable in run.vae.variables],
         step=published_step,
         trained_steps=run.step,
-        metrics=at_step,
-        records=run.records,
+        metrics=published_metrics,
+        records=run.plan.records,
     )
     _wait_for_publishing(run)
     return manifest
 
 
 def _wait_for_publishing(run: Run) -> None:
-    """Ends when the chief has published, so that no worker of a cluster is done before.
+    """Waits until the chief has published, so that no worker of a cluster ends before.
 
-    A scheduler starts a chief that was stopped while it published, and no worker that has ended
-    well; and a cluster that lacks one never begins.
+    If the chief is killed while it publishes, a scheduler restarts it, but no worker that has
+    ended with status 0; and a cluster with a missing worker never starts.
     """
     run.sum_over_replicas(0)
 
 
 def _interrupted(run: Run, path: str) -> Interrupted:
     return Interrupted(
-        f"stopped by a signal at step {run.step} of {run.total_steps}, state saved in {path}; "
-        "run the same command to go on"
+        f"stopped by a signal at step {run.step} of {run.plan.total_steps}, state saved in {path}; "
+        "run the same command to resume"
     )
 
 
-def _refuse_foreign(workdir: str, run: Run, *, overwrite: bool) -> bool:
-    """Refuses a workdir that is none, or that another config's run has begun in.
+def _refuse_foreign(workdir: str, plan: RunPlan, *, overwrite: bool) -> bool:
+    """Refuses a directory of another program, and the workdir of a run with another config.
 
-    Where config.json is lost, to a power cut say, a checkpoint tells whose run this is.
+    If config.json is lost, for example to a power cut, a checkpoint identifies the run.
 
     Returns:
-      Whether config.json is there, or nothing is.
+      False if config.json is lost; True if it is intact or the directory is new.
 
     Raises:
-      StageError: the directory holds files under our names that no run has made.
-      UsageError: another config's state is there, and it may not be overwritten.
+      StageError: the directory holds files that no run has written.
+      UsageError: the directory holds the state of another config's run, without `overwrite`.
     """
     path, checkpoint = files.join(workdir, _CONFIG), None
-    asked: dict = {"config": run.identity["config"]}
+    identity: dict = {"config": plan.identity["config"]}
     try:
-        there = json.loads(files.read_bytes(path))
-        there = {"config": {key: there[key] for key in asked["config"]}}
+        saved_config = json.loads(files.read_bytes(path))
+        saved_identity = {"config": {key: saved_config[key] for key in identity["config"]}}
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, (FileNotFoundError, ValueError)):  # No JSON of somebody else.
+        # Other errors: valid JSON of another program.
+        if isinstance(error, (FileNotFoundError, ValueError)):
             checkpoint = checkpoints.read_newest(workdir)
         if not checkpoint and not isinstance(error, FileNotFoundError):
             raise StageError(
-                f"{path}: no config of this command ({error!r}); name a new directory"
+                f"{path}: not a config of this command ({error!r}); name a new directory"
             ) from error
         if not checkpoint:
-            _refuse_names(workdir)
+            _refuse_outputs(workdir)
             return True
-        there, asked = checkpoint.run, run.identity
+        saved_identity, identity = checkpoint.run, plan.identity
         print(
-            f"train: {path} is missing or damaged; the checkpoint of step {checkpoint.step} tells "
-            "whose run this is",
+            f"train: {path} is missing or damaged; the checkpoint of step {checkpoint.step} "
+            "identifies the run",
             file=sys.stderr,
         )
     if not overwrite:
-        checkpoints.refuse_other_run(workdir, there, asked)
+        checkpoints.refuse_other_run(workdir, saved_identity, identity)
     return checkpoint is None
 
 
-def _refuse_names(workdir: str) -> None:
-    """Refuses a directory with files under our names."""
-    names = (*_NAMES, manifest_lib.MANIFEST)  # The last one: an output of another stage.
-    found = [name for name in names if files.exists(files.join(workdir, name))]
-    if found:
-        raise StageError(
-            f"--workdir={workdir}: holds {found[0]!r} and no {_CONFIG}, so it is no workdir of "
-            "this command; name a new directory"
-        )
+def _refuse_outputs(workdir: str) -> None:
+    """Refuses a directory that holds a name of a run's outputs."""
+    # A manifest would be another stage's output.
+    for name in (*_OUTPUTS, manifest_lib.MANIFEST):
+        if files.exists(files.join(workdir, name)):
+            raise StageError(
+                f"--workdir={workdir}: holds {name!r} and no {_CONFIG}, so it is not a workdir of "
+                "this command; name a new directory"
+            )
 
 
-def _write_config(run: Run) -> None:
-    data = manifest_lib.readable_json(run.config.to_dict())
-    files.write_bytes(files.join(run.workdir, _CONFIG), data)
+def _write_config(plan: RunPlan) -> None:
+    data = manifest_lib.readable_json(plan.config.to_dict())
+    files.write_bytes(files.join(plan.workdir, _CONFIG), data)
 
 
-def _finished(run: Run, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
-    """The manifest of the published model, if this very run is done and it is whole.
+def _finished_manifest(plan: RunPlan, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
+    """The manifest of the published model, if this run is finished and the model undamaged.
 
     Args:
-      run: as begun.
-      checkpoint: the newest of the run.
+      plan: the run's plan.
+      checkpoint: the run's newest checkpoint.
 
     Raises:
-      UsageError: the model is another run's.
+      UsageError: the model belongs to another run.
     """
-    export_dir = files.join(run.workdir, EXPORT)
+    export_dir = files.join(plan.workdir, EXPORT)
     if not files.exists(files.join(export_dir, manifest_lib.MANIFEST)):
         return None
     manifest = manifest_lib.read_manifest(export_dir, "train", "--workdir")
-    there = {key: manifest["made_from"].get(key) for key in run.identity}
-    checkpoints.refuse_other_run(run.workdir, there, run.identity)
-    if any(manifest["config"].get(key) != run.config[key] for key in _END_KEYS):
-        # Another end was asked for then; it may come to the same model.
+    published_identity = {key: manifest["made_from"].get(key) for key in plan.identity}
+    checkpoints.refuse_other_run(plan.workdir, published_identity, plan.identity)
+    if any(manifest["config"].get(key) != plan.config[key] for key in _END_KEYS):
+        # The config's end has changed since; both ends may give the same model.
         trained_steps = manifest["trained_steps"]
         lines = metrics_lib.JsonLines(
-            files.join(run.workdir, metrics_lib.METRICS),
+            files.join(plan.workdir, metrics_lib.METRICS),
             up_to_step=trained_steps,
             writes=False,
-            reported=checkpoint and checkpoint.reported,
+            checkpoint_text=checkpoint and checkpoint.metrics_text,
         )
-        by_patience = run.config.early_stopping_patience and epoch_loop.best_step(lines)
-        published_step = by_patience or trained_steps
-        if not epoch_loop.is_over(run, lines, trained_steps) or manifest["step"] != published_step:
+        best_step = plan.config.early_stopping_patience and epoch_loop.best_step(lines)
+        published_step = best_step or trained_steps
+        if not epoch_loop.is_over(plan, lines, trained_steps) or manifest["step"] != published_step:
             return None
     try:
         for entry in manifest["files"]:
             manifest_lib.read_file(export_dir, entry)
     except StageError as error:
-        print(f"train: {error}; publishing it again", file=sys.stderr)
+        print(f"train: {error}; publishing the model again", file=sys.stderr)
         return None
     return manifest
 
 
 def _restore_files(
-    run: Run, checkpoint: checkpoints.Checkpoint | None, manifest: Mapping, *, has_config: bool
+    plan: RunPlan, checkpoint: checkpoints.Checkpoint | None, manifest: Mapping, *, has_config: bool
 ) -> None:
-    """Writes config.json and metrics.jsonl of a finished run again, where they are lost."""
+    """Writes config.json and metrics.jsonl of a finished run again if they are lost or changed."""
     if not has_config:
-        _write_config(run)
-    if not checkpoint or not checkpoint.reported or checkpoint.step != manifest["trained_steps"]:
-        return  # No checkpoint has the lines.
-    path = files.join(run.workdir, metrics_lib.METRICS)
-    text = checkpoint.reported
+        _write_config(plan)
+    text = checkpoint and checkpoint.metrics_text
+    if not text or checkpoint.step != manifest["trained_steps"]:
+        return  # No checkpoint has a copy of the lines.
+    path = files.join(plan.workdir, metrics_lib.METRICS)
     if "test" in manifest["metrics"]:  # Written after the last checkpoint.
         text += json.dumps(manifest["metrics"]["test"]) + "\n"
     if not files.exists(path) or files.read_bytes(path) != text.encode():
-        print(f"train: {path} is not as the run left it; written again", file=sys.stderr)
+        print(f"train: {path} is missing or changed; writing it again", file=sys.stderr)
         files.write_bytes(path, text.encode())
 
 
-def _check_losses(run: Run, limit: quarantine.Limit) -> None:
-    """Raises a StageError if too much of the data cannot be had, or nothing is left of it."""
+def _check_damaged_shards(plan: RunPlan, limit: quarantine.Limit) -> None:
+    """Raises a StageError if too many records are unreadable, or no training record is left."""
+    directory = plan.dataset.directory
     quarantine.check(
         limit,
-        (line for loss in run.losses for line in loss.lines(run.dataset.directory)),
-        num_quarantined=run.records["quarantined"],
-        num_records=run.records["read"],
+        (line for shard in plan.damaged_shards for line in shard.lines(directory)),
+        num_quarantined=plan.records["quarantined"],
+        num_records=plan.records["read"],
     )
-    if not run.num_examples:
+    if not plan.num_examples:
         raise StageError(
-            f"data_dir={run.config.data_dir}: no record of split 'train' can be had; make the data "
-            "set again"
+            f"data_dir={plan.config.data_dir}: no record of split 'train' is readable; make the "
+            "data set again"
         )
 
 
-def _write_quarantine(run: Run) -> None:
-    """Names what of the data cannot be had, in a file for each damaged shard."""
-    files.remove(files.join(run.workdir, quarantine.DIRECTORY))
-    for loss in run.losses:
-        lines = loss.lines(run.dataset.directory)
-        quarantine.write(run.workdir, loss.name, lines, num_quarantined=loss.num_records)
+def _write_quarantine(plan: RunPlan) -> None:
+    """Lists the unreadable records, in a file for each damaged shard."""
+    files.remove(files.join(plan.workdir, quarantine.DIRECTORY))
+    for shard in plan.damaged_shards:
+        lines = shard.lines(plan.dataset.directory)
+        quarantine.write(plan.workdir, shard.name, lines, num_quarantined=shard.num_records)
 
 
 def train(
@@ -246,22 +252,22 @@ def train(
     max_quarantined: quarantine.Limit = quarantine.DEFAULT_LIMIT,
     cache_dir: str | None = None,
 ) -> dict:
-    """Trains a model, or goes on where an earlier try stopped, and publishes it.
+    """Trains a model, or resumes an interrupted run, and publishes the model.
 
     Args:
-      config: as configs/mnist.py explains.
-      workdir: where checkpoints, metrics and the model go; local path or fsspec URL.
-      overwrite: whether another run's state there may go.
-      on_corrupt: what to do where a shard is damaged, see reader.Dataset.
-      max_quarantined: how many records may be missing for that reason.
+      config: configs/mnist.py explains its keys.
+      workdir: directory of checkpoints, metrics and the model; local path or fsspec URL.
+      overwrite: whether to replace another run's state in workdir.
+      on_corrupt: what to do with a damaged shard, see reader.Dataset.
+      max_quarantined: maximum number or share of unreadable records.
       cache_dir: local directory that keeps shards of a URL; None to fetch them at each start.
 
     Returns:
       The manifest of the published model.
 
     Raises:
-      UsageError: the config can't be used, or workdir belongs to another run.
-      StageError: the data can't be used, or the loss became NaN.
+      UsageError: the config is not valid, or workdir belongs to another run.
+      StageError: the data are unusable, or the loss became NaN.
       Interrupted: a signal came; the state is saved.
     """
     config_lib.check(config)
@@ -274,92 +280,97 @@ def train(
     if config.early_stopping_patience and not dataset.has_examples("validation"):
         raise UsageError(
             f"--config.early_stopping_patience={config.early_stopping_patience}: "
-            f"data_dir={config.data_dir} has no split 'validation' to judge by; make the data set "
-            "with --validation_fraction, or set it to 0"
+            f"data_dir={config.data_dir} has no split 'validation', which early stopping needs; "
+            "make the data set with --validation_fraction, or set the patience to 0"
         )
     if config.warm_start_from == files.join(workdir, EXPORT):
         raise UsageError(
-            f"--config.warm_start_from={config.warm_start_from}: is the model that this run is to "
-            "write; expected another directory, or another --workdir"
+            f"--config.warm_start_from={config.warm_start_from}: this run will write its own model "
+            "there; expected another directory, or another --workdir"
         )
-    run = Run(config, workdir, dataset)
-    config_lib.check_length(config, run.total_steps)
-    _check_losses(run, max_quarantined)
-    has_config = _refuse_foreign(workdir, run, overwrite=overwrite)
+    plan = RunPlan(config, workdir, dataset)
+    config_lib.check_length(config, plan.total_steps)
+    _check_damaged_shards(plan, max_quarantined)
+    has_config = _refuse_foreign(workdir, plan, overwrite=overwrite)
     files.make_dirs(workdir)
-    with lock.hold(workdir) if run.is_chief else contextlib.nullcontext():
+    with lock.hold(workdir) if plan.is_chief else contextlib.nullcontext():
         checkpoint = manifest = None
         if not overwrite:
-            checkpoint = checkpoints.restore_newest(workdir, run.identity)
-            manifest = _finished(run, checkpoint)
-        if manifest and run.is_chief:
-            _restore_files(run, checkpoint, manifest, has_config=has_config)
-        done = "already finished" if manifest else "finished"
+            checkpoint = checkpoints.restore_newest(workdir, plan.identity)
+            manifest = _finished_manifest(plan, checkpoint)
+        if manifest and plan.is_chief:
+            _restore_files(plan, checkpoint, manifest, has_config=has_config)
+        status = "already finished" if manifest else "finished"
         if not manifest:
             try:
-                manifest = _resume(run, checkpoint, overwrite=overwrite)
+                manifest = _resume(plan, checkpoint, overwrite=overwrite)
             except tf.errors.OpError as error:
-                raise _named(error, run) from error
+                raise _explain(error, plan) from error
     if not manifest:
         return {}  # Only the chief publishes.
-    shown = "; ".join(
+    metrics = "; ".join(
         f"{split}: {metrics_lib.describe(line)}" for split, line in manifest["metrics"].items()
     )
-    where = files.join(workdir, EXPORT)
-    print(f"train: {done}: {shown}; model_id {manifest['model_id']}, {where}")
+    export_dir = files.join(workdir, EXPORT)
+    print(f"train: {status}: {metrics}; model_id {manifest['model_id']}, {export_dir}")
     return manifest
 
 
-def _named(error: tf.errors.OpError, run: Run) -> Exception:
-    """What an error of TensorFlow means to whoever started the run; itself, if nobody knows."""
+def _explain(error: tf.errors.OpError, plan: RunPlan) -> Exception:
+    """An error with a remedy in place of TensorFlow's error; the same error if none is known."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
-        for full in map(os.strerror, files.FULL):  # At TensorBoard's events, or a SavedModel.
-            found = re.match(rf"(?:.*}}}} )?(.+?); {full}", error.message)
-            if found:
-                return StageError(f"{found[1]}: {full}; make room on that disk")
-        found = re.search(r"shape ?\[[\d,]*\]", error.message)
+        for disk_full in map(os.strerror, files.FULL):  # From TensorBoard's events or a SavedModel.
+            match = re.match(rf"(?:.*}}}} )?(.+?); {disk_full}", error.message)
+            if match:
+                return StageError(f"{match[1]}: {disk_full}; make room on that disk")
+        match = re.search(r"shape ?\[[\d,]*\]", error.message)
+        tensor = f" for a tensor of {match[0]}" if match else ""
         return StageError(
-            f"out of memory{' for a tensor of ' + found[0] if found else ''}; try a smaller "
-            "--config.batch_size or model, more replicas, or --config.data_placement=memory_mapped"
+            f"out of memory{tensor}; try a smaller --config.batch_size or model, more replicas, or "
+            "--config.data_placement=memory_mapped"
         )
-    if run.is_cluster:
-        newest = checkpoints.newest_path(run.workdir)
+    if plan.is_cluster:
+        newest = checkpoints.newest_path(plan.workdir)
         return Interrupted(
             f"another worker of the cluster is gone or out of reach ({type(error).__name__}); "
-            f"start the job again, it goes on from {newest or 'the start'}"
+            f"start the job again, and it resumes from {newest or 'the start'}"
         )
     return error
 
 
-def _resume(run: Run, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool) -> dict | None:
-    """Takes a run from its checkpoint, or from the start, to its published model."""
-    config, workdir = run.config, run.workdir
-    if checkpoint and checkpoint.step > run.total_steps:
+def _resume(
+    plan: RunPlan, checkpoint: checkpoints.Checkpoint | None, *, overwrite: bool
+) -> dict | None:
+    """Trains from the checkpoint, or from the start, and publishes; see `_fit_and_publish`."""
+    config, workdir = plan.config, plan.workdir
+    if checkpoint and checkpoint.step > plan.total_steps:
         raise UsageError(
-            f"--config.num_epochs={config.num_epochs}: ends at step {run.total_steps}, and "
-            f"{workdir} has come to step {checkpoint.step} already; expected at least as many "
+            f"--config.num_epochs={config.num_epochs}: ends at step {plan.total_steps}, but the "
+            f"run in {workdir} is already at step {checkpoint.step}; expected at least as many "
             "epochs as are done, or --overwrite"
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    run.build()  # Reads the data: what fails there leaves an old run as it was.
+    # Reads the data before anything is removed: an error leaves an old run intact.
+    run = Run(plan)
     if checkpoint:
         run.restore(checkpoint)
     run.check_agreement()
-    if run.is_chief:
+    if plan.is_chief:
         files.remove_unfinished(workdir)
-        for name in _NAMES if overwrite else ():
-            files.remove(files.join(workdir, name))
-        _write_config(run)
-        _write_quarantine(run)
-    where = f"step {run.step:,}" if run.step else "the start"
+        if overwrite:
+            for name in _OUTPUTS:
+                files.remove(files.join(workdir, name))
+        _write_config(plan)
+        _write_quarantine(plan)
+    start = f"step {run.step:,}" if run.step else "the start"
     counts = ", ".join(f"{split} {data.num_examples:,}" for split, data in run.splits.items())
     print(
-        f"train: from {where} to step {run.total_steps:,}, "
+        f"train: from {start} to step {plan.total_steps:,}, "
         f"{run.strategy.num_replicas_in_sync} replica(s), {counts}, on {arithmetic.kind()}",
         file=sys.stderr,
     )
     if gpus.visible() and not tf.config.list_physical_devices("GPU"):
-        why = gpus.why_unused()
-        print(f"train: warning: TensorFlow uses no GPU of this machine: {why}", file=sys.stderr)
+        reason = gpus.why_unused()
+        print(f"train: warning: TensorFlow uses no GPU of this machine: {reason}", file=sys.stderr)
     return _fit_and_publish(run)

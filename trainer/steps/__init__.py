@@ -1,1 +1,1 @@
-"""What one training step computes: by a gradient tape, or by Keras' fit."""
+"""One training step, by a gradient tape or by Keras' fit, and evaluation."""

@@ -1,28 +1,28 @@
 """Five ways to bring the KL term into training, all to the same weights.
 
-The rule behind them: every tensor that a loss needs is passed to it. A layer or a loss that
-closes over `mean` and `log_var` of a functional model closes over placeholders, which hold no
-numbers when a step runs (tests/trainer/test_kl_routes.py has the message that a user sees). So the
-routes differ in where the KL term stands, and by that in what can be passed to it there.
+All routes obey one rule: every tensor that a loss needs is an argument of the loss. A layer or a
+loss that closes over `mean` and `log_var` of a functional model closes over placeholders, which
+hold no numbers when a step runs (tests/trainer/test_kl_routes.py has the message that a user
+sees). The routes differ in where they compute the KL term, and so in which tensors they can pass.
 
-* `gradient_tape` is Steps in tape_steps.py: encoder, decoder and loss are called under a tape of
-  our own. The articles called it fast, the most flexible and the way of the future, and Keras 3
-  changed nothing about it. Choose it unless the model has to go through `fit`: many steps run in
-  one call, and the loss may be anything, the importance-weighted one included.
-* The other four are Keras models made here and trained by `fit` in keras_fit_steps.py. Each takes
+* `gradient_tape` is TapeSteps in tape_steps.py: encoder, decoder and loss run under a gradient
+  tape. The articles called this route fast, the most flexible and the way of the future, and Keras
+  3 changed nothing about it. Choose it unless the model has to go through `fit`: many steps run in
+  one call, and any loss is possible, the importance-weighted loss included.
+* The other four are Keras models, built here and trained by `fit` in keras_fit_steps.py. Each takes
 
       images   float32 (n, H, W, C) in [0, 1]
-      places   int32 (n,), places in the global batch, by which noise belongs to them
+      places   int32 (n,), places of the examples in the global batch, which determine the noise
       step     int32 (n,), global number of the step, n times the same
-      weights  float32 (n,), the example's share of the global batch, 0 where there is none
+      weights  float32 (n,), the example's share of the global batch, 0 where there is no example
       beta     float32 (n,), weight of the KL term in this step, n times the same
 
-  for the noise of a step, a short last batch and a schedule are passed in like everything else.
-  The noise itself is drawn in the model, on the device, as gradient_tape draws it: normal numbers
-  of a CPU and of a GPU differ in their last digits.
+  since the step's number, a short last batch and a schedule have to be inputs too. The model draws
+  the noise itself, on the device, as gradient_tape does: normal random numbers of a CPU and of a
+  GPU differ in their last digits.
 
 Keras 3 has dropped `add_metric`, and `add_loss` on the symbolic tensors of a functional model.
-It has kept `add_loss` within the `call` of a layer or a model, and metrics that a layer owns.
+Keras 3 has kept `add_loss` within the `call` of a layer or a model, and metrics of a layer.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # two (n, …) -> floa
 
 
 def _share(terms: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """A replica's part of the mean over the global batch, in the form in which `add_loss` wants it.
+    """A replica's part of the mean over the global batch, in the form that `add_loss` expects.
 
-    Keras divides what is added by the number of replicas, as if it were a mean over the replica's
-    own examples; the weights have divided by the size of the global batch already.
+    Keras divides an added loss by the number of replicas, as if the loss were a mean over the
+    replica's own examples; here the weights already divide by the size of the global batch.
 
     Args:
       terms: float32 (n,), nats.
-      weights: float32 (n,), as above.
+      weights: float32 (n,), as in the module's docstring.
 
     Returns:
       float32 scalar.
@@ -72,7 +72,7 @@ class _Loss(keras.losses.Loss):
 class _SampleAndDecode(keras.layers.Layer):
     """Draws z from the posterior and decodes it.
 
-    Keeps the means of both terms as metrics, which was `add_metric` before Keras 3.
+    Both terms are metrics of this layer; before Keras 3, `add_metric` did this.
     """
 
     def __init__(self, decoder: keras.Model, negative_log: PerExample, draw_noise: DrawNoise):
@@ -83,7 +83,8 @@ class _SampleAndDecode(keras.layers.Layer):
         self.kl = keras.metrics.Mean("kl")
 
     def call(self, inputs, mean, log_var):
-        # int32 already, but for the placeholders by which Keras builds a model of several replicas.
+        # They are int32, except for the placeholders with which Keras builds a model of several
+        # replicas.
         step, places = (tf.cast(inputs[name], tf.int32) for name in ("step", "places"))
         noise = self._draw_noise(step[0], places)
         (z,) = tf.unstack(objective.sample(mean, log_var, noise), axis=1)
@@ -95,7 +96,7 @@ class _SampleAndDecode(keras.layers.Layer):
 
 
 class Parts(NamedTuple):
-    """What the routes are put together from."""
+    """The layers and terms that every route combines."""
 
     encoder: keras.Model  # images -> mean, log_var
     decode: keras.layers.Layer  # inputs, mean, log_var -> logits
@@ -123,28 +124,28 @@ class _KlLayer(keras.layers.Layer):
         return mean, log_var
 
 
-def encoder_layer(parts: Parts, optimizer: keras.Optimizer, **about) -> keras.Model:
-    """A layer of the encoder, next to mean and log_var, adds the KL term; compile has the rest.
+def encoder_layer(parts: Parts, optimizer: keras.Optimizer, **options) -> keras.Model:
+    """A layer after mean and log_var adds the KL term; `compile` has the reconstruction loss.
 
     The articles: the most elegant route, and the fastest.
-    Keras 3: `add_loss` in a layer's `call` is what it has kept, so this route needed no change.
-    Choose it where an encoder is to bring its regulariser along, whatever decoder it meets.
+    Keras 3: `add_loss` in a layer's `call` still works, so this route needed no change.
+    Choose it where an encoder should carry its regulariser to any decoder.
     """
     inputs = parts.inputs()
     mean, log_var = parts.encoder(inputs["images"])
     mean, log_var = _KlLayer(parts.kl_term)(mean, log_var, inputs["weights"], inputs["beta"])
     model = keras.Model(inputs, parts.decode(inputs, mean, log_var))
-    model.compile(optimizer, loss=_Loss(parts.negative_log), **about)
+    model.compile(optimizer, loss=_Loss(parts.negative_log), **options)
     return model
 
 
-def multi_output(parts: Parts, optimizer: keras.Optimizer, **about) -> keras.Model:
-    """Mean and log_var are a further output of the model, which has a loss of its own.
+def multi_output(parts: Parts, optimizer: keras.Optimizer, **options) -> keras.Model:
+    """Mean and log_var are a second output of the model, with its own loss: the KL term.
 
-    The articles: it works, and is somewhat complex.
-    Keras 3: a loss of `compile` sees one output and its target. So mean and log_var travel
-    as one output, and beta, which its loss needs too, as the target (see `targets`).
-    Choose it where `predict` is to give the posterior, or `fit` to log each output's loss.
+    The articles: this route works, and is somewhat complex.
+    Keras 3: a loss of `compile` sees one output and its target. So mean and log_var are stacked
+    in one output, and beta, which the loss needs too, is the target (see `targets`).
+    Choose it where `predict` should return the posterior, or `fit` should log each output's loss.
     """
     inputs = parts.inputs()
     mean, log_var = parts.encoder(inputs["images"])
@@ -152,12 +153,14 @@ def multi_output(parts: Parts, optimizer: keras.Optimizer, **about) -> keras.Mod
         "reconstruction": parts.decode(inputs, mean, log_var),
         "posterior": keras.ops.stack([mean, log_var], axis=1),  # (n, 2, latent_dim)
     }
-    of_outputs = {
+    output_losses = {
         "reconstruction": _Loss(parts.negative_log),
-        "posterior": _Loss(lambda beta, both: beta * parts.kl_term(both[:, 0], both[:, 1])),
+        "posterior": _Loss(
+            lambda beta, posterior: beta * parts.kl_term(posterior[:, 0], posterior[:, 1])
+        ),
     }
     model = keras.Model(inputs, outputs)
-    model.compile(optimizer, loss=of_outputs, **about)
+    model.compile(optimizer, loss=output_losses, **options)
     return model
 
 
@@ -173,16 +176,16 @@ class _ModelThatAddsLoss(keras.Model):
         return self.decode(inputs, mean, log_var)
 
 
-def model_add_loss(parts: Parts, optimizer: keras.Optimizer, **about) -> keras.Model:
-    """The model as a whole adds the KL term; compile has the rest.
+def model_add_loss(parts: Parts, optimizer: keras.Optimizer, **options) -> keras.Model:
+    """The model adds the KL term in its `call`; `compile` has the reconstruction loss.
 
     The articles: light, but it may cost a factor of 1.3 to 1.5.
-    Keras 3: `model.add_loss(tensor)` on a functional model is gone; a model with a `call` of its
-    own adds its loss there.
-    Choose it where the model is such a class anyway: the objective then stands in one place.
+    Keras 3: `model.add_loss(tensor)` on a functional model is gone; a subclass of Model adds its
+    loss in `call`.
+    Choose it where the model is a subclass anyway: `call` then shows the whole objective.
     """
     model = _ModelThatAddsLoss(parts)
-    model.compile(optimizer, loss=_Loss(parts.negative_log), **about)
+    model.compile(optimizer, loss=_Loss(parts.negative_log), **options)
     return model
 
 
@@ -198,53 +201,53 @@ class _LossLayer(keras.layers.Layer):
         return logits
 
 
-def output_layer(parts: Parts, optimizer: keras.Optimizer, **about) -> keras.Model:
-    """One layer on top takes mean, log_var, images and logits, and adds the whole loss.
+def output_layer(parts: Parts, optimizer: keras.Optimizer, **options) -> keras.Model:
+    """A last layer takes mean, log_var, images and logits, and adds the whole loss.
 
-    The articles: it works once all tensors are arguments, and is the slowest: 15 s an epoch where
-    others take 10 to 11.
-    Keras 3: `compile` needs no loss where a layer adds one, and `fit` then leaves targets unused.
+    The articles: this route works once all tensors are arguments, and is the slowest: 15 s an
+    epoch where the others take 10 to 11 s.
+    Keras 3: `compile` needs no loss where a layer adds a loss, and `fit` then ignores targets.
     Choose it where a loss takes tensors from several places of a functional model.
     """
     inputs = parts.inputs()
     mean, log_var = parts.encoder(inputs["images"])
     logits = parts.decode(inputs, mean, log_var)
     model = keras.Model(inputs, _LossLayer(parts)(logits, inputs, mean, log_var))
-    model.compile(optimizer, **about)
+    model.compile(optimizer, **options)
     return model
 
 
 _MODELS = {
-    make.__name__: make for make in (encoder_layer, multi_output, model_add_loss, output_layer)
+    build.__name__: build for build in (encoder_layer, multi_output, model_add_loss, output_layer)
 }
 NAMES = ("gradient_tape", *_MODELS)
 
 
-def compiled(
+def compile_model(
     config: ml_collections.ConfigDict,
     vae: VAE,
     optimizer: keras.Optimizer,
     draw_noise: DrawNoise,
 ) -> keras.Model:
-    """The compiled model of a config's route, which is not gradient_tape.
+    """Builds and compiles the model of a config's route, which is not gradient_tape.
 
-    It has the metrics loss, reconstruction_loss and kl, means in nats per image.
+    The model has the metrics loss, reconstruction_loss and kl, means in nats per image.
 
     Args:
       config: kl_route, likelihood and its keys, free_bits.
       vae: the networks; the model has no other weights.
       optimizer: of these weights.
-      draw_noise: as `Steps.draw_noise` draws for training.
+      draw_noise: as `Evaluator.draw_noise` draws for training.
     """
     negative_log = likelihoods.make(config).negative_log
     decode = _SampleAndDecode(vae.decoder, negative_log, draw_noise)
     parts = Parts(vae.encoder, decode, negative_log, objective.kl_term(config))
-    # Keras would choose XLA by itself where it finds a GPU.
+    # Without jit_compile Keras would choose XLA by itself on a GPU.
     return _MODELS[config.kl_route](parts, optimizer, jit_compile=config.jit_compile)
 
 
 def targets(kl_route: str, inputs: Inputs) -> tf.Tensor | Inputs:
-    """What `fit` takes as `y` beside the inputs of a route's model."""
+    """The targets that `fit` takes beside the inputs of a route's model."""
     if kl_route == "multi_output":
         return {"reconstruction": inputs["images"], "posterior": inputs["beta"]}
     return inputs["images"]

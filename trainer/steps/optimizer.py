@@ -1,7 +1,7 @@
-"""Keras' Adam, fed with gradients that are summed, clipped and tested already.
+"""Keras' Adam, applied to gradients that are already summed, clipped and tested for overflow.
 
-Keras clips and tests the gradients of each replica before it sums them, so what its
-optimizer does would depend on the number of replicas.
+Keras clips and tests the gradients of each replica before it sums them, so its updates would
+depend on the number of replicas.
 """
 
 import keras
@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer.model.networks import VAE
 from trainer.steps import schedules
 
-# Keras' own for mixed_float16: keras.optimizers.LossScaleOptimizer.
+# Keras' values for mixed_float16: keras.optimizers.LossScaleOptimizer.
 _FIRST_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
 
@@ -19,15 +19,15 @@ _GROWTH_STEPS = 2000
 class _Adam(keras.optimizers.Adam):
     """Adam that updates a variable by one kernel.
 
-    The formula is that of Keras: Kingma and Ba (2015), "Adam", before section 2.1. Keras writes it
-    as some twenty operations a variable, each a pass over memory and a microsecond of the host.
+    The formula is Keras' formula: Kingma and Ba (2015), "Adam", before section 2.1. Keras computes
+    it in some twenty operations a variable, each a pass over memory and a microsecond of the host.
     """
 
     def rates(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The learning rate and Adam's two powers of the next step, float32 scalars.
 
-        They are the same for all variables, so they are computed once a step; computed for each
-        variable they would be five kernels of a GPU.
+        They are the same for all variables and computed once a step; computed for each variable
+        they would be five kernels of a GPU.
         """
         step = tf.cast(self.iterations + 1, tf.float32)
         powers = [tf.constant(beta, tf.float32) ** step for beta in (self.beta_1, self.beta_2)]
@@ -54,7 +54,7 @@ class _Adam(keras.optimizers.Adam):
 
 
 class _AdamOfSums(_Adam):
-    """The same for gradients that are summed over replicas already."""
+    """_Adam for gradients that are already summed over replicas."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
@@ -68,11 +68,11 @@ class Optimizer:
 
         Args:
           config: the optimizer's keys, precision, jit_compile.
-          vae: the model, whose weights the state belongs to.
+          vae: the model whose weights the optimizer updates.
           total_steps: steps of the whole run.
         """
         self._vae, self._clip_norm = vae, config.clip_norm
-        # `fit` leaves the sum to the optimizer and uses none of the methods below.
+        # `fit` leaves the sum to the optimizer and calls none of the methods below.
         adam = _AdamOfSums if config.kl_route == "gradient_tape" else _Adam
         self.keras = adam(schedules.learning_rate(config, total_steps), name="adam")
         self.keras.build(vae.variables)
@@ -89,9 +89,9 @@ class Optimizer:
 
     @property
     def variables(self) -> dict[str, keras.Variable | tf.Variable]:
-        """Name -> variable, all that a checkpoint has to hold."""
-        named = {variable.path: variable for variable in self.keras.variables}
-        return named | {f"scaling/{name}": value for name, value in self._scaling.items()}
+        """Name -> variable, for all variables that a checkpoint has to hold."""
+        by_path = {variable.path: variable for variable in self.keras.variables}
+        return by_path | {f"scaling/{name}": value for name, value in self._scaling.items()}
 
     @property
     def learning_rate(self) -> tf.Tensor:
@@ -99,7 +99,7 @@ class Optimizer:
         return self.keras.learning_rate
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """A loss made large enough that its gradients don't vanish in float16."""
+        """Scales a loss so that its gradients don't vanish in float16; else the loss itself."""
         return loss * self._scaling["scale"] if self.scales_loss else loss
 
     def unscale(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -116,7 +116,7 @@ class Optimizer:
             model's variables.
         """
         if self._compiled_update:
-            # Keras would leave the replica's context for every variable, and XLA cannot.
+            # Keras would leave the replica's context for every variable, which XLA cannot compile.
             self._compiled_update(gradients, self.keras.rates(self.learning_rate))
             self.keras.iterations.assign_add(1)
         else:
@@ -125,8 +125,8 @@ class Optimizer:
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         if not self._clip_norm:
             return gradients
-        # To a global norm: Pascanu, Mikolov and Bengio (2013), "On the difficulty of training
-        # recurrent neural networks", algorithm 1.
+        # Pascanu, Mikolov and Bengio (2013), "On the difficulty of training recurrent neural
+        # networks", algorithm 1.
         return tf.clip_by_global_norm(gradients, self._clip_norm)[0]
 
     def _update(self, gradients: list[tf.Tensor], rates: tuple[tf.Tensor, ...]) -> None:
@@ -137,7 +137,7 @@ class Optimizer:
         """Halves the scale after a step with an overflow, doubles it after many without one.
 
         Args:
-          finite: bool scalar, whether the step's gradients were.
+          finite: bool scalar, whether all gradients of the step were finite.
         """
         scale, steps = self._scaling["scale"], self._scaling["steps_since_change"]
         grows = steps + 1 >= _GROWTH_STEPS
