@@ -6,8 +6,9 @@
 For each shard it writes a file with one row for each record, and a PNG of originals above their
 reconstructions; then it writes report.html. A rerun computes only new records. Flags that are not
 listed here go to Apache Beam.
-This file holds only flags and printed messages; the job is in embeddings/create.py.
 """
+
+# This file holds only flags and printed messages; the job is in embeddings/create.py.
 
 import collections
 import sys
@@ -85,6 +86,15 @@ flags.register_validator(
     lambda names: len(set(names)) == len(names) > 0 and set(names) <= set(rows.FIELDS),
     message=f"expected some of {', '.join(rows.FIELDS)}, none of them twice",
 )
+_SUBJECTS = {
+    "Input": ("data_dir", "split", "model_dir", "run_dir", "on_corrupt", "max_quarantined"),
+    "Output": (
+        *("output_dir", "fields", "embedding_format", "images", "z_seed", "report", "overwrite"),
+        "fast_math",
+    ),
+    "Gate and drift": ("require", "status_on_rejection", "reference"),
+    **{f"{subject}, with --source": names for subject, names in source_flags.SUBJECTS.items()},
+}
 
 
 def run(beam_args: list[str]) -> None:
@@ -192,7 +202,7 @@ def _kinds(manifest: dict) -> str:
 
 def main() -> None:
     """Entry point of `vae-export`."""
-    command.run(run, name="export", doc=__doc__, module=__name__, beam=True)
+    command.run(run, name="export", doc=__doc__, module=__name__, subjects=_SUBJECTS, beam=True)
 
 
 if __name__ == "__main__":

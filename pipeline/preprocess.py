@@ -4,8 +4,9 @@
     python -m pipeline.preprocess --source=idx:DIR --output_dir=DIR [Beam options]
 
 Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers, …).
-This file holds only flags and printed messages; the job is in datasets/building/create.py.
 """
+
+# This file holds only flags and printed messages; the job is in datasets/building/create.py.
 
 import sys
 
@@ -43,6 +44,11 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
     upper_bound=125,
 )
 flags.mark_flags_as_required(["source", "output_dir"])
+_SUBJECTS = {
+    **source_flags.SUBJECTS,
+    "Output": ("output_dir", "append", "overwrite", "compression"),
+    "Bad records and exit status": ("max_quarantined", "status_on_conflict"),
+}
 
 
 def run(beam_args: list[str]) -> None:
@@ -106,7 +112,7 @@ def _id(manifest: dict) -> str:
 
 def main() -> None:
     """Entry point of `vae-preprocess`."""
-    command.run(run, name="preprocess", doc=__doc__, module=__name__, beam=True)
+    command.run(run, name="preprocess", doc=__doc__, module=__name__, subjects=_SUBJECTS, beam=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m pipeline.report --output_dir=EXPORT_DIR --model_dir=… --data_dir=… [--split=…]
 
 Without the images or the model, the report leaves out the figures that need them.
-This file holds only flags; the work is in reports/create.py.
 """
+
+# This file holds only flags; the work is in reports/create.py.
 
 from absl import flags
 
@@ -16,6 +17,10 @@ flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(export_flags)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
 flags.mark_flag_as_required("output_dir")
+_SUBJECTS = {
+    "Export, model and data set": ("output_dir", "model_dir", "run_dir", "data_dir", "split"),
+    **{f"{subject}, with --source": names for subject, names in source_flags.SUBJECTS.items()},
+}
 
 
 def run(_: list[str]) -> None:
@@ -34,7 +39,7 @@ def run(_: list[str]) -> None:
 
 def main() -> None:
     """Entry point of `vae-report`."""
-    command.run(run, name="report", doc=__doc__, module=__name__)
+    command.run(run, name="report", doc=__doc__, module=__name__, subjects=_SUBJECTS)
 
 
 if __name__ == "__main__":

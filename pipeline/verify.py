@@ -5,8 +5,9 @@
 Checks the sha256 of every file, the checksum and schema of every record, the counts, that ids are
 unique and splits disjoint, and that every record is accounted for. Exit status 1 if there is a
 problem.
-This file holds only flags and printed messages; the work is in datasets/verification.py.
 """
+
+# This file holds only flags and printed messages; the work is in datasets/verification.py.
 
 from absl import flags
 

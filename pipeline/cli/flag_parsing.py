@@ -44,7 +44,9 @@ def _help(doc: str, module: str, subjects: Subjects) -> str:
 
 def _help_lines(flag: "flags.Flag[Any]") -> list[str]:
     kind = flag.flag_type()
-    value = "" if kind == "bool" else f"={kind.upper().split(' ')[0]}"
+    value = {"bool": "", "comma separated list of strings": "=A,B,…"}.get(kind)
+    if value is None:
+        value = f"={kind.upper().split(' ')[0]}"
     text = " ".join((flag.help or "").split())
     if flag.default not in (None, "") and flag.name != "config":
         text += f" (default: {flag.default_as_str})".replace("'", "")

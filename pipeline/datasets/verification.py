@@ -10,6 +10,7 @@ from pipeline.cli.progress import Progress
 from pipeline.datasets import reader
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import tasks
+from pipeline.stages.contracts import is_shard
 from pipeline.storage import files as files_lib
 
 _HASH_BYTES = 16
@@ -89,13 +90,13 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
         except (FileNotFoundError, IsADirectoryError):
             data = None
         fault = _fault_of(data, entry)
-        if fault and entry["name"] in append_names and "split" not in entry:
+        if fault and entry["name"] in append_names and not is_shard(entry):
             rewritten.append(entry["name"])
         elif fault:
             yield Problem(path, None, fault)
         if data is None:
             continue
-        if "split" in entry:
+        if is_shard(entry):
             num_intact[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
         elif "num_quarantined" in entry and data.count(b"\n") != entry["num_quarantined"]:
             num_lines = data.count(b"\n")

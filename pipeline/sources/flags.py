@@ -87,6 +87,14 @@ flags.register_validator(
 )
 
 
+# Subjects of these flags, for --help.
+SUBJECTS = {
+    "Image set": ("source", "tfds_data_dir", "tfds_manual_dir", "class_names", "id_prefix"),
+    "Conversion of images": ("image_size", "grayscale", "transpose", "max_image_pixels"),
+    "Splits, order and shards": ("name", "validation_fraction", "seed", "num_shards"),
+}
+
+
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from pipeline.cli.errors import StageError
-from pipeline.stages.contracts import FailedMarker, Job, Manifest, Marker, StagedJob
+from pipeline.stages.contracts import FailedMarker, Job, Manifest, Marker, StagedJob, is_shard
 from pipeline.storage import names
 
 # Checks a value, given its key path in the file; raises a _Wrong.
@@ -259,7 +259,7 @@ def _data_set_fits(_: str, value: Any) -> None:
             _OBJECT(f"made_from.{key}", made_from)
     least = _FRAME_BYTES + math.prod(value["image_shape"])
     for number, entry in enumerate(value["files"]):
-        if "split" in entry:
+        if is_shard(entry):
             place = f"files[{number}]"
             if entry["split"] not in value["splits"]:
                 raise _Wrong(f"{place}.split", entry["split"], "a name in splits")

@@ -314,3 +314,11 @@ def test_progress_updates_in_place_on_a_terminal_and_in_lines_elsewhere(tmp_path
         progress.close("work done")
         log.seek(0)
         assert log.read() == "work done\n"
+
+
+@pytest.mark.parametrize("module", ["pipeline.preprocess", "pipeline.export", "pipeline.report"])
+def test_help_has_every_flag_under_a_subject(module):
+    text = run_command(module, "--help").stdout
+    assert "\nFlags:\n" not in text
+    headings = re.findall(r"^(\w.*):$", text, re.M)
+    assert len(headings) >= 4

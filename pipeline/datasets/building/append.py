@@ -16,6 +16,7 @@ from pipeline.datasets.building.create import Request
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.sources import conversion, opened_source
 from pipeline.stages import manifest as manifest_lib
+from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
 
 # Start of the keys of `made_from` for appended sources.
@@ -163,7 +164,7 @@ def _layout(
 ) -> Layout:
     """The new shards, numbered after the existing ones."""
     num_shards = create.num_shards(settings, num_new, image_shape) if num_new else {}
-    shard_splits = [entry["split"] for entry in base["files"] if "split" in entry]
+    shard_splits = [entry["split"] for entry in base["files"] if is_shard(entry)]
     return Layout(
         **settings.shared(),
         num_shards=num_shards,

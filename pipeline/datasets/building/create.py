@@ -21,6 +21,7 @@ from pipeline.formats import tfrecord
 from pipeline.sources import conversion, opened_source
 from pipeline.sources.splits import UNSPLIT
 from pipeline.stages import quarantine
+from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files
 
@@ -186,7 +187,7 @@ def write_dataset(
     Returns:
       The manifest.
     """
-    existing_shards = [entry for entry in base["files"] if "split" in entry] if base else []
+    existing_shards = list(filter(is_shard, base["files"])) if base else []
     num_records = source.num_records + sum(entry["num_examples"] for entry in existing_shards)
     buckets = describe.num_buckets(num_records)
     shard_writer.write_shards(

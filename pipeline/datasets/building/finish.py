@@ -15,6 +15,7 @@ from pipeline.sources import conversion
 from pipeline.sources.splits import in_order
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
+from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
 
 _STATISTICS = "statistics.json"
@@ -76,7 +77,7 @@ def finish_dataset(
         )
     entries = [e for e in base["files"] if e["name"] not in NAMES] if base else []
     entries += new
-    splits = in_order({e["split"] for e in entries if "split" in e})
+    splits = in_order({entry["split"] for entry in entries if is_shard(entry)})
     by_split = {split: [e for e in entries if e.get("split") == split] for split in splits}
     num_in_names = {
         split: layout.num_in_names.get(split) or base["num_shards"][split] for split in splits
@@ -123,7 +124,7 @@ def finish_dataset(
     identity = {
         "format_version": manifest_lib.FORMAT_VERSION,
         "made_from": output.made_from,
-        "shards": [entry for entry in entries if "split" in entry],
+        "shards": [entry for entry in entries if is_shard(entry)],
     }
     total = dict(counts)
     if base:

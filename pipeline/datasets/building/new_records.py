@@ -22,6 +22,7 @@ from pipeline.formats import tf_example
 from pipeline.runners import run as runner
 from pipeline.sources import conversion
 from pipeline.stages import quarantine
+from pipeline.stages.contracts import is_shard
 from pipeline.stages.manifest import read_sealed, sealed_json
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
@@ -212,7 +213,7 @@ def find(
     Raises:
       StageError: an id is in the data set with another record, or a shard is damaged.
     """
-    entries = [entry for entry in base["files"] if "split" in entry]
+    entries = list(filter(is_shard, base["files"]))
     num_examples = sum(entry["num_examples"] for entry in entries)
     num_buckets = describe.num_buckets(num_records + num_examples)
     block_size = max(1, min(65_536, num_records))
