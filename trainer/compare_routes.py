@@ -5,8 +5,9 @@
 Starts a process for each route. The processes train the same model from the same weights on
 generated images. Prints two tables: the differences of losses, gradients and weights, and the time
 and memory of a step. Ends with status 1 if a difference is larger than rounding explains.
-This file only defines flags; the measurement is in comparison/trials.py.
 """
+
+# This file only defines flags; the measurement is in comparison/trials.py.
 
 import os
 

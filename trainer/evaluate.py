@@ -4,8 +4,9 @@
 
 Prints a table and writes its numbers as JSON. The numbers are a function of model, data set,
 split and number of samples.
-This file only defines flags; the measurement is in runs/measure.py.
 """
+
+# This file only defines flags; the measurement is in runs/measure.py.
 
 from absl import flags
 

@@ -4,8 +4,9 @@
 
 Set any key of the config as --config.KEY=VALUE; the config files explain the keys. Run the same
 command again to resume after an interruption.
-This file only defines flags; training is in runs/train.py.
 """
+
+# This file only defines flags; training is in runs/train.py.
 
 from absl import flags
 from ml_collections import config_flags
