@@ -204,7 +204,7 @@ def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> 
         if url:
             with contextlib.suppress(OSError):
                 _cancel_on_flink(url, job_name)
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # Beam stops its processes at exit, which os._exit skips.
 
     def stop(number: int, frame: object) -> None:
         # In a thread, since the interrupted call may hold a lock of gRPC.

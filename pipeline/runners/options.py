@@ -16,6 +16,8 @@ def parse_options(args: Sequence[str]) -> PipelineOptions:
       UsageError: Beam does not know an argument; the message has the nearest name.
     """
     parser = _parser()
+    # Beam and argparse have no public list of options; when the private names change,
+    # tests/cli/test_command.py fails.
     beam_flags = [option for action in parser._actions for option in action.option_strings]
     _, unknown = parser.parse_known_args(list(args))
     if unknown:
