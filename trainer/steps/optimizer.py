@@ -24,7 +24,7 @@ class _Adam(keras.optimizers.Adam):
     GPU with Keras' update, 148 with this one (tests/trainer/test_gpu_graphs.py counts them).
     """
 
-    # update_step and the private names are Keras' hooks for optimizers of its own; when they change,
+    # update_step and the private names are Keras' hooks for its own optimizers; when they change,
     # tests/trainer/test_train.py and test_kl_routes.py fail.
 
     def rates(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, ...]:
