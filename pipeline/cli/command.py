@@ -29,6 +29,10 @@ def end(name: str, work: Callable[[], None]) -> int:
     except StageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # The reader of standard output has what it wanted, such as `head`; Python must not flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         # A full disk, no permission, a file in place of a directory: the message has the path.
         print(

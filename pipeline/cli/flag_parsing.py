@@ -55,6 +55,27 @@ def _help_lines(flag: "flags.Flag[Any]") -> list[str]:
     return [f"  --{flag.name}{value}", *wrapped]
 
 
+def _plain(text: str) -> str:
+    """An error of absl in plain words, with the flag as it was typed."""
+    flag = re.match(r"flag --([\w.]+)=(.*?): (.*)", text)
+    unknown = re.match(r"Unknown command line flag '(config\..*)'", text)
+    if unknown and "config" in flags.FLAGS and flags.FLAGS["config"].value is None:
+        return f"--{unknown[1]}: --config is not set; name --config=FILE too"
+    if not flag:
+        return text
+    name, value, reason = flag.groups()
+    if "must have a value other than None" in reason:
+        return f"--{name} is not set; expected a value"
+    for library, plain in (
+        ("Non-boolean argument", "expected true or false"),
+        ("invalid literal for int", "expected a whole number"),
+        ("could not convert string to float", "expected a number"),
+    ):
+        if library in reason:
+            return f"--{name}={value}: {plain}"
+    return text
+
+
 def parse_flags(
     argv: list[str],
     *,
@@ -93,11 +114,12 @@ def parse_flags(
         # last line the error.
         lines = str(error).strip().splitlines()
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-        raise UsageError(f"{text}; see --help") from error
+        raise UsageError(f"{_plain(text)}; see --help") from error
     except OSError as error:
-        names = " ".join(str(error).split())
+        path = re.search(r"Attempted .*?: (\S+)", " ".join(str(error).split()))
         raise UsageError(
-            f"no such config file: {names}; see configs/ for the existing files"
+            f"--config={path[1] if path else error}: no such config file; see configs/ for the "
+            "existing files"
         ) from error
     except AttributeError as error:  # ml_collections reports an unknown key like this.
         key = re.findall(r"\w+", str(error))[0]
@@ -110,6 +132,10 @@ def parse_flags(
             f"the config file failed at {where.filename}:{where.lineno}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if name.endswith("dir") and flag.present and flag.value == "":
+            raise UsageError(f"--{name}=: is empty; expected a directory: name one")
     if rest and not beam and not arguments:
         raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
     return rest

@@ -98,7 +98,7 @@ class Dataset:
             raise UsageError(f"--on_corrupt={on_corrupt}: expected {' or '.join(ON_CORRUPT)}")
         cache.check(cache_dir)
         self.directory, self.on_corrupt, self._cache_dir = directory, on_corrupt, cache_dir
-        self.manifest = manifest_lib.read_manifest(directory, "preprocess", "data_dir")
+        self.manifest = manifest_lib.read_manifest(directory, "preprocess", "--data_dir")
         self.dataset_id: str = self.manifest["dataset_id"]
         self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
         self.splits: list[str] = list(self.manifest["splits"])
@@ -107,11 +107,11 @@ class Dataset:
         """The manifest entries of a split's shards, in order.
 
         Raises:
-          StageError: the data set has no such split.
+          UsageError: the data set has no such split.
         """
         if split not in self.splits:
-            raise StageError(
-                f"split {split!r}: {self.directory} has {', '.join(self.splits)}; name one of them"
+            raise UsageError(
+                f"--split={split}: {self.directory} has {', '.join(self.splits)}; name one of them"
             )
         return [entry for entry in self.manifest["files"] if entry.get("split") == split]
 

@@ -59,7 +59,7 @@ def make_export(request: Request) -> dict[str, Any]:
     """
     input_, settings = request.input, request.settings
     _check_directories(request)
-    model_manifest = manifest_lib.read_manifest(request.model_dir, "train", "model_dir")
+    model_manifest = manifest_lib.read_manifest(request.model_dir, "train", "--model_dir")
     shape = tuple(model_manifest["image_shape"])
     if shape != tuple(input_.image_shape):
         raise StageError(
@@ -73,7 +73,7 @@ def make_export(request: Request) -> dict[str, Any]:
     gate.check(request.requirements, model_metrics, on_model=True)
     reference = None
     if request.reference_dir:
-        reference = manifest_lib.read_manifest(request.reference_dir, "export", "reference")
+        reference = manifest_lib.read_manifest(request.reference_dir, "export", "--reference")
     output = StagedDirectory(
         request.output_dir,
         stage="export",

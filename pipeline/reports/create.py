@@ -81,7 +81,7 @@ def make_report(
     from pipeline.reports import data as report_data
     from pipeline.reports import sections
 
-    manifest = manifest_lib.read_manifest(export_dir, "export", "output_dir")
+    manifest = manifest_lib.read_manifest(export_dir, "export", "--output_dir")
     with lock.hold(export_dir):
         data = report_data.ReportData(
             export_dir, manifest, input_=input_, model_dir=model_dir, run_dir=run_dir

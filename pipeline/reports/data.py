@@ -74,7 +74,7 @@ class ReportData:
         self.run_metrics = _run_metrics(model_dir, run_dir)
 
     def _load_model(self, model_dir: str) -> None:
-        self.model_manifest = manifest_lib.read_manifest(model_dir, "train", "model_dir")
+        self.model_manifest = manifest_lib.read_manifest(model_dir, "train", "--model_dir")
         if self.model_manifest["model_id"] != self.manifest["model_id"]:
             raise StageError(
                 f"--model_dir={model_dir}: is model {self.model_manifest['model_id']}, but "

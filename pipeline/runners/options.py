@@ -25,7 +25,7 @@ def parse_options(args: Sequence[str]) -> PipelineOptions:
 
         name = unknown[0].split("=", 1)[0]
         own_flags = [f"--{flag}" for flag in flags.FLAGS]
-        near = difflib.get_close_matches(name, [*own_flags, *beam_flags], n=1)
+        near = difflib.get_close_matches(name, [*own_flags, *beam_flags], n=1, cutoff=0.75)
         hint = f"did you mean {near[0]}?" if near else "see --help for this command's flags"
         raise UsageError(f"unknown flag {unknown[0]!r}: neither this command's nor Beam's; {hint}")
     options = PipelineOptions(list(args))

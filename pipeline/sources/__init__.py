@@ -86,4 +86,10 @@ def open_source(
             f"--max_image_pixels={max_image_pixels}: {kind} holds no image files, and the flag "
             "applies to folder:DIR and tfds:NAME only; remove it"
         )
-    return opener(argument)
+    source = opener(argument)
+    if not hasattr(source, "class_names"):
+        raise UsageError(
+            f"--source={spec}: {kind} returned a {type(source).__name__}; expected a Source, see "
+            "pipeline/sources/source.py"
+        )
+    return source

@@ -87,7 +87,7 @@ flags.register_validator(
 )
 
 
-# Subjects of these flags, for --help.
+# Subjects of these flags, for --help; every flag of this module needs one.
 SUBJECTS = {
     "Image set": ("source", "tfds_data_dir", "tfds_manual_dir", "class_names", "id_prefix"),
     "Conversion of images": ("image_size", "grayscale", "transpose", "max_image_pixels"),

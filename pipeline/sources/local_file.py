@@ -87,7 +87,7 @@ class LocalFile(OpenFile):
             raise self._damaged_gzip(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
             raise StageError(
-                f"{path}: no such file; expected a file to read images from"
+                f"{path}: no such file; expected a file of images: mend the path in --source"
             ) from error
         super().__init__(file, path)
         if not is_copied:

@@ -217,7 +217,7 @@ def read_manifest(directory: str, stage: str, flag: str) -> Manifest:
     Args:
       directory: the stage's output directory.
       stage: "preprocess", "train" or "export".
-      flag: the flag that named the directory, for the error message.
+      flag: the flag that named the directory, such as "--data_dir", for the error message.
 
     Raises:
       StageError: the directory does not exist, is unfinished, or belongs to another stage.
@@ -227,9 +227,12 @@ def read_manifest(directory: str, stage: str, flag: str) -> Manifest:
         raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
     manifest = manifest_of(directory)
     if manifest is None:
+        hint = f"make it with {made_by}"
+        if stage == "train" and files.exists(files.join(directory, "export", MANIFEST)):
+            hint = f"did you mean {files.join(directory, 'export')}?"
         raise StageError(
-            f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output "
-            f"directory; make it with {made_by}"
+            f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output directory; "
+            f"{hint}"
         )
     if manifest["stage"] != stage:
         raise StageError(

@@ -27,6 +27,8 @@ INSTALLED = {
     "vae-evaluate": ("trainer.evaluate", "--num_importance_samples"),
     "vae-launch": ("trainer.launch", "--num_workers"),
     "vae-join": ("trainer.join", "--hosts"),
+    "vae-compare-routes": ("trainer.compare_routes", "--num_rounds"),
+    "vae-report": ("pipeline.report", "--run_dir"),
 }
 
 
@@ -56,7 +58,7 @@ REQUIRED = {
 @pytest.mark.parametrize("what", ["a flag is missing", "an argument is no flag"])
 def test_bad_usage_exits_2(module, what):
     if what == "a flag is missing":
-        arguments, message = REQUIRED[module][1:], "must have a value other than None"
+        arguments, message = REQUIRED[module][1:], "is not set; expected a value"
     else:
         arguments, message = [*REQUIRED[module], "extra"], "extra"
     done = run_command(module, *arguments, check=False)
@@ -322,3 +324,34 @@ def test_help_has_every_flag_under_a_subject(module):
     assert "\nFlags:\n" not in text
     headings = re.findall(r"^(\w.*):$", text, re.M)
     assert len(headings) >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--overwrite=maybe"], "--overwrite=maybe: expected true or false; see --help"),
+        (["--seed=x"], "--seed=x: expected a whole number; see --help"),
+        (["--validation_fraction=x"], "--validation_fraction=x: expected a number; see --help"),
+        (["--output_dir="], "--output_dir=: is empty; expected a directory: name one"),
+        (["--source=os.path.join:x"], "returned a str; expected a Source"),
+    ],
+)
+def test_wrong_flags_are_named_as_they_were_typed(tmp_path, arguments, text):
+    command = ["pipeline.preprocess", "--source=sample", f"--output_dir={tmp_path}/out"]
+    done = run_command(*command, *arguments, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert text in done.stderr
+
+
+def test_a_config_flag_without_a_config_says_so():
+    done = run_command("trainer.main", "--config.data_dir=x", "--workdir=y", check=False)
+    assert done.returncode == 2
+    assert "--config.data_dir: --config is not set; name --config=FILE too" in done.stderr
+
+
+def test_a_closed_pipe_is_no_failure_of_a_disk():
+    command = f"{sys.executable} -m pipeline.export --help | head -c 1"
+    done = subprocess.run(
+        command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""

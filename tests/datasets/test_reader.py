@@ -137,5 +137,5 @@ def test_whole_records_of_another_file_are_no_damage_to_put_up_with(data_dir, tm
 
 
 def test_no_such_split(data_dir):
-    with pytest.raises(StageError, match="split 'tset': .* has train, validation, test"):
+    with pytest.raises(StageError, match="--split=tset: .* has train, validation, test"):
         reader.Dataset(str(data_dir)).shards("tset")

@@ -400,7 +400,7 @@ def test_several_splits_at_once_give_the_files_of_each(data_dir, trained, tmp_pa
     assert manifest["records"]["written"] == 322
     make_embeddings(data_dir, model, tmp_path / "turned", split="train,test")
     assert outputs_of(tmp_path / "both") == outputs_of(tmp_path / "turned")
-    with pytest.raises(StageError, match="split 'tset': .* has train, validation, test"):
+    with pytest.raises(StageError, match="--split=tset: .* has train, validation, test"):
         make_embeddings(data_dir, model, tmp_path / "x", split="test,tset")
 
 

@@ -235,11 +235,11 @@ def test_a_source_of_one_s_own(tmp_path, monkeypatch):
         sources.open_source("my_sets.open_strips:40")
 
 
-def test_the_source_that_readme_shows_is_one(tmp_path, monkeypatch):
+def test_the_source_that_the_docs_show_is_one(tmp_path, monkeypatch):
     import pickle
 
-    readme = (REPOSITORY / "README.md").read_text()
-    code = readme.split("```python\n")[1].split("```")[0]
+    page = (REPOSITORY / "docs" / "preprocess.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 30
     (tmp_path / "pickles.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -458,8 +458,8 @@ def test_a_cut_npz(tmp_path, part):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "0 columns in the first line"),
-        ("hello\nworld\n", "1 columns in the first line"),
+        ("", r"the first line has 0 column\(s\)"),
+        ("hello\nworld\n", r"the first line has 1 column\(s\)"),
         ("label,pixel0,pixel1,pixel2,pixel3\n", "holds a header but no rows"),
         ("1,2,3\n", "2 pixels a row; expected a square image"),
     ],

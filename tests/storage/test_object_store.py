@@ -277,7 +277,7 @@ def test_a_store_that_is_gone_is_an_error_and_no_loss(object_store, place, idx_d
 def test_no_such_bucket(object_store, idx_dir):
     done = preprocess(idx_dir, "gs://nosuchbucket/data", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "no such bucket" in done.stderr
+    assert "the bucket does not exist" in done.stderr
     config = smoke_config("gs://nosuchbucket/data")
     from trainer.runs import train as train_lib
 

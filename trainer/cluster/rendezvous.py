@@ -49,7 +49,7 @@ def _shared_settings(
     """The settings that all workers have to agree on, key -> JSON value."""
     settings = {f"config.{k}": v for k, v in config.to_dict().items() if k not in _LOCAL_KEYS}
     if config.data_dir:  # Each worker's config_lib.check refuses an empty data_dir.
-        manifest = manifest_lib.read_manifest(config.data_dir, "preprocess", "data_dir")
+        manifest = manifest_lib.read_manifest(config.data_dir, "preprocess", "--data_dir")
         settings["dataset_id"] = manifest["dataset_id"]
     for package in ("vae-pipeline", "tensorflow", "keras"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -106,7 +106,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     for key, minimum in _AT_LEAST.items():
         if not minimum <= config[key] < math.inf:  # Written so that NaN fails too.
-            refuse(key, f"at least {minimum}, and finite")
+            refuse(key, f"at least {minimum}" + (", and finite" if minimum <= config[key] else ""))
     for key, maximum in _AT_MOST.items():
         if config[key] > maximum:
             refuse(key, f"at most {maximum}")

@@ -38,7 +38,7 @@ def append_records(request: Request) -> dict[str, Any]:
         is in the data set with another record.
     """
     output_dir = request.output_dir
-    base = manifest_lib.read_manifest(output_dir, "preprocess", "output_dir")
+    base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
     source_spec = request.source_spec
     source = conversion.open_converted(
         dataclasses.replace(source_spec, base_class_names=tuple(base["class_names"]))
@@ -51,7 +51,7 @@ def append_records(request: Request) -> dict[str, Any]:
         directory.locked(),
         opened_source.reporting_source_changes(source.check_unchanged, directory.tasks.clear),
     ):
-        if manifest_lib.read_manifest(output_dir, "preprocess", "output_dir") != base:
+        if manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir") != base:
             raise StageError(
                 f"--output_dir={output_dir}: another process has just changed the data set; run "
                 "the same command again"

@@ -107,7 +107,10 @@ def num_shards(
 def source_identity(
     source_spec: conversion.SourceSpec, source: conversion.ConvertedSource
 ) -> dict[str, Any]:
-    """All that determines a source's records; part of `made_from`."""
+    """All that determines a source's records; part of `made_from` here and in exports.
+
+    A newer setting appears only where it differs from its default, so that existing ids stay.
+    """
     limit = source_spec.max_image_pixels
     return {
         "fingerprint": source.fingerprint(),

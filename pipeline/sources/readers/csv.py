@@ -44,8 +44,8 @@ class _Table:
         first = self._fields(0) if len(self._lines) else []
         if len(first) < 2:
             raise StageError(
-                f"{path}: {len(first)} columns in the first line; expected a label and pixels, "
-                "separated by commas"
+                f"{path}: the first line has {len(first)} column(s); expected a label and pixels, "
+                "separated by commas: convert the file"
             )
         self.num_columns, self._label = len(first), 0
         # If most fields are not numbers, the line is a header and not a row with a bad field.
@@ -239,6 +239,7 @@ def open_csv(path: str) -> CsvSource:
             paths[split] = files.join(path, name)
     if not paths:
         raise StageError(
-            f"--source=csv:{path}: no .csv files in this directory; expected at least one"
+            f"--source=csv:{path}: no .csv files in this directory; expected at least one: "
+            "name another directory, or the file itself"
         )
     return CsvSource({split: paths[split] for split in in_order(paths)})

@@ -183,7 +183,7 @@ class FolderSource:
                 raise StageError(
                     f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
                     f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
-                    "reads"
+                    "reads: convert the images, or name another directory"
                 )
             shape, _ = max(shapes.items(), key=lambda item: (item[1], item[0]))
             self._scanned = digest.hexdigest(), shape
@@ -244,6 +244,7 @@ def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXE
         raise UsageError("--source=folder: names no directory; write --source=folder:DIR")
     if not files_lib.is_dir(directory):
         raise StageError(
-            f"--source=folder:{directory}: no such directory; expected a directory of images"
+            f"--source=folder:{directory}: no such directory; expected a directory of "
+            "images: name another one"
         )
     return FolderSource(directory.rstrip("/") or "/", max_image_pixels)
