@@ -198,6 +198,7 @@ class SourceInput:
         source = conversion.open_converted(source_spec)
         kind, _, path = source_spec.source.partition(":")
         self.directory = path if kind == "folder" else ""
+        settings = create_set.resolve(settings, source)
         create_set.check(settings, source)
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)

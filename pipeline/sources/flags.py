@@ -17,7 +17,10 @@ NUM_SHARDS = flags.DEFINE_string(
     "num_shards", "auto", "Number of shards per split; 'auto' makes shards of 64 to 256 MiB."
 )
 VALIDATION_FRACTION = flags.DEFINE_float(
-    "validation_fraction", 0.1, "Share of train that moves to the split 'validation'."
+    "validation_fraction",
+    None,
+    "Share of train that moves to the split 'validation'; if not set, 0.1, but 0 for a source with "
+    "a validation split of its own. An append takes the data set's share.",
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Seed for the order of the records.", lower_bound=0, upper_bound=2**63 - 1

@@ -28,6 +28,19 @@ _MORE_HEADER_BYTES = 1 << 16
 # write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags.
+# EXIF's tag of the orientation in which a camera was held, and what turns stored pixels upright:
+# CIPA DC-008 (EXIF 2.32), section 4.6.4. Orientation 1 is upright.
+_ORIENTATION = 274
+_UPRIGHT = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: np.rot90,
+}
+_TURNED = (5, 6, 7, 8)  # These orientations swap height and width.
 
 
 class _Header:
@@ -108,14 +121,35 @@ def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> N
         )
 
 
-def shape_of(file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int, int]:
-    """The shape that `decode` would return, without decoding; raises the same ValueErrors."""
+def _orientation(image: Any) -> int:
+    """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the pixels to search behind them.
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # A damaged EXIF block; viewers ignore it too.
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def shape_of(
+    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[tuple[int, int, int], bool]:
+    """The shape that `decode` would return, without decoding; raises the same ValueErrors.
+
+    Returns:
+      (H, W, C).
+      Whether EXIF says that the stored pixels are not upright.
+    """
     with _opened(file, max_pixels) as image:
-        return image.height, image.width, 1 if image.mode in ("1", "L", "LA", "La") else 3
+        orientation = _orientation(image)
+        size = image.size if orientation in _TURNED else (image.height, image.width)
+        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
+        return (*size, channels), orientation != 1
 
 
 def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Decodes the first frame of an image file.
+    """Decodes the first frame of an image file, upright as viewers show it.
 
     Args:
       data: the file's bytes.
@@ -134,9 +168,12 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
                 f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"
             )
         try:
+            orientation = _orientation(image)
             pixels = _pixels(image)
         except (OSError, SyntaxError, EOFError) as error:
             raise ValueError(f"a damaged image ({error})") from error
+    if orientation in _UPRIGHT:
+        pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
     return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 

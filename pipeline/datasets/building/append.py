@@ -43,6 +43,10 @@ def append_records(request: Request) -> dict[str, Any]:
     source = conversion.open_converted(
         dataclasses.replace(source_spec, base_class_names=tuple(base["class_names"]))
     )
+    if request.settings.validation_fraction is None:
+        fraction = base["made_from"]["validation_fraction"]
+        settings = dataclasses.replace(request.settings, validation_fraction=fraction)
+        request = dataclasses.replace(request, settings=settings)
     create.check(request.settings, source)
     _check_fits(output_dir, base, request.settings, source)
     identity = manifest_lib.through_json(create.source_identity(source_spec, source))

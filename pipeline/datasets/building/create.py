@@ -6,6 +6,7 @@ adds records to a finished data set.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.storage import files
 _SHARD_BYTES = 128 << 20
 # Bytes of a record beside its pixels: id, names of features, TFRecord frame.
 _RECORD_OVERHEAD = 80
+_VALIDATION_FRACTION = 0.1
 # The key of `made_from` for the source of the records.
 SOURCE = "source"
 
@@ -39,7 +41,7 @@ class Settings:
 
     name: str  # Names of shard files start with it.
     num_shards: int | None  # Shards per split; None to choose by size.
-    validation_fraction: float  # Share of train that goes to validation.
+    validation_fraction: float | None  # Share of train that goes to validation; see `resolve`.
     seed: int  # For the order of the records.
     compression: str  # "none" or "gzip".
 
@@ -63,6 +65,17 @@ class Request:
     max_quarantined: quarantine.Limit  # Limit on unreadable records.
     overwrite: bool  # Whether to replace output of other inputs; see OutputDirectory.
     options: PipelineOptions  # Beam's.
+
+
+def resolve(settings: Settings, source: conversion.ConvertedSource) -> Settings:
+    """Settings with the share of train that goes to validation, if none is set.
+
+    The validation split of a source is official and stays as it is.
+    """
+    if settings.validation_fraction is not None:
+        return settings
+    fraction = 0.0 if "validation" in source.split_sizes else _VALIDATION_FRACTION
+    return dataclasses.replace(settings, validation_fraction=fraction)
 
 
 def check(settings: Settings, source: conversion.ConvertedSource) -> None:
@@ -139,7 +152,16 @@ def create_dataset(request: Request) -> dict[str, Any]:
             f"--output_dir={request.output_dir}: lies inside the source {path}; name a directory "
             "outside of the source"
         )
-    settings, source = request.settings, conversion.open_converted(request.source_spec)
+    source = conversion.open_converted(request.source_spec)
+    settings = resolve(request.settings, source)
+    if request.settings.validation_fraction is None and "validation" in source.split_sizes:
+        print(
+            f"preprocess: the source's validation split of {source.split_sizes['validation']:,} "
+            "records is kept as it is; --validation_fraction adds records of train to it",
+            file=sys.stderr,
+            flush=True,
+        )
+    request = dataclasses.replace(request, settings=settings)
     check(settings, source)
     sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
     counts = num_shards(settings, sizes, source.image_shape)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -94,6 +95,8 @@ class FolderSource:
         order = {split: i for i, split in enumerate(in_order({r[0] for r in records}))}
         records.sort(key=lambda record: (order[record[0]], record[1]))
         classes = sorted({record[2] for record in records} - {""})
+        if all(re.fullmatch("[0-9]+", name) for name in classes):
+            classes.sort(key=int)  # Class "10" is number 10 and not number 2.
         self.class_names = [name.encode(errors="backslashreplace").decode() for name in classes]
         labels = {name: label for label, name in enumerate(classes)}
         self._paths = [record[1] for record in records]
@@ -162,7 +165,9 @@ class FolderSource:
                         while block := file.read(_HASH_BYTES):
                             digest.update(block)
                         file.seek(0)
-                        shape = shape_of(file, self._max_pixels)
+                        shape, is_turned = shape_of(file, self._max_pixels)
+                        if is_turned:  # An earlier version stored these images as they lie.
+                            digest.update(b"upright")
                 except OSError as error:  # A broken link; its record will be quarantined.
                     return b"", str(error)
                 except ValueError as error:
