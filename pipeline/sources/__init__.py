@@ -42,6 +42,7 @@ def open_source(
     tfds_data_dir: str | None = None,
     tfds_manual_dir: str | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    label_column: str | None = None,
 ) -> Source:
     """Opens the source that a spec names.
 
@@ -50,6 +51,7 @@ def open_source(
       tfds_data_dir: directory of prepared sets of tensorflow-datasets.
       tfds_manual_dir: directory of original files that tensorflow-datasets does not download.
       max_image_pixels: limit on height × width of an image file; a larger one is `Unreadable`.
+      label_column: of csv:FILE: name of the column with the labels, "first" or "last".
 
     Raises:
       UsageError: unknown kind, or a flag that does not apply to this kind.
@@ -67,6 +69,11 @@ def open_source(
         raise UsageError(
             f"--source={spec}: no source {kind!r}{reason}; expected {FORMS}"
         ) from error
+    if label_column is not None and kind != "csv" and "." not in kind:
+        raise UsageError(
+            f"--label_column={label_column}: {kind} has no columns, and the flag applies to "
+            "csv:FILE only; remove it"
+        )
     if kind == "tfds":
         return opener(
             argument,
@@ -86,6 +93,8 @@ def open_source(
             f"--max_image_pixels={max_image_pixels}: {kind} holds no image files, and the flag "
             "applies to folder:DIR and tfds:NAME only; remove it"
         )
+    if kind == "csv":
+        return opener(argument, label_column=label_column)
     source = opener(argument)
     if not hasattr(source, "class_names"):
         raise UsageError(

@@ -29,6 +29,7 @@ class SourceSpec:
     tfds_data_dir: str | None = None
     tfds_manual_dir: str | None = None
     max_image_pixels: int = sources.MAX_IMAGE_PIXELS  # Limit on height × width of an image file.
+    label_column: str | None = None  # Of a CSV: its name, "first" or "last"; None to find it.
     # Set by the command, checked by its workers:
     image_shape: tuple[int, int, int] | None = None
     num_records: int | None = None
@@ -256,8 +257,13 @@ def open_converted(source_spec: SourceSpec) -> ConvertedSource:
       UsageError: no such source, or a conversion that does not apply to it.
       StageError: the source cannot be read.
     """
-    spec = source_spec
-    arguments = spec.source, spec.tfds_data_dir, spec.tfds_manual_dir, spec.max_image_pixels
+    arguments = (
+        source_spec.source,
+        source_spec.tfds_data_dir,
+        source_spec.tfds_manual_dir,
+        source_spec.max_image_pixels,
+        source_spec.label_column,
+    )
     if source_spec.source_hash is None:  # A command opens the source as it is now.
         open_source_once.cache_clear()
     opened = open_source_once(*arguments)

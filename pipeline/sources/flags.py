@@ -32,6 +32,12 @@ _GRAYSCALE = flags.DEFINE_bool("grayscale", False, "Convert RGB images to graysc
 _TRANSPOSE = flags.DEFINE_bool(
     "transpose", False, "Swap rows and columns of every image; needed for EMNIST's files."
 )
+_LABEL_COLUMN = flags.DEFINE_string(
+    "label_column",
+    None,
+    "Column of a CSV that holds the labels: its name, first or last. If not set, a header decides, "
+    "else the first column.",
+)
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names", None, "Names of the classes 0, 1, …; replace the source's names."
 )
@@ -92,7 +98,14 @@ flags.register_validator(
 
 # Subjects of these flags, for --help; every flag of this module needs one.
 SUBJECTS = {
-    "Image set": ("source", "tfds_data_dir", "tfds_manual_dir", "class_names", "id_prefix"),
+    "Image set": (
+        "source",
+        "tfds_data_dir",
+        "tfds_manual_dir",
+        "class_names",
+        "id_prefix",
+        "label_column",
+    ),
     "Conversion of images": ("image_size", "grayscale", "transpose", "max_image_pixels"),
     "Splits, order and shards": ("name", "validation_fraction", "seed", "num_shards"),
 }
@@ -133,6 +146,7 @@ def source_spec():
         tfds_data_dir=_TFDS_DATA_DIR.value,
         tfds_manual_dir=_TFDS_MANUAL_DIR.value,
         max_image_pixels=_MAX_IMAGE_PIXELS.value,
+        label_column=_LABEL_COLUMN.value,
     )
 
 

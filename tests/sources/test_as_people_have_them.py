@@ -144,3 +144,138 @@ def test_folders_without_numbers_and_photos_keep_their_id(tmp_path):
     manifest = make_shards(f"folder:{tmp_path}/set", tmp_path / "out", validation_fraction=None)
     again = make_shards(f"folder:{tmp_path}/set", tmp_path / "out", validation_fraction=0.1)
     assert again["reused"] and again["dataset_id"] == manifest["dataset_id"]
+
+
+@pytest.mark.parametrize("above", ["archive", "archive/images"])
+def test_single_directories_on_top_are_descended_into(tmp_path, above):
+    make_folder_set(tmp_path / "plain")
+    make_folder_set(tmp_path / "set" / above)
+    flags = ["--num_shards=2", "--validation_fraction=0"]
+    done = run_command(
+        "pipeline.preprocess",
+        f"--source=folder:{tmp_path}/set",
+        f"--output_dir={tmp_path}/out",
+        *flags,
+    )
+    assert f"reads {above}/, the only directory" in done.stderr
+    manifest = make_shards(
+        f"folder:{tmp_path}/plain", tmp_path / "plain-out", validation_fraction=0
+    )
+    dataset = reader.Dataset(str(tmp_path / "out"))
+    assert {split: dataset.num_examples(split) for split in dataset.splits} == manifest["splits"]
+    assert dataset.manifest["class_names"] == manifest["class_names"]
+
+
+def test_a_single_class_and_a_single_split_are_not_descended_into(tmp_path):
+    for number in range(12):
+        for place in ("one/cat", "two/train/cat", "two/train/dog"):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(
+                tmp_path / place / f"{number}.png"
+            )
+    one = make_shards(f"folder:{tmp_path}/one", tmp_path / "out1", num_shards=1)
+    two = make_shards(f"folder:{tmp_path}/two", tmp_path / "out2", num_shards=1)
+    assert one["class_names"] == ["cat"]
+    assert two["class_names"] == ["cat", "dog"] and "test" not in two["splits"]
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """200 images of 8×8 in 0..16 whose first pixel is 0, and their labels 0..9."""
+    pixels = np.random.default_rng(1).integers(0, 17, (200, 64))
+    pixels[:, 0] = 0
+    return pixels, np.arange(200) % 10
+
+
+def table(path, columns: np.ndarray, header=None) -> str:
+    lines = [",".join(map(str, row)) for row in ([header] if header else []) + columns.tolist()]
+    path.write_text("\n".join(lines) + "\n")
+    return f"csv:{path}"
+
+
+def assert_are_the_digits(out):
+    pixels, labels = digits()
+    expected = {
+        (image.astype(np.uint8).tobytes(), label)
+        for image, label in zip(pixels, labels, strict=True)
+    }
+    dataset, found = reader.Dataset(str(out)), set()
+    for split in dataset.splits:
+        for entry in dataset.shards(split):
+            shard = dataset.read_shard(entry)
+            found |= {
+                (i.tobytes(), n) for i, n in zip(shard.images, shard.labels.tolist(), strict=True)
+            }
+    assert found == expected
+
+
+PIXELS = [f"pixel{i}" for i in range(64)]
+
+
+@pytest.mark.parametrize(
+    "label_at, header, flags, told",
+    [
+        ("last", None, ["--label_column=last"], ""),
+        ("first", None, [], ""),
+        ("first", None, ["--label_column=first"], ""),
+        ("last", [*PIXELS, "digit"], [], "the column 'digit' holds the labels"),
+        ("last", [*(f"{i}x{i}" for i in range(64)), "species"], [], "the column 'species' holds"),
+        ("first", ["label", *PIXELS], [], ""),
+        ("last", [*PIXELS, "Digit"], ["--label_column=Digit"], ""),
+        ("first", list(range(65)), [], "the first line numbers the columns, and the first column"),
+    ],
+)
+def test_labels_of_a_csv_are_where_they_are(tmp_path, label_at, header, flags, told):
+    pixels, labels = digits()
+    columns = np.c_[pixels, labels] if label_at == "last" else np.c_[labels, pixels]
+    source = table(tmp_path / "set.csv", columns, header)
+    more = [f"--output_dir={tmp_path}/out", "--num_shards=1", *flags]
+    done = run_command("pipeline.preprocess", f"--source={source}", *more)
+    assert told in done.stderr and done.stderr.count("holds the labels") == bool(told)
+    assert_are_the_digits(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "label_at, header, flags, message",
+    [
+        ("last", None, [], "the last one has 10 values; expected labels in the first column"),
+        ("first", ["id", *PIXELS], [], "the header names 'id' beside pixels; expected one column"),
+        ("first", ["fold", "digit", *PIXELS[1:]], [], "names 'fold', 'digit' beside pixels"),
+        ("first", [f"p{i}" for i in range(65)], [], "names pixels only ('p0', 'p1', "),
+        (
+            "first",
+            ["label", *PIXELS],
+            ["--label_column=digit"],
+            "has the columns 'label', 'pixel0'",
+        ),
+        ("first", None, ["--label_column=digit"], "has no header; expected the name of a column"),
+    ],
+)
+def test_labels_of_a_csv_are_not_guessed(tmp_path, label_at, header, flags, message):
+    pixels, labels = digits()
+    columns = np.c_[pixels, labels] if label_at == "last" else np.c_[labels, pixels]
+    source = table(tmp_path / "set.csv", columns, header)
+    more = [f"--output_dir={tmp_path}/out", "--num_shards=1", *flags]
+    done = run_command("pipeline.preprocess", f"--source={source}", *more, check=False)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_column_is_of_a_csv_alone(tmp_path):
+    flags = ["--source=sample", "--label_column=last", f"--output_dir={tmp_path}/out"]
+    done = run_command("pipeline.preprocess", *flags, check=False)
+    assert done.returncode == 2
+    assert (
+        "--label_column=last: sample has no columns, and the flag applies to csv:FILE"
+        in done.stderr
+    )
+
+
+def test_a_label_column_enters_the_id_only_where_it_is_set(tmp_path):
+    pixels, labels = digits()
+    source = table(tmp_path / "set.csv", np.c_[labels, pixels])
+    manifests = [
+        make_shards(source, tmp_path / name, num_shards=1, label_column=column)
+        for name, column in (("unset", None), ("first", "first"))
+    ]
+    made_from = [manifest["made_from"]["source"] for manifest in manifests]
+    assert "label_column" not in made_from[0] and made_from[1]["label_column"] == "first"

@@ -133,6 +133,7 @@ def source_identity(
         "id_prefix": source_spec.id_prefix,
         "class_names": source_spec.class_names,
         **({"max_image_pixels": limit} if limit != sources.MAX_IMAGE_PIXELS else {}),
+        **({"label_column": source_spec.label_column} if source_spec.label_column else {}),
     }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import sys
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
 
 _LABEL_NAMES = ("label", "class", "target", "y")
+# Names of columns that hold pixels, as people number them: pixel0, 1x1, p_12, 784.
+_PIXEL_NAME = re.compile(r"[a-z]*[ _.-]?\d+([x_.-]\d+)?")
+# Names of columns that identify an image; a nameless column is pandas' index.
+_ID_NAME = re.compile(r"|.*id|index|filename|file")
+# Rows that are looked at to tell a column of labels from one of pixels, where no header does.
+_NUM_SAMPLED = 1000
+_MAX_CLASSES = 1000
 _BOM = b"\xef\xbb\xbf"
 _NUMBER = re.compile(rb'\s*"?[-+]?\d*(\.\d*)?"?\s*')
 _INTEGER_BYTES = b"0123456789,- \r"
@@ -25,7 +33,7 @@ _BLOCK_BYTES = 1 << 24
 class _Table:
     """One file: the offsets of its rows, and how to read a row."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, label_column: str | None = None):
         self.path = path
         self._file, size, ends = LocalFile(path), 0, []
         for block in self._file.blocks(_BLOCK_BYTES):
@@ -47,14 +55,64 @@ class _Table:
                 f"{path}: the first line has {len(first)} column(s); expected a label and pixels, "
                 "separated by commas: convert the file"
             )
-        self.num_columns, self._label = len(first), 0
+        self.num_columns = len(first)
+        names = None
         # If most fields are not numbers, the line is a header and not a row with a bad field.
         if 2 * sum(bool(_NUMBER.fullmatch(field)) for field in first) < len(first):
             names = [field.decode(errors="replace").strip(' "\r').lower() for field in first]
-            self._label = next((names.index(n) for n in _LABEL_NAMES if n in names), 0)
+        # So is a line that counts the columns, which pandas writes where they have no names.
+        is_header = names is not None or _counts_up(first)
+        if is_header:
             self._lines = self._lines[1:]
         if not len(self._lines):
             raise StageError(f"{path}: holds a header but no rows; expected at least one row")
+        self._label, how = self._find_label(names, label_column)
+        if is_header and names is None:
+            how = "the first line numbers the columns, and the first column holds the labels"
+        if how and label_column is None:
+            print(f"preprocess: {path}: {how}", file=sys.stderr, flush=True)
+        if names is None and not is_header and label_column is None:
+            self._refuse_labels_last()
+
+    def _find_label(self, names: list[str] | None, label_column: str | None) -> tuple[int, str]:
+        """The number of the column with the labels, and a line that says so if it was a choice."""
+        if label_column in ("first", "last"):
+            return (0 if label_column == "first" else self.num_columns - 1), ""
+        if label_column is not None:
+            if names is None or label_column.lower() not in names:
+                shown = "no header" if names is None else f"the columns {_listed(names)}"
+                raise UsageError(
+                    f"--label_column={label_column}: {self.path} has {shown}; expected the name of "
+                    "a column, first or last"
+                )
+            return names.index(label_column.lower()), ""
+        if names is None:
+            return 0, ""
+        for name in _LABEL_NAMES:
+            if name in names:
+                return names.index(name), ""
+        others = [name for name in names if not _PIXEL_NAME.fullmatch(name)]
+        if len(others) == 1 and not _ID_NAME.fullmatch(others[0]):
+            return names.index(others[0]), f"the column {others[0]!r} holds the labels"
+        found = f"{_listed(others)} beside pixels" if others else f"pixels only ({_listed(names)})"
+        raise UsageError(
+            f"{self.path}: the header names {found}; expected one column with the labels: name it "
+            "with --label_column=NAME, or first, or last"
+        )
+
+    def _refuse_labels_last(self) -> None:
+        """Raises a UsageError if the last column looks like labels and the first one does not."""
+        rows = range(0, len(self), -(-len(self) // _NUM_SAMPLED))
+        sampled = [self._fields(row) for row in rows]
+        first = {fields[0].strip() for fields in sampled}
+        last = {fields[-1].strip() for fields in sampled}
+        if len(rows) < 20 or len(first) > 1 or not 2 <= len(last) <= _MAX_CLASSES:
+            return
+        raise UsageError(
+            f"{self.path}: the first column is {first.pop().decode(errors='replace')} in all "
+            f"{len(rows)} rows looked at, and the last one has {len(last)} values; expected labels "
+            "in the first column: say where they are with --label_column=last, or =first"
+        )
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -114,6 +172,19 @@ class _Table:
             digest.update(block)
 
 
+def _counts_up(fields: list[bytes]) -> bool:
+    """Whether the fields are the numbers of the columns, from 0."""
+    return len(fields) > 2 and [f.strip() for f in fields] == [
+        b"%d" % i for i in range(len(fields))
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message, the first few."""
+    shown = ", ".join(map(repr, names[:5]))
+    return shown + (", …" if len(names) > 5 else "")
+
+
 def _label(field: bytes) -> int | None:
     """The label in a field, or None."""
     if not _INTEGER.fullmatch(field) or len(field) > 20:
@@ -145,16 +216,17 @@ def _shape_of(num_pixels: int, path: str) -> tuple[int, int, int]:
 class CsvSource:
     """A source over the rows of CSV files, one file a split."""
 
-    def __init__(self, paths: dict[str, str]):
+    def __init__(self, paths: dict[str, str], label_column: str | None = None):
         """Finds the rows.
 
         Args:
           paths: split -> path or URL, compressed with gzip if it ends in .gz.
+          label_column: see `open_csv`.
 
         Raises:
           StageError: a file is missing or not such a table, or image shapes differ.
         """
-        self._tables = [_Table(path) for path in paths.values()]
+        self._tables = [_Table(path, label_column) for path in paths.values()]
         shapes = {t.path: _shape_of(t.num_columns - 1, t.path) for t in self._tables}
         if len(set(shapes.values())) > 1:
             raise StageError(
@@ -210,23 +282,26 @@ class CsvSource:
         return images, labels
 
 
-def open_csv(path: str) -> CsvSource:
+def open_csv(path: str, *, label_column: str | None = None) -> CsvSource:
     """The image set in a CSV file, or in a directory with one file for each split.
 
-    The label is in the column named label, class, target or y, or else in the first column. The
-    other columns are the pixels of a square image, row by row.
+    With a header, the label is in the column named label, class, target or y, or else in the only
+    column that is not named like a pixel; without a header, in the first column. The other columns
+    are the pixels of a square image, row by row.
 
     Args:
       path: FILE, local or a URL, a set without splits; or DIR, where file names (*train*.csv,
         *test*.csv) state the split.
+      label_column: name of the column with the labels, "first" or "last"; None to find it.
 
     Raises:
+      UsageError: more than one column may hold the labels, or none may.
       StageError: no such file, or not such a table.
     """
     if not path:
         raise UsageError("--source=csv: names no file; write --source=csv:FILE")
     if not files.is_dir(path):
-        return CsvSource({UNSPLIT: path})
+        return CsvSource({UNSPLIT: path}, label_column)
     paths: dict[str, str] = {}
     for name in files.list_names(path):
         if re.search(r"\.csv(\.gz)?$", name):
@@ -242,4 +317,4 @@ def open_csv(path: str) -> CsvSource:
             f"--source=csv:{path}: no .csv files in this directory; expected at least one: "
             "name another directory, or the file itself"
         )
-    return CsvSource({split: paths[split] for split in in_order(paths)})
+    return CsvSource({split: paths[split] for split in in_order(paths)}, label_column)

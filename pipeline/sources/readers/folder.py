@@ -68,7 +68,13 @@ class FolderSource:
                 flush=True,
             )
         files = list(self.listed)
-        parts = [path.split("/") for path in files]
+        parts, skipped = _below_single_directories([path.split("/") for path in files])
+        if skipped:
+            print(
+                f"preprocess: --source=folder:{directory}: reads {skipped}/, the only directory",
+                file=sys.stderr,
+                flush=True,
+            )
         tops = {part[0] for part in parts if len(part) > 1}
         if not tops:
             raise StageError(
@@ -228,6 +234,26 @@ class FolderSource:
             return decode(data, self._max_pixels)
         except (ValueError, OSError) as error:
             return source.Unreadable(str(error))
+
+
+def _below_single_directories(parts: list[list[str]]) -> tuple[list[list[str]], str]:
+    """Paths without the directories that hold all others, as an archive leaves them.
+
+    Args:
+      parts: directories and file name of each path.
+
+    Returns:
+      The paths below those directories.
+      The directories that are left out, with slashes; "" if there are none.
+    """
+    skipped = []
+    while parts and all(len(part) > 2 for part in parts):
+        tops = {part[0] for part in parts}
+        if len(tops) > 1 or split_named(parts[0][0]) != UNSPLIT:
+            break
+        skipped.append(parts[0][0])
+        parts = [part[1:] for part in parts]
+    return parts, "/".join(skipped)
 
 
 def _images_of(tree: trees.Tree) -> dict[str, str]:
