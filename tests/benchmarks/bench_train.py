@@ -219,7 +219,7 @@ from pipeline.cli import quiet
 quiet.import_tensorflow()
 from trainer.runs import run
 steps = run.Run.train_steps
-def once(self, visit, count):
+def once(self, visit, count, *_):
     steps(self, visit, 1)
     os._exit(0)
 run.Run.train_steps = once
