@@ -103,7 +103,7 @@ week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a 
 
 # FLAGS=--fail_every=9 lets every ninth request fail.
 demo-gs: fake-gcs-server  ## the demo with every directory on gs://, of a store on this machine
-	@$(PY) -m tests.helpers.object_stores $(FLAGS) $(MAKE) --no-print-directory demo DEMO_DIR=gs://bucket/demo FLAGS=
+	@$(PY) -m tests.storage.object_stores $(FLAGS) $(MAKE) --no-print-directory demo DEMO_DIR=gs://bucket/demo FLAGS=
 
 fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests of gs://; needs Go
 

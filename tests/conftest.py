@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import proxies, quiet
-from tests.helpers import object_stores
+from tests.storage import object_stores
 
 # As in every command: what tests start, and what they run in this process, talks over loopback.
 proxies.reach_directly()
@@ -99,7 +99,7 @@ def run_command(
 
 def die_at_file(number: int, module: str, *args: object) -> None:
     """Runs a command that is killed (-9) when it opens its n-th file for writing."""
-    done = run_command("tests.helpers.die_at_file", number, module, *args, check=False)
+    done = run_command("tests.faults.die_at_file", number, module, *args, check=False)
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 

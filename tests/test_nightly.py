@@ -22,7 +22,7 @@ pipeline.$STOP_STAGE)
   mkdir "$STOPPED/$$"
   if [ "$(ls "$STOPPED" | wc -l)" -le "$STOP_TIMES" ]; then
     shift 2
-    exec {python} -m tests.helpers.stop_at_file \\
+    exec {python} -m tests.faults.stop_at_file \\
       "${{STOP_FILE:-manifest.json}}" pipeline.$STOP_STAGE "$@"
   fi
   ;;

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.cli import quiet
 from tests.benchmarks.bench_train import FLOPS_PER_IMAGE, Prepared, prepare
 from tests.benchmarks.timing import median_secs
-from tests.helpers import gpu_graphs
+from tests.trainer import gpu_graphs
 
 _NUM_STEPS = 100  # of one call; the host looks every 20 steps in the other.
 _STEPS_BETWEEN_LOOKS = 20

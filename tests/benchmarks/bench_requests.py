@@ -11,7 +11,7 @@ import time
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import tasks
 from pipeline.storage import files
-from tests.helpers import object_stores
+from tests.storage import object_stores
 
 _DELAY_SECS = 0.03
 _NUM_FILES = 300

@@ -110,9 +110,7 @@ def num_calls(idx_dir, tmp_path_factory) -> int:
     out = tmp_path_factory.mktemp("calls") / "out"
     flags = (f"--source=idx:{idx_dir}", f"--output_dir={out}", *FLAGS)
     return int(
-        run_command("tests.helpers.die_at_call", 0, "pipeline.preprocess", *flags).stderr.split()[
-            -1
-        ]
+        run_command("tests.faults.die_at_call", 0, "pipeline.preprocess", *flags).stderr.split()[-1]
     )
 
 
@@ -126,7 +124,7 @@ def test_killed_at_a_random_moment_the_rerun_gives_the_same_bytes_and_keeps_whol
     number = random.Random(seed).randrange(1, num_calls)
     flags = (f"--source=idx:{idx_dir}", f"--output_dir={out}", *FLAGS)
     done = run_command(
-        "tests.helpers.die_at_call", number, "pipeline.preprocess", *flags, check=False
+        "tests.faults.die_at_call", number, "pipeline.preprocess", *flags, check=False
     )
     assert done.returncode == -signal.SIGKILL, (number, num_calls, done.stderr)
     finished = (out / manifest_lib.MANIFEST).exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.datasets import reader
 from pipeline.formats import webdataset
 from tests.conftest import make_embeddings
-from tests.helpers.hostile_source import IDS
+from tests.faults.hostile_source import IDS
 
 
 @given(st.text(max_size=300))
@@ -40,7 +40,7 @@ def test_usual_ids_are_their_own_keys():
 def test_no_member_leaves_the_directory_whatever_an_id_holds(trained, tmp_path):
     out = tmp_path / "deep" / "er" / "out"
     manifest = make_embeddings(
-        "tests.helpers.hostile_source.open_hostile:x",
+        "tests.faults.hostile_source.open_hostile:x",
         trained / "export",
         out,
         images="all",

@@ -33,7 +33,7 @@ def test_other_instruction_sets_agree_within_a_tolerance(idx_dir, trained, tmp_p
     train.train(smoke_config(data, num_epochs=3), workdir=str(tmp_path / "run"))
 
     done = run_command(
-        "tests.helpers.train_and_export",
+        "tests.machine.train_and_export",
         *(data, tmp_path / "other_run"),
         *(f"--data_dir={data}", f"--model_dir={model}", f"--output_dir={out}", "--noreport"),
         env={"ONEDNN_MAX_CPU_ISA": "SSE41"},

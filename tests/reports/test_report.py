@@ -25,10 +25,10 @@ from tests.conftest import (
     smoke_config,
 )
 from tests.datasets.test_reader import damage_one_record
-from tests.helpers.browser import Browser, needs_browser
-from tests.helpers.hostile_source import IDS, NAMES
+from tests.faults.hostile_source import IDS, NAMES
+from tests.reports.browser import Browser, needs_browser
 
-HOSTILE = "tests.helpers.hostile_source.open_hostile:x"
+HOSTILE = "tests.faults.hostile_source.open_hostile:x"
 # Sections of a report of 3 latents, and its figures.
 SECTIONS = [
     "reconstructions",

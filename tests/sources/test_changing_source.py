@@ -250,10 +250,10 @@ def test_killed_after_files_were_replaced_nothing_of_them_is_kept(tmp_path, undi
     change = " && ".join(f"cp {other} {shlex.quote(str(path))}" for path in kept)
     flags = [f"--source={spec}", f"--output_dir={out}", "--name=blobs", "--num_shards=2"]
     chain = [
-        "tests.helpers.change_at_file",
+        "tests.faults.change_at_file",
         "-train.tfrecord-00000",
         change,
-        "tests.helpers.die_at_file",
+        "tests.faults.die_at_file",
         number,
     ]
     done = run_command(*chain, "pipeline.preprocess", *flags, check=False)

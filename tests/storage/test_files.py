@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.cli.errors import StageError
 from pipeline.storage import files, trees
-from tests.helpers.object_stores import BUCKET
+from tests.storage.object_stores import BUCKET
 
 
 @pytest.fixture(params=["local", "memory", "gs"])

@@ -15,8 +15,8 @@ from pipeline.storage import files
 from pipeline.storage import lease as lease_lib
 from pipeline.storage import lock as lock_lib
 from tests.conftest import REPOSITORY, run_command
-from tests.helpers import without_locks
-from tests.helpers.object_stores import BUCKET
+from tests.faults import without_locks
+from tests.storage.object_stores import BUCKET
 
 HOLD = """
 import sys
@@ -95,7 +95,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, error):
     monkeypatch.setenv("HOME", str(tmp_path))
     flags = ["--source=sample", "--output_dir=~/out"]
     done = run_command(
-        "tests.helpers.without_locks", error, "pipeline.preprocess", *flags, check=False
+        "tests.faults.without_locks", error, "pipeline.preprocess", *flags, check=False
     )
     assert done.returncode == 1, done.stderr
     message = f"preprocess: {tmp_path}/out: its file system has no locks ({os.strerror(error)})"

@@ -30,7 +30,7 @@ from tests.conftest import (
     run_command,
     smoke_config,
 )
-from tests.helpers.object_stores import BUCKET, FAULTS, ObjectStore, failing_every
+from tests.storage.object_stores import BUCKET, FAULTS, ObjectStore, failing_every
 
 _PREPROCESS = ["--name=blobs", "--num_shards=4"]
 _EXPORT = ["--split=test", "--fields=mean,z,kl"]

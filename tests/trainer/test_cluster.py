@@ -209,7 +209,7 @@ def test_a_worker_that_fails_before_the_cluster_is_up_ends_the_others(data_dir, 
 @pytest.mark.long
 def test_a_signal_after_the_cluster_is_up_and_before_the_first_step_is_heard(data_dir, tmp_path):
     # TensorFlow's server takes SIGTERM for itself, and does nothing with it.
-    module = ["tests.helpers.stop_at_file", "config.json", "trainer.main"]
+    module = ["tests.faults.stop_at_file", "config.json", "trainer.main"]
     addresses = [f"localhost:{port}" for port in free_ports(1)]
     worker = start(module, 0, addresses, *flags_of(data_dir, tmp_path))
     stderr = worker.communicate(timeout=120)[1]
@@ -219,7 +219,7 @@ def test_a_signal_after_the_cluster_is_up_and_before_the_first_step_is_heard(dat
 @pytest.mark.long
 def test_no_worker_is_done_before_the_model_is_published(data_dir, tmp_path):
     # A scheduler starts what ended badly, and a chief alone would wait for ever.
-    die = ["tests.helpers.die_at_file", "export/manifest.json", "trainer.main"]
+    die = ["tests.faults.die_at_file", "export/manifest.json", "trainer.main"]
     addresses = [f"localhost:{port}" for port in free_ports(2)]
     workers = [
         start(module, index, addresses, *flags_of(data_dir, tmp_path))

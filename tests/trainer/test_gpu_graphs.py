@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from configs import mnist
-from tests.helpers import gpu_graphs
+from tests.trainer import gpu_graphs
 from trainer.data import placement
 from trainer.model.networks import VAE
 from trainer.runs import measure, publish

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.conftest import assert_same_run, smoke_config, state_of
-from tests.helpers.interrupting import PHASES, STEP, STUCK, At, train
+from tests.faults.interrupting import PHASES, STEP, STUCK, At, train
 from trainer.runs import train as train_lib
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from pipeline.cli.errors import UsageError
 from tests.conftest import assert_same_run, make_embeddings, smoke_config, state_of
-from tests.helpers.interrupting import STEP_OF_FIT, At
-from tests.helpers.interrupting import train as train_apart
+from tests.faults.interrupting import STEP_OF_FIT, At
+from tests.faults.interrupting import train as train_apart
 from tests.trainer.test_train import assert_same_path, lines_of
 from trainer.cluster import strategies
 from trainer.data import batches

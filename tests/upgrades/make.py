@@ -15,7 +15,7 @@ import signal
 import sys
 
 from tests.conftest import die_at_file, make_idx_set, run_command
-from tests.helpers import interrupting
+from tests.faults import interrupting
 
 # Flags of each stage; test_upgrades.py passes the same.
 PREPROCESS = ("--name=blobs", "--num_shards=3", "--validation_fraction=0.2")

@@ -1,6 +1,6 @@
 """Runs a command for which the kernel answers flock with an error, as on NFS without its daemon.
 
-python -m tests.helpers.without_locks ERRNO MODULE FLAG...
+python -m tests.faults.without_locks ERRNO MODULE FLAG...
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Runs one of the commands, and kills it when it opens its n-th file for writing.
 
-    python -m tests.helpers.die_at_file N MODULE FLAG...
+    python -m tests.faults.die_at_file N MODULE FLAG...
 
 In place of a number, a part of the file's path.
 

@@ -124,7 +124,7 @@ def _run(arguments: list[str], at: At | None, log: str) -> None:
 @functools.cache
 def _fork_server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.helpers.interrupting"])
+    context.set_forkserver_preload(["tests.faults.interrupting"])
     return context
 
 

@@ -1,6 +1,6 @@
 """Runs one of the commands, and kills it at its n-th call of a function of the pipeline.
 
-    python -m tests.helpers.die_at_call N MODULE FLAG...
+    python -m tests.faults.die_at_call N MODULE FLAG...
 
 With N = 0 it is not killed, and says on standard error how many calls there were.
 """

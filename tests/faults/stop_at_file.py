@@ -1,6 +1,6 @@
 """Runs one of the commands, and sends a SIGTERM when it writes a certain file.
 
-    python -m tests.helpers.stop_at_file NAME MODULE FLAG...
+    python -m tests.faults.stop_at_file NAME MODULE FLAG...
 
 To itself; or, as STOP_SCRIPT says, to the process that started it, or to its whole process group
 (`parent`, `group`), and then it waits for its own.

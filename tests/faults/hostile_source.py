@@ -1,6 +1,6 @@
 """A source whose ids and class names do all that ids and names from outside may do.
 
-Used as --source=tests.helpers.hostile_source.open_hostile:x.
+Used as --source=tests.faults.hostile_source.open_hostile:x.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Runs one of the commands, and a shell command when it first opens a certain file for writing.
 
-    python -m tests.helpers.change_at_file PART SHELL_COMMAND MODULE FLAG...
+    python -m tests.faults.change_at_file PART SHELL_COMMAND MODULE FLAG...
 
 PART is a part of the file's path.
 """

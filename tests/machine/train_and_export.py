@@ -1,6 +1,6 @@
 """Trains a run and then exports, in one process whose environment chooses the arithmetic.
 
-    python -m tests.helpers.train_and_export DATA_DIR WORKDIR FLAG...
+    python -m tests.machine.train_and_export DATA_DIR WORKDIR FLAG...
 
 The flags are those of pipeline.export.
 """
