@@ -7,6 +7,7 @@ again. flag_parsing.py reads the flags.
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pipeline.cli import flag_parsing, proxies, quiet
 from pipeline.cli.errors import Interrupted, StageError
 
+_STDOUT = 1  # The file descriptor.
 # Silences libraries at their start; a value that the user has set stays.
 _QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -26,14 +28,13 @@ def end(name: str, work: Callable[[], None]) -> int:
     """Runs `work` and returns the exit status; prints an error in one line."""
     try:
         work()
+        sys.stdout.flush()
     except StageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:
-        # The reader of standard output has what it wanted, such as `head`; Python must not flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_stdout_broken():
+            return 1
         # A full disk, no permission, a file in place of a directory: the message has the path.
         print(
             f"{name}: {error}; expected a readable and writable path with free space: mend that "
@@ -42,6 +43,16 @@ def end(name: str, work: Callable[[], None]) -> int:
         )
         return 1
     return 0
+
+
+def _is_stdout_broken() -> bool:
+    """Whether the reader of standard output has ended, as `head` does; then discards the rest."""
+    stdout = select.poll()
+    stdout.register(_STDOUT, 0)  # Errors are reported without being asked for.
+    is_broken = any(events & (select.POLLERR | select.POLLHUP) for _, events in stdout.poll(0))
+    if is_broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return is_broken
 
 
 def run(

@@ -102,7 +102,7 @@ def parse_flags(
       UsageError: a flag is unknown, malformed or missing.
     """
     if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
-        print(_help(doc, module, subjects or {}))
+        print(_help(doc, module, subjects or {}), flush=True)
         raise SystemExit(0)
     try:
         rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]

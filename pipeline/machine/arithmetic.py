@@ -55,8 +55,8 @@ def _isa() -> str:
         flags = []
     limit = next((os.environ[name].upper() for name in _LIMITS if os.environ.get(name)), "")
     isa = platform.machine()
-    for name, needed in _ISAS:
-        if not needed <= set(flags):
+    for name, required_flags in _ISAS:
+        if not required_flags <= set(flags):
             break
         isa = name
         if name == limit:

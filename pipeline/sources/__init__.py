@@ -96,7 +96,7 @@ def open_source(
     if kind == "csv":
         return opener(argument, label_column=label_column)
     source = opener(argument)
-    if not hasattr(source, "class_names"):
+    if not hasattr(source, "read"):
         raise UsageError(
             f"--source={spec}: {kind} returned a {type(source).__name__}; expected a Source, see "
             "pipeline/sources/source.py"

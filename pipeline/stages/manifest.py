@@ -62,15 +62,15 @@ def differences(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> li
     lines = []
     for key in sorted({*existing, *requested}):
         if existing.get(key) != requested.get(key):
-            there, here = existing.get(key), requested.get(key)
-            if isinstance(there, Mapping) and isinstance(here, Mapping):
-                lines += [f"{key}.{line}" for line in differences(there, here)]
-            elif isinstance(there, Mapping):
+            old, new = existing.get(key), requested.get(key)
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                lines += [f"{key}.{line}" for line in differences(old, new)]
+            elif isinstance(old, Mapping):
                 lines.append(f"{key} is there and not here")
-            elif isinstance(here, Mapping):
+            elif isinstance(new, Mapping):
                 lines.append(f"{key} is here and not there")
             else:
-                lines.append(f"{key} is {_short(there)} there and {_short(here)} here")
+                lines.append(f"{key} is {_short(old)} there and {_short(new)} here")
     return lines
 
 

@@ -92,7 +92,7 @@ class Tasks:
         marker = self._completed_marker(task)
         if marker is None or marker.get("made_of") != made_of:
             try:
-                made = make()
+                new_marker = make()
             except SourceChanged:
                 raise  # Then all tasks must be done again.
             except (StageError, OSError) as error:
@@ -100,7 +100,7 @@ class Tasks:
                 # marker cannot be written either, no other task can succeed.
                 self._write_marker(task, {"failed": str(error)})
                 return None
-            marker = {**made, "reused": False}
+            marker = {**new_marker, "reused": False}
         else:
             marker = {**marker, "reused": True}
         self._write_marker(task, marker)

@@ -76,7 +76,7 @@ def _run(*arguments: str, **environment: str) -> str:
     return _output(sys.executable, "-m", *arguments, **environment)
 
 
-def _helper(name: str, *arguments: str, **environment: str) -> str:
+def _in_process(name: str, *arguments: str, **environment: str) -> str:
     """The last line of a function of this file, run in a process of its own."""
     return _run(_MODULE, name, *arguments, **environment).splitlines()[-1]
 
@@ -85,7 +85,7 @@ def _config() -> str:
     return "configs/smoke.py" if _rehearses() else "configs/mnist.py"
 
 
-# What the helpers' processes do.
+# Run in processes of their own, by name.
 
 
 def _prepared(num_steps: int = _NUM_STEPS, **changes):
@@ -159,12 +159,15 @@ def losses(changes: str, tf32: str = "") -> None:
 
 def _losses(tf32: bool = False, on_cpu: bool = False, **changes) -> dict:
     environment = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    return json.loads(_helper("losses", json.dumps(changes), "tf32" * tf32, **environment))
+    return json.loads(_in_process("losses", json.dumps(changes), "tf32" * tf32, **environment))
 
 
 def _apart(a: dict, b: dict) -> float:
     """The largest difference of two runs' losses, as a share."""
     return float(np.max(np.abs(np.subtract(a["losses"], b["losses"]) / np.asarray(b["losses"]))))
+
+
+_IN_PROCESS = {work.__name__: work for work in (first_step, strict, some_steps, losses)}
 
 
 # The checks, in the order of docs/gpu.md.
@@ -176,14 +179,14 @@ def libraries(scratch: str) -> Shown:
 
     missing = gpus.missing_library()
     cache = {"CUDA_CACHE_PATH": f"{scratch}/cuda", "CUDA_CACHE_MAXSIZE": str(4 << 30)}
-    fresh, again = (float(_helper("first_step", **cache)) for _ in range(2))
+    fresh, again = (float(_in_process("first_step", **cache)) for _ in range(2))
     text = f"missing: {missing or 'none'}; first step {fresh:.0f} s, again {again:.0f} s"
     return _ok(_rehearses() or (not missing and again < fresh), text)
 
 
 def strict_placement(_: str) -> Shown:
     """Does anything fall back to the host?"""
-    return _ok(True, _helper("strict"))
+    return _ok(True, _in_process("strict"))
 
 
 def kernels_and_bytes(scratch: str) -> Shown:
@@ -383,11 +386,11 @@ CHECKS: tuple[tuple[str, Callable[[str], Shown]], ...] = (
 
 def main(arguments: list[str]) -> int:
     """Runs checks by number, all if none is named, and prints the table."""
-    if arguments and arguments[0] in ("first_step", "strict", "some_steps", "losses"):
+    if arguments and arguments[0] in _IN_PROCESS:
         from pipeline.cli import quiet
 
         quiet.import_tensorflow()
-        globals()[arguments[0]](*arguments[1:])
+        _IN_PROCESS[arguments[0]](*arguments[1:])
         return 0
     if "--rehearse" in arguments:
         os.environ[_REHEARSES] = "1"

@@ -13,7 +13,7 @@ import termios
 
 import pytest
 
-from pipeline.cli import proxies
+from pipeline.cli import command, proxies
 from pipeline.cli.progress import Progress
 from tests.conftest import REPOSITORY, make_idx_set, make_shards, outputs_of, run_command
 
@@ -349,9 +349,27 @@ def test_a_config_flag_without_a_config_says_so():
     assert "--config.data_dir: --config is not set; name --config=FILE too" in done.stderr
 
 
-def test_a_closed_pipe_is_no_failure_of_a_disk():
-    command = f"{sys.executable} -m pipeline.export --help | head -c 1"
-    done = subprocess.run(
-        command, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
+@pytest.mark.parametrize("arguments", [["pipeline.export", "--help"], ["pipeline.verify"]])
+def test_a_closed_pipe_is_no_failure_of_a_disk(data_dir, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    if arguments[0] == "pipeline.verify":
+        arguments = [*arguments, str(data_dir)]
+    with open(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=REPOSITORY,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_another_broken_pipe_is_told(capsys):
+    def work():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert command.end("train", work) == 1
+    assert capsys.readouterr().err.startswith("train: [Errno 32] Broken pipe; expected")

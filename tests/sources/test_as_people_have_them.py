@@ -1,5 +1,6 @@
 """Image sets as people have them: no class off by one, no photo on its side, no split changed."""
 
+import hashlib
 import io
 import re
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader
-from pipeline.sources import image_file
+from pipeline.sources import image_file, open_source
 from tests.conftest import blobs, make_folder_set, make_shards, outputs_of, run_command
 
 ORIENTATION = 274
@@ -279,3 +280,55 @@ def test_a_label_column_enters_the_id_only_where_it_is_set(tmp_path):
     ]
     made_from = [manifest["made_from"]["source"] for manifest in manifests]
     assert "label_column" not in made_from[0] and made_from[1]["label_column"] == "first"
+
+
+def plain_fingerprint(directory) -> str:
+    """The fingerprint of a folder in which nothing had to be chosen."""
+    digest = hashlib.sha256()
+    for path in sorted(str(p.relative_to(directory)) for p in directory.rglob("*.png")):
+        content = hashlib.sha256((directory / path).read_bytes()).digest()
+        digest.update(path.encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "directories, orientation, stays",
+    [
+        (["b", "a"], None, True),
+        (["0", "1", "9"], None, True),
+        (["0", "10", "2"], None, False),
+        (["archive/a", "archive/b"], None, False),
+        (["a"], 6, False),
+        (["a"], 1, True),
+    ],
+)
+def test_the_id_of_a_folder_changes_only_where_its_records_do(
+    tmp_path, directories, orientation, stays
+):
+    for directory in directories:
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "x.png").write_bytes(saved(photo(), "PNG", orientation))
+    source = open_source(f"folder:{tmp_path}")
+    assert (source.fingerprint() == plain_fingerprint(tmp_path)) == stays
+
+
+@pytest.mark.parametrize(
+    "label_at, header, stays",
+    [
+        ("first", None, True),
+        ("first", ["label", *PIXELS], True),
+        ("last", [*PIXELS, "label"], True),
+        ("first", ["digit", *PIXELS], True),
+        ("last", [*PIXELS, "digit"], False),
+        ("first", list(range(65)), False),
+    ],
+)
+def test_the_id_of_a_csv_changes_only_where_its_records_do(tmp_path, label_at, header, stays):
+    pixels, labels = digits()
+    columns = np.c_[pixels, labels] if label_at == "last" else np.c_[labels, pixels]
+    path = tmp_path / "set.csv"
+    source = open_source(table(path, columns, header))
+    # A header of numbers was an image.
+    num_rows = 201 if header and header[0] == 0 else 200
+    before = hashlib.sha256(f"unsplit {num_rows};".encode() + path.read_bytes()).hexdigest()
+    assert (source.fingerprint() == before) == stays

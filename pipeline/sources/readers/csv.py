@@ -11,17 +11,10 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.local_file import LocalFile
 from pipeline.sources.readers import arrays
+from pipeline.sources.readers import csv_label_column as label_column_lib
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
 
-_LABEL_NAMES = ("label", "class", "target", "y")
-# Names of columns that hold pixels, as people number them: pixel0, 1x1, p_12, 784.
-_PIXEL_NAME = re.compile(r"[a-z]*[ _.-]?\d+([x_.-]\d+)?")
-# Names of columns that identify an image; a nameless column is pandas' index.
-_ID_NAME = re.compile(r"|.*id|index|filename|file")
-# Rows that are looked at to tell a column of labels from one of pixels, where no header does.
-_NUM_SAMPLED = 1000
-_MAX_CLASSES = 1000
 _BOM = b"\xef\xbb\xbf"
 _NUMBER = re.compile(rb'\s*"?[-+]?\d*(\.\d*)?"?\s*')
 _INTEGER_BYTES = b"0123456789,- \r"
@@ -33,7 +26,7 @@ _BLOCK_BYTES = 1 << 24
 class _Table:
     """One file: the offsets of its rows, and how to read a row."""
 
-    def __init__(self, path: str, label_column: str | None = None):
+    def __init__(self, path: str, requested: str | None = None):
         self.path = path
         self._file, size, ends = LocalFile(path), 0, []
         for block in self._file.blocks(_BLOCK_BYTES):
@@ -60,59 +53,21 @@ class _Table:
         # If most fields are not numbers, the line is a header and not a row with a bad field.
         if 2 * sum(bool(_NUMBER.fullmatch(field)) for field in first) < len(first):
             names = [field.decode(errors="replace").strip(' "\r').lower() for field in first]
-        # So is a line that counts the columns, which pandas writes where they have no names.
-        is_header = names is not None or _counts_up(first)
-        if is_header:
+        is_numbered = label_column_lib.are_column_numbers(first)
+        if names or is_numbered:
             self._lines = self._lines[1:]
         if not len(self._lines):
             raise StageError(f"{path}: holds a header but no rows; expected at least one row")
-        self._label, how = self._find_label(names, label_column)
-        if is_header and names is None:
-            how = "the first line numbers the columns, and the first column holds the labels"
-        if how and label_column is None:
-            print(f"preprocess: {path}: {how}", file=sys.stderr, flush=True)
-        if names is None and not is_header and label_column is None:
-            self._refuse_labels_last()
-
-    def _find_label(self, names: list[str] | None, label_column: str | None) -> tuple[int, str]:
-        """The number of the column with the labels, and a line that says so if it was a choice."""
-        if label_column in ("first", "last"):
-            return (0 if label_column == "first" else self.num_columns - 1), ""
-        if label_column is not None:
-            if names is None or label_column.lower() not in names:
-                shown = "no header" if names is None else f"the columns {_listed(names)}"
-                raise UsageError(
-                    f"--label_column={label_column}: {self.path} has {shown}; expected the name of "
-                    "a column, first or last"
-                )
-            return names.index(label_column.lower()), ""
-        if names is None:
-            return 0, ""
-        for name in _LABEL_NAMES:
-            if name in names:
-                return names.index(name), ""
-        others = [name for name in names if not _PIXEL_NAME.fullmatch(name)]
-        if len(others) == 1 and not _ID_NAME.fullmatch(others[0]):
-            return names.index(others[0]), f"the column {others[0]!r} holds the labels"
-        found = f"{_listed(others)} beside pixels" if others else f"pixels only ({_listed(names)})"
-        raise UsageError(
-            f"{self.path}: the header names {found}; expected one column with the labels: name it "
-            "with --label_column=NAME, or first, or last"
-        )
-
-    def _refuse_labels_last(self) -> None:
-        """Raises a UsageError if the last column looks like labels and the first one does not."""
-        rows = range(0, len(self), -(-len(self) // _NUM_SAMPLED))
-        sampled = [self._fields(row) for row in rows]
-        first = {fields[0].strip() for fields in sampled}
-        last = {fields[-1].strip() for fields in sampled}
-        if len(rows) < 20 or len(first) > 1 or not 2 <= len(last) <= _MAX_CLASSES:
-            return
-        raise UsageError(
-            f"{self.path}: the first column is {first.pop().decode(errors='replace')} in all "
-            f"{len(rows)} rows looked at, and the last one has {len(last)} values; expected labels "
-            "in the first column: say where they are with --label_column=last, or =first"
-        )
+        self._label, choice = label_column_lib.find(path, names, self.num_columns, requested)
+        # An earlier version took the first column where this one chooses another.
+        self.chosen_label = self._label if choice and self._label else None
+        if is_numbered and requested is None:
+            choice = label_column_lib.NUMBERED
+        if choice:
+            print(f"preprocess: {path}: {choice}", file=sys.stderr, flush=True)
+        if not names and not is_numbered and requested is None:
+            rows = range(0, len(self), -(-len(self) // label_column_lib.NUM_SAMPLED))
+            label_column_lib.refuse_last(path, [self._fields(row) for row in rows])
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -172,19 +127,6 @@ class _Table:
             digest.update(block)
 
 
-def _counts_up(fields: list[bytes]) -> bool:
-    """Whether the fields are the numbers of the columns, from 0."""
-    return len(fields) > 2 and [f.strip() for f in fields] == [
-        b"%d" % i for i in range(len(fields))
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    """Names for a message, the first few."""
-    shown = ", ".join(map(repr, names[:5]))
-    return shown + (", …" if len(names) > 5 else "")
-
-
 def _label(field: bytes) -> int | None:
     """The label in a field, or None."""
     if not _INTEGER.fullmatch(field) or len(field) > 20:
@@ -216,17 +158,17 @@ def _shape_of(num_pixels: int, path: str) -> tuple[int, int, int]:
 class CsvSource:
     """A source over the rows of CSV files, one file a split."""
 
-    def __init__(self, paths: dict[str, str], label_column: str | None = None):
+    def __init__(self, paths: dict[str, str], requested: str | None = None):
         """Finds the rows.
 
         Args:
           paths: split -> path or URL, compressed with gzip if it ends in .gz.
-          label_column: see `open_csv`.
+          requested: the column with the labels, see `open_csv`.
 
         Raises:
           StageError: a file is missing or not such a table, or image shapes differ.
         """
-        self._tables = [_Table(path, label_column) for path in paths.values()]
+        self._tables = [_Table(path, requested) for path in paths.values()]
         shapes = {t.path: _shape_of(t.num_columns - 1, t.path) for t in self._tables}
         if len(set(shapes.values())) > 1:
             raise StageError(
@@ -251,10 +193,12 @@ class CsvSource:
         return self._names
 
     def fingerprint(self) -> str:
-        """sha256 over the files' bytes."""
+        """sha256 over the files' bytes, and the column of the labels if it had to be chosen."""
         digest = hashlib.sha256()
         for split, table in zip(self.split_sizes, self._tables, strict=True):
             digest.update(f"{split} {len(table)};".encode())
+            if table.chosen_label is not None:
+                digest.update(f"labels in column {table.chosen_label};".encode())
             table.hash_into(digest)
         return digest.hexdigest()
 

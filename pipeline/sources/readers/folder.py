@@ -101,8 +101,13 @@ class FolderSource:
         order = {split: i for i, split in enumerate(in_order({r[0] for r in records}))}
         records.sort(key=lambda record: (order[record[0]], record[1]))
         classes = sorted({record[2] for record in records} - {""})
+        # Part of the fingerprint, so that a set which an earlier version read differently from the
+        # same files has another id.
+        self._choices = b"below " + os.fsencode(skipped) if skipped else b""
         if all(re.fullmatch("[0-9]+", name) for name in classes):
-            classes.sort(key=int)  # Class "10" is number 10 and not number 2.
+            by_number = sorted(classes, key=int)  # Class "10" is number 10 and not number 2.
+            self._choices += b" classes by number" if by_number != classes else b""
+            classes = by_number
         self.class_names = [name.encode(errors="backslashreplace").decode() for name in classes]
         labels = {name: label for label, name in enumerate(classes)}
         self._paths = [record[1] for record in records]
@@ -181,6 +186,7 @@ class FolderSource:
                 return digest.digest(), shape
 
             digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
+            digest.update(self._choices)
             with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
                 for path, (content, shape) in zip(
                     self._paths, pool.map(scan_file, self._paths), strict=True
@@ -206,7 +212,7 @@ class FolderSource:
         return self._scan()[1]
 
     def fingerprint(self) -> str:
-        """sha256 over paths and contents of all images."""
+        """sha256 over paths and contents of all images, and over choices made in reading them."""
         return self._scan()[0]
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
