@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from configs import mnist
+from pipeline.machine import gpus
 from tests.trainer import gpu_graphs
 from trainer.data import placement
 from trainer.model.networks import VAE
@@ -186,3 +187,28 @@ def test_words_hold_the_images(shape):
         tf.constant(placement.to_words(images)), tf.constant(rows), shape
     )
     np.testing.assert_array_equal(gathered, images[rows])
+
+
+@pytest.mark.parametrize(
+    "free_mib, num_bytes, fits, told",
+    [
+        (
+            80_000,
+            1 << 30,
+            True,
+            "1,024 MiB of images, 80,000 MiB free on the smallest GPU, of which images may take 25%",
+        ),
+        (80_000, 30 << 30, False, "30,720 MiB of images, 80,000 MiB free on the smallest GPU"),
+        (None, 1, False, "set --config.data_placement=device"),
+    ],
+)
+def test_images_lie_on_gpus_where_they_fit(tmp_path, monkeypatch, free_mib, num_bytes, fits, told):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\necho {free_mib}\n" if free_mib else "#!/bin/sh\nexit 9\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    gpus.free_bytes.cache_clear()
+    strategy = tf.distribute.MirroredStrategy(["GPU:0", "GPU:1"])
+    answer, reason = placement.fits_devices(strategy, num_bytes)
+    gpus.free_bytes.cache_clear()
+    assert (answer, told in reason) == (fits, True), reason
