@@ -196,7 +196,7 @@ def test_words_hold_the_images(shape):
             80_000,
             1 << 30,
             True,
-            "1,024 MiB of images, 80,000 MiB free on the smallest GPU, of which images may take 25%",
+            "80,000 MiB free on the smallest GPU, of which images may take 25%",
         ),
         (80_000, 30 << 30, False, "30,720 MiB of images, 80,000 MiB free on the smallest GPU"),
         (None, 1, False, "set --config.data_placement=device"),
