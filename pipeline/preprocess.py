@@ -30,6 +30,9 @@ _MAX_QUARANTINED = flags.DEFINE_string(
 _APPEND = flags.DEFINE_bool(
     "append", False, "Append the source's new records to the finished data set in output_dir."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would be read, and how, and write nothing."
+)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite",
     False,
@@ -43,10 +46,15 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=125,
 )
-flags.mark_flags_as_required(["source", "output_dir"])
+flags.mark_flags_as_required(["source"])
+flags.register_multi_flags_validator(
+    ["output_dir", "dry_run", "append"],
+    lambda values: values["output_dir"] or (values["dry_run"] and not values["append"]),
+    message="Flag --output_dir must have a value, except with --dry_run and without --append.",
+)
 _SUBJECTS = {
     **source_flags.SUBJECTS,
-    "Output": ("output_dir", "append", "overwrite", "compression"),
+    "Output": ("output_dir", "append", "overwrite", "compression", "dry_run"),
     "Bad records and exit status": ("max_quarantined", "status_on_conflict"),
 }
 
@@ -56,6 +64,7 @@ def run(beam_args: list[str]) -> None:
     quiet.import_beam()
     from pipeline.datasets.building import append as append_set
     from pipeline.datasets.building import create as create_set
+    from pipeline.datasets.building import reading
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
     from pipeline.stages import output_directory, quarantine
@@ -77,6 +86,13 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=options,
     )
+    if _DRY_RUN.value:
+        opened = append_set.opened if _APPEND.value else create_set.opened
+        request, source = opened(request)
+        for line in reading.lines(source, request.settings.validation_fraction):
+            print(f"preprocess: {line}")
+        print("preprocess: --dry_run: nothing is written")
+        return
     make = append_set.append_records if _APPEND.value else create_set.create_dataset
     try:
         manifest = make(request)
@@ -103,6 +119,8 @@ def _total(manifest: dict) -> str:
         counts += f" + {records['quarantined']:,} quarantined"
     if records.get("there"):
         counts += f" + {records['there']:,} already in the data set"
+    if records.get("ignored"):
+        counts += f"; {sum(records['ignored'].values()):,} files ignored"
     return f"{state}: {counts} ({splits}), {_id(manifest)}"
 
 

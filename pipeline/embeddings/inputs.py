@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import placement, reader
 from pipeline.datasets.building import create as create_set
-from pipeline.datasets.building import shard_writer
+from pipeline.datasets.building import reading, shard_writer
 from pipeline.datasets.building.source_records import SourceRecords
 from pipeline.formats import tf_example
 from pipeline.formats.tfrecord import Fault
@@ -200,6 +200,7 @@ class SourceInput:
         self.directory = path if kind == "folder" else ""
         settings = create_set.resolve(settings, source)
         create_set.check(settings, source)
+        reading.announce("export", source, settings.validation_fraction)
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
         for split in splits:

@@ -5,7 +5,7 @@ A record that cannot be converted is a fault with a reason, and goes to quaranti
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,23 +13,22 @@ import numpy as np
 from pipeline import sources
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.sources.opened_source import OpenedSource, open_source_once
+from pipeline.sources.options import SourceOptions
+from pipeline.sources.source import UNLABELLED
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceSpec:
+class SourceSpec(SourceOptions):
     """A source and its conversion: all that a worker needs to open the source."""
 
     source: str  # As in --source.
     image_size: tuple[int, int] | None = None  # (H, W) to scale to, after transposing.
     grayscale: bool = False
+    rgb: bool = False
     transpose: bool = False
     id_prefix: str = ""
     class_names: tuple[str, ...] | None = None  # Replace the source's names.
     base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
-    tfds_data_dir: str | None = None
-    tfds_manual_dir: str | None = None
-    max_image_pixels: int = sources.MAX_IMAGE_PIXELS  # Limit on height × width of an image file.
-    label_column: str | None = None  # Of a CSV: its name, "first" or "last"; None to find it.
     # Set by the command, checked by its workers:
     image_shape: tuple[int, int, int] | None = None
     num_records: int | None = None
@@ -66,6 +65,8 @@ class ConvertedSource:
         self._source = source = opened.source
         self.split_sizes = dict(source.split_sizes)
         self.num_records = sum(self.split_sizes.values())
+        self.notes: Sequence[str] = getattr(source, "notes", ())
+        self.ignored: Mapping[str, int] = getattr(source, "ignored", {})
         if source_spec.num_records not in (None, self.num_records):
             raise SourceChanged(
                 f"--source={source_spec.source}: holds {self.num_records} records now, and held "
@@ -78,7 +79,8 @@ class ConvertedSource:
                 "than the command; expected the same files on every worker until the job ends: run "
                 "the same command again"
             )
-        names = source_spec.class_names or tuple(source.class_names)
+        self.is_labelled = source_spec.labels != "none"
+        names = source_spec.class_names or tuple(source.class_names if self.is_labelled else ())
         self.source_class_names = list(names)  # In the order of the source's labels.
         if len(set(names)) < len(names):
             repeated = next(name for name in names if names.count(name) > 1)
@@ -107,6 +109,12 @@ class ConvertedSource:
                     f"--grayscale: the images have {channels} channels; expected RGB or grey ones"
                 )
             channels = 1
+        if self.source_spec.rgb:
+            if channels not in (1, 3):
+                raise UsageError(
+                    f"--rgb: the images have {channels} channels; expected grey or RGB ones"
+                )
+            channels = 3
         return height, width, channels
 
     def for_workers(self) -> SourceSpec:
@@ -117,7 +125,7 @@ class ConvertedSource:
             image_shape=self.image_shape,
             num_records=self.num_records,
             source_hash=self._opened.hash,
-            class_names=self.source_spec.class_names or tuple(self._source.class_names),
+            class_names=tuple(self.source_class_names) or None,
             records_at_a_time=max(1, min(_RECORDS_AT_A_TIME, _BYTES_AT_A_TIME // num_bytes)),
         )
 
@@ -171,6 +179,8 @@ class ConvertedSource:
                 "integers"
             )
         labels = self._mapped(labels.astype(np.int64))
+        if not self.is_labelled:
+            labels = np.full_like(labels, UNLABELLED)
         uniform = isinstance(images, np.ndarray) and images.dtype == np.uint8
         if uniform and self.source_spec.transpose:
             images = images.swapaxes(1, 2)
@@ -207,6 +217,8 @@ class ConvertedSource:
             image = image.swapaxes(0, 1)
         if self.source_spec.grayscale and image.shape[2] == 3:
             image = _through_pillow(image, lambda picture: picture.convert("L"))
+        if self.source_spec.rgb and image.shape[2] == 1:
+            image = np.repeat(image, 3, axis=2)
         size = self.source_spec.image_size
         if size and image.shape[:2] != size:
             image = _resized(image, size)
@@ -221,7 +233,9 @@ class ConvertedSource:
         """The flag that would fix the shape."""
         if tuple(shape[:2]) != self.image_shape[:2]:
             return "; --image_size scales all images"
-        return "; --grayscale makes all images grey" if 3 in (shape[2], self.image_shape[2]) else ""
+        if {shape[2], self.image_shape[2]} == {1, 3}:
+            return "; --grayscale makes all images grey, --rgb makes all images RGB"
+        return ""
 
 
 def _shape_text(shape: Sequence[int]) -> str:
@@ -257,13 +271,7 @@ def open_converted(source_spec: SourceSpec) -> ConvertedSource:
       UsageError: no such source, or a conversion that does not apply to it.
       StageError: the source cannot be read.
     """
-    arguments = (
-        source_spec.source,
-        source_spec.tfds_data_dir,
-        source_spec.tfds_manual_dir,
-        source_spec.max_image_pixels,
-        source_spec.label_column,
-    )
+    arguments = source_spec.source, source_spec.options
     if source_spec.source_hash is None:  # A command opens the source as it is now.
         open_source_once.cache_clear()
     opened = open_source_once(*arguments)

@@ -29,14 +29,36 @@ _IMAGE_SIZE = flags.DEFINE_string(
     "image_size", None, "Scale all images to this size, HxW in pixels."
 )
 _GRAYSCALE = flags.DEFINE_bool("grayscale", False, "Convert RGB images to grayscale.")
+_RGB = flags.DEFINE_bool("rgb", False, "Convert grey images to RGB.")
+_BACKGROUND = flags.DEFINE_string(
+    "background",
+    None,
+    "Colour behind transparent pixels of image files: white, black or #rrggbb. If not set, images "
+    "with transparent pixels go to quarantine.",
+)
+_PIXEL_RANGE = flags.DEFINE_string(
+    "pixel_range",
+    None,
+    "LOW,HIGH: values of NumPy arrays that become 0 and 255; values between are scaled.",
+)
 _TRANSPOSE = flags.DEFINE_bool(
     "transpose", False, "Swap rows and columns of every image; needed for EMNIST's files."
+)
+_LABELS = flags.DEFINE_enum(
+    "labels", "auto", ("auto", "none"), "none ignores the labels of the source."
+)
+_CLASS_LEVEL = flags.DEFINE_integer(
+    "class_level",
+    None,
+    "Number of directories, below the split, whose names joined by / are the class of an image "
+    "file. Needed where image files lie deeper than one directory.",
+    lower_bound=1,
 )
 _LABEL_COLUMN = flags.DEFINE_string(
     "label_column",
     None,
-    "Column of a CSV that holds the labels: its name, first or last. If not set, a header decides, "
-    "else the first column.",
+    "Column of a table that holds the labels: its name, first or last. If not set, a header "
+    "decides, else the first column.",
 )
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names", None, "Names of the classes 0, 1, …; replace the source's names."
@@ -82,6 +104,23 @@ flags.register_validator(
     message="expected HxW in pixels, such as 28x28, up to 9999x9999",
 )
 flags.register_validator(
+    "background",
+    lambda text: text is None or re.fullmatch(r"white|black|#[0-9a-fA-F]{6}", text),
+    message="expected white, black or #rrggbb in hexadecimal digits, such as #ff8000",
+)
+_DECIMAL = r"-?\d+(?:\.\d+)?(?:e[-+]?\d\d?)?"
+flags.register_validator(
+    "pixel_range",
+    lambda text: (
+        text is None
+        or (
+            re.fullmatch(f"{_DECIMAL},{_DECIMAL}", text)
+            and float(text.split(",")[0]) < float(text.split(",")[1])
+        )
+    ),
+    message="expected LOW,HIGH, two numbers with LOW < HIGH, such as 0,1 or -1,1",
+)
+flags.register_validator(
     "class_names",
     lambda names: (
         names is None
@@ -104,9 +143,19 @@ SUBJECTS = {
         "tfds_manual_dir",
         "class_names",
         "id_prefix",
+        "labels",
         "label_column",
+        "class_level",
     ),
-    "Conversion of images": ("image_size", "grayscale", "transpose", "max_image_pixels"),
+    "Conversion of images": (
+        "image_size",
+        "grayscale",
+        "rgb",
+        "transpose",
+        "background",
+        "pixel_range",
+        "max_image_pixels",
+    ),
     "Splits, order and shards": ("name", "validation_fraction", "seed", "num_shards"),
 }
 
@@ -116,6 +165,18 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     height, width = map(int, text.split("x"))
     return height, width
+
+
+def _colour(text: str | None) -> str | None:
+    """A colour as #rrggbb."""
+    return {"white": "#ffffff", "black": "#000000"}.get(text, text.lower()) if text else None
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, high = map(float, text.split(","))
+    return low, high
 
 
 def refuse_without_source() -> None:
@@ -136,17 +197,28 @@ def source_spec():
 
     if _SOURCE.value is None:
         return None
+    if _GRAYSCALE.value and _RGB.value:
+        raise UsageError("--grayscale --rgb: contradict each other; set one of them")
+    if _LABELS.value == "none" and _CLASS_NAMES.value:
+        raise UsageError(
+            "--labels=none --class_names: no class is left to be named; remove one of them"
+        )
     return conversion.SourceSpec(
         source=_SOURCE.value,
         image_size=_size(_IMAGE_SIZE.value),
         grayscale=_GRAYSCALE.value,
+        rgb=_RGB.value,
         transpose=_TRANSPOSE.value,
         id_prefix=_ID_PREFIX.value,
         class_names=tuple(_CLASS_NAMES.value) if _CLASS_NAMES.value else None,
         tfds_data_dir=_TFDS_DATA_DIR.value,
         tfds_manual_dir=_TFDS_MANUAL_DIR.value,
         max_image_pixels=_MAX_IMAGE_PIXELS.value,
+        labels=_LABELS.value,
         label_column=_LABEL_COLUMN.value,
+        class_level=_CLASS_LEVEL.value,
+        background=_colour(_BACKGROUND.value),
+        pixel_range=_range(_PIXEL_RANGE.value),
     )
 
 

@@ -148,12 +148,15 @@ def shape_of(
         return (*size, channels), orientation != 1
 
 
-def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes, max_pixels: int = MAX_IMAGE_PIXELS, background: str | None = None
+) -> np.ndarray:
     """Decodes the first frame of an image file, upright as viewers show it.
 
     Args:
       data: the file's bytes.
       max_pixels: limit on height × width.
+      background: the colour behind transparent pixels, #rrggbb; None to refuse them.
 
     Returns:
       uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image.
@@ -169,7 +172,7 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
             )
         try:
             orientation = _orientation(image)
-            pixels = _pixels(image)
+            pixels = _pixels(image, background)
         except (OSError, SyntaxError, EOFError) as error:
             raise ValueError(f"a damaged image ({error})") from error
     if orientation in _UPRIGHT:
@@ -177,12 +180,17 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any, background: str | None) -> np.ndarray:
     mode = image.mode
     if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = _converted(image, "RGBA")
         if image.getchannel("A").getextrema()[0] < 255:
-            raise ValueError("has transparent pixels, expected opaque ones: flatten it")
+            if background is None:
+                raise ValueError(
+                    "has transparent pixels, expected opaque ones: --background=white (or black, "
+                    "or #rrggbb) is put behind them"
+                )
+            image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, background), image)
         image = image.convert("L" if mode in ("L", "LA", "La") else "RGB")
     elif mode not in _MODES:
         raise ValueError(f"is of Pillow's mode {mode}, expected 8 bits a channel")

@@ -55,21 +55,9 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def open_source_once(
-    spec: str,
-    tfds_data_dir: str | None,
-    tfds_manual_dir: str | None,
-    max_image_pixels: int,
-    label_column: str | None,
-) -> OpenedSource:
+def open_source_once(spec: str, options: sources.SourceOptions) -> OpenedSource:
     """As sources.open_source; the source opened last stays open in this process."""
-    source = sources.open_source(
-        spec,
-        tfds_data_dir=tfds_data_dir,
-        tfds_manual_dir=tfds_manual_dir,
-        max_image_pixels=max_image_pixels,
-        label_column=label_column,
-    )
+    source = sources.open_source(spec, options)
     listed = getattr(source, "listed", None)
     if listed is None:
         listed = source.listing() if hasattr(source, "listing") else {}

@@ -12,6 +12,10 @@ from pipeline.cli.errors import SourceChanged
 MAX_IMAGE_PIXELS = 16_000_000
 
 
+# The label of a record without a label.
+UNLABELLED = -1
+
+
 class Unreadable(NamedTuple):
     """Takes the place of an unreadable image; its record goes to quarantine."""
 
@@ -54,10 +58,14 @@ class Source(Protocol):
     reads -> a stamp that differs when the file has changed, such as size and time. Each call takes
     new stamps; {} disables the check. Job and workers then refuse a source that has changed. A
     source that checks files while reading keeps the listing of its opening as `listed`.
+
+    A source may have `notes`, a sequence of lines: what was found and what was decided in reading
+    it. And `ignored`, a mapping: the ending of files that are not read, such as ".txt", -> how
+    many there are.
     """
 
     image_shape: tuple[int, int, int]  # (H, W, C); the most frequent shape if shapes differ
-    class_names: Sequence[str]  # class_names[i] is the name of label i
+    class_names: Sequence[str]  # class_names[i] is the name of label i; empty without labels
     split_sizes: Mapping[str, int]  # records in each split, in the order of their indices
 
     def fingerprint(self) -> str:
@@ -76,5 +84,5 @@ class Source(Protocol):
           images: n uint8 arrays (H, W, C), or one array (n, H, W, C); an Unreadable where an
             image or its label is unreadable. The caller iterates once and in order, so a OneByOne
             keeps no more than one large image in memory.
-          labels: int64 (n,).
+          labels: int64 (n,); UNLABELLED for a record without a label.
         """

@@ -123,7 +123,7 @@ _MANIFESTS = {
             "class_names": _list(_TEXT),
             "num_shards": _each(_COUNT),
             "splits": _each(_COUNT),
-            "records": _object(_COUNTS),
+            "records": _object(_COUNTS, {"ignored": _each(_COUNT)}),
             "warnings": _list(_TEXT),
             "files": _FILES,
             "made_from": _object(

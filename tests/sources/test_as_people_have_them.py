@@ -110,7 +110,7 @@ def test_an_official_validation_split_stays_as_it_is(tmp_path):
     command = ["pipeline.preprocess", f"--source={source}", "--num_shards=2"]
     done = run_command(*command, f"--output_dir={tmp_path}/out")
     assert "(train 260, validation 40, test 50)" in done.stdout
-    assert "the source's validation split of 40 records is kept as it is" in done.stderr
+    assert "the source's validation split of 40 is kept as it is" in done.stderr
     # Said or not, it is the same set.
     run_command(*command, f"--output_dir={tmp_path}/zero", "--validation_fraction=0")
     assert outputs_of(tmp_path / "zero") == outputs_of(tmp_path / "out")
@@ -125,7 +125,7 @@ def test_a_source_without_a_validation_split_gives_a_tenth(tmp_path):
     for name, more in (("default", ()), ("said", ("--validation_fraction=0.1",))):
         flags = [f"--source={source}", f"--output_dir={tmp_path}/{name}", "--num_shards=2", *more]
         done = run_command("pipeline.preprocess", *flags)
-        assert "validation split" not in done.stderr
+        assert "is kept as it is" not in done.stderr
     assert outputs_of(tmp_path / "default") == outputs_of(tmp_path / "said")
 
 
@@ -266,7 +266,7 @@ def test_a_label_column_is_of_a_csv_alone(tmp_path):
     done = run_command("pipeline.preprocess", *flags, check=False)
     assert done.returncode == 2
     assert (
-        "--label_column=last: sample has no columns, and the flag applies to csv:FILE"
+        "--label_column=last: applies to csv:… and parquet:… only, and the source is sample"
         in done.stderr
     )
 

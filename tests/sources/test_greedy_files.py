@@ -202,7 +202,7 @@ def test_the_limit_is_a_setting_of_the_set_where_it_is_not_the_default(tmp_path)
     assert made_from["max_image_pixels"] == 96 and not faults
     with pytest.raises(StageError, match=r"none of its 8 images can be opened .*12×8 = 96 "):
         identity_and_faults(max_image_pixels=95)
-    with pytest.raises(UsageError, match="--max_image_pixels=95: sample holds no image files"):
+    with pytest.raises(UsageError, match="--max_image_pixels=95: applies to folder:… and parquet"):
         conversion.open_converted(conversion.SourceSpec("sample", max_image_pixels=95))
 
 

@@ -12,6 +12,7 @@ from pipeline import sources
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.sources import conversion
+from pipeline.sources.options import SourceOptions
 from pipeline.sources.readers.idx import open_idx
 from tests.conftest import (
     REPOSITORY,
@@ -206,12 +207,13 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
     make_shards("tfds:manual_blobs:1.0.0", tmp_path / "again", tfds_data_dir=str(moved))
     assert outputs_of(tmp_path / "again") == outputs_of(out)
     with pytest.raises(StageError, match="cannot be loaded at version 9.9.9"):
-        sources.open_source("tfds:manual_blobs:9.9.9", tfds_data_dir=str(moved))
+        sources.open_source("tfds:manual_blobs:9.9.9", SourceOptions(tfds_data_dir=str(moved)))
     # Images of 12×8 pixels, by their headers; and a file that changes while it is read.
-    opened = {"tfds_data_dir": str(moved), "max_image_pixels": 95}
-    images, labels = sources.open_source("tfds:manual_blobs", **opened).read(np.arange(300, 303))
+    options = SourceOptions(tfds_data_dir=str(moved), max_image_pixels=95)
+    source = sources.open_source("tfds:manual_blobs", options)
+    images, labels = source.read(np.arange(300, 303))
     assert "12×8 = 96 pixels, expected at most 95: --max_image_pixels" in images[2].reason
-    source = sources.open_source("tfds:manual_blobs", tfds_data_dir=str(moved))
+    source = sources.open_source("tfds:manual_blobs", SourceOptions(tfds_data_dir=str(moved)))
     np.testing.assert_array_equal(source.read(np.arange(300, 303))[1], labels)
     os.utime(next(moved.rglob("*array_record*")))
     with pytest.raises(SourceChanged, match="was changed while it was in use"):

@@ -5,13 +5,12 @@ directory is the old data set. tensorflow-datasets reads dataset_info.json, whic
 shortly before.
 """
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets.building import create, finish, new_records
+from pipeline.datasets.building import create, finish, new_records, reading
 from pipeline.datasets.building.create import Request
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.sources import conversion, opened_source
@@ -39,17 +38,9 @@ def append_records(request: Request) -> dict[str, Any]:
     """
     output_dir = request.output_dir
     base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
-    source_spec = request.source_spec
-    source = conversion.open_converted(
-        dataclasses.replace(source_spec, base_class_names=tuple(base["class_names"]))
-    )
-    if request.settings.validation_fraction is None:
-        fraction = base["made_from"]["validation_fraction"]
-        settings = dataclasses.replace(request.settings, validation_fraction=fraction)
-        request = dataclasses.replace(request, settings=settings)
-    create.check(request.settings, source)
-    _check_fits(output_dir, base, request.settings, source)
-    identity = manifest_lib.through_json(create.source_identity(source_spec, source))
+    request, source = opened(request, base)
+    identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
+    reading.announce("preprocess", source, request.settings.validation_fraction)
     directory = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
     with (
         directory.locked(),
@@ -122,6 +113,21 @@ def append_records(request: Request) -> dict[str, Any]:
         )
 
 
+def opened(
+    request: Request, base: Mapping[str, Any] | None = None
+) -> tuple[Request, conversion.ConvertedSource]:
+    """As `create.opened`; raises a StageError too if the source does not fit the data set.
+
+    Args:
+      request: as for `append_records`.
+      base: the data set's manifest; None to read it.
+    """
+    base = base or manifest_lib.read_manifest(request.output_dir, "preprocess", "--output_dir")
+    request, source = create.opened(request, base)
+    _check_fits(request.output_dir, base, request.settings, source)
+    return request, source
+
+
 def _check_fits(
     output_dir: str,
     base: Mapping[str, Any],
@@ -136,7 +142,8 @@ def _check_fits(
             f"--append: {output_dir} was created with other settings ({'; '.join(differ)}); pass "
             "the same settings, or create a new data set"
         )
-    if not set(source.class_names[: len(base["class_names"])]) & set(source.source_class_names):
+    is_labelled = base["class_names"] and source.source_class_names
+    if is_labelled and not set(base["class_names"]) & set(source.source_class_names):
         raise StageError(
             f"--append: the classes are {', '.join(source.source_class_names[:5])}, …, those of "
             f"{output_dir} are {', '.join(base['class_names'][:5])}, …; expected common "

@@ -6,16 +6,14 @@ adds records to a finished data set.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import sources
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import placement
-from pipeline.datasets.building import finish, shard_writer
+from pipeline.datasets.building import finish, reading, shard_writer
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.datasets.profile import describe
 from pipeline.formats import tfrecord
@@ -124,7 +122,6 @@ def source_identity(
 
     A newer setting appears only where it differs from its default, so that existing ids stay.
     """
-    limit = source_spec.max_image_pixels
     return {
         "fingerprint": source.fingerprint(),
         "image_size": source_spec.image_size,
@@ -132,9 +129,39 @@ def source_identity(
         "transpose": source_spec.transpose,
         "id_prefix": source_spec.id_prefix,
         "class_names": source_spec.class_names,
-        **({"max_image_pixels": limit} if limit != sources.MAX_IMAGE_PIXELS else {}),
-        **({"label_column": source_spec.label_column} if source_spec.label_column else {}),
+        **({"rgb": True} if source_spec.rgb else {}),
+        **source_spec.identity(),
     }
+
+
+def opened(
+    request: Request, base: Mapping[str, Any] | None = None
+) -> tuple[Request, conversion.ConvertedSource]:
+    """Opens the source of a request.
+
+    Args:
+      request: the arguments of the run.
+      base: the manifest of the data set to append to, if any.
+
+    Returns:
+      The request, with a share of train that goes to validation.
+      The open source.
+
+    Raises:
+      UsageError: settings that do not fit the source.
+      StageError: the source cannot be used.
+    """
+    settings, source_spec = request.settings, request.source_spec
+    if base:
+        names = tuple(base["class_names"])
+        source_spec = dataclasses.replace(source_spec, base_class_names=names)
+        if settings.validation_fraction is None:
+            fraction = base["made_from"]["validation_fraction"]
+            settings = dataclasses.replace(settings, validation_fraction=fraction)
+    source = conversion.open_converted(source_spec)
+    settings = resolve(settings, source)
+    check(settings, source)
+    return dataclasses.replace(request, settings=settings), source
 
 
 def create_dataset(request: Request) -> dict[str, Any]:
@@ -153,17 +180,9 @@ def create_dataset(request: Request) -> dict[str, Any]:
             f"--output_dir={request.output_dir}: lies inside the source {path}; name a directory "
             "outside of the source"
         )
-    source = conversion.open_converted(request.source_spec)
-    settings = resolve(request.settings, source)
-    if request.settings.validation_fraction is None and "validation" in source.split_sizes:
-        print(
-            f"preprocess: the source's validation split of {source.split_sizes['validation']:,} "
-            "records is kept as it is; --validation_fraction adds records of train to it",
-            file=sys.stderr,
-            flush=True,
-        )
-    request = dataclasses.replace(request, settings=settings)
-    check(settings, source)
+    request, source = opened(request)
+    settings = request.settings
+    reading.announce("preprocess", source, settings.validation_fraction)
     sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
     counts = num_shards(settings, sizes, source.image_shape)
     made_from = {

@@ -126,10 +126,11 @@ def finish_dataset(
         "made_from": output.made_from,
         "shards": [entry for entry in entries if is_shard(entry)],
     }
-    total = dict(counts)
+    ignored = {"ignored": dict(source.ignored)} if source.ignored else {}
+    total = {**counts, **ignored}
     if base:
-        total = {key: base["records"][key] + count for key, count in counts.items()}
-        total["read"] -= num_existing
+        added = {key: base["records"][key] + count for key, count in counts.items()}
+        total = {**base["records"], **added, "read": added["read"] - num_existing}
     source.check_unchanged()
     return output.finish(
         {
@@ -140,7 +141,7 @@ def finish_dataset(
             "num_shards": num_in_names,
             "splits": {split: statistics[split].num_examples for split in splits},
             "records": total,
-            **({"last_append": {**counts, "there": num_existing}} if base else {}),
+            **({"last_append": {**counts, "there": num_existing, **ignored}} if base else {}),
             "warnings": warnings,
             "files": entries + files,
         },

@@ -7,7 +7,7 @@ memory of the process, and a job's memory must not grow with the set.
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,8 @@ class ArraySource:
         name: str = "arrays",
         id_prefix: str = "",
         listed: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+        ignored: Mapping[str, int] | None = None,
     ):
         """Keeps the arrays without a copy.
 
@@ -120,6 +122,8 @@ class ArraySource:
           id_prefix: start of every id, in place of the split's name.
           listed: path or URL of each file that the arrays come from -> its stamp
             (storage/stamps.py) before it was read; None to skip the check for changes.
+          notes: see Source.
+          ignored: see Source.
 
         Raises:
           StageError: an array of another shape or dtype, or image shapes that differ.
@@ -133,6 +137,7 @@ class ArraySource:
             )
         self._splits, self._name = splits, name
         self.listed = dict(listed or {})
+        self.notes, self.ignored = notes, dict(ignored or {})
         self.split_sizes = {split: len(labels) for split, (_, labels) in splits.items()}
         self.image_shape = next(iter(shapes.values()))
         highest = max(int(labels.max()) for _, labels in splits.values())

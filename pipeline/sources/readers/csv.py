@@ -3,13 +3,13 @@
 import hashlib
 import math
 import re
-import sys
 
 import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.local_file import LocalFile
+from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers import csv_label_column as label_column_lib
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
@@ -63,8 +63,7 @@ class _Table:
         self.chosen_label = self._label if choice and self._label else None
         if is_numbered and requested is None:
             choice = label_column_lib.NUMBERED
-        if choice:
-            print(f"preprocess: {path}: {choice}", file=sys.stderr, flush=True)
+        self.notes = [f"{path}: {choice}"] if choice else []
         if not names and not is_numbered and requested is None:
             rows = range(0, len(self), -(-len(self) // label_column_lib.NUM_SAMPLED))
             label_column_lib.refuse_last(path, [self._fields(row) for row in rows])
@@ -163,7 +162,7 @@ class CsvSource:
 
         Args:
           paths: split -> path or URL, compressed with gzip if it ends in .gz.
-          requested: the column with the labels, see `open_csv`.
+          requested: the column with the labels, see SourceOptions.
 
         Raises:
           StageError: a file is missing or not such a table, or image shapes differ.
@@ -179,6 +178,7 @@ class CsvSource:
         self._starts = np.cumsum([0, *self.split_sizes.values()])
         self._names: list[str] | None = None
         self.listed = {table.path: table.stamp for table in self._tables}
+        self.notes = [note for table in self._tables for note in table.notes]
 
     def listing(self) -> dict[str, str]:
         """Path -> current stamp of each file."""
@@ -226,7 +226,7 @@ class CsvSource:
         return images, labels
 
 
-def open_csv(path: str, *, label_column: str | None = None) -> CsvSource:
+def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
     """The image set in a CSV file, or in a directory with one file for each split.
 
     With a header, the label is in the column named label, class, target or y, or else in the only
@@ -236,7 +236,7 @@ def open_csv(path: str, *, label_column: str | None = None) -> CsvSource:
     Args:
       path: FILE, local or a URL, a set without splits; or DIR, where file names (*train*.csv,
         *test*.csv) state the split.
-      label_column: name of the column with the labels, "first" or "last"; None to find it.
+      options: see SourceOptions.
 
     Raises:
       UsageError: more than one column may hold the labels, or none may.
@@ -245,7 +245,7 @@ def open_csv(path: str, *, label_column: str | None = None) -> CsvSource:
     if not path:
         raise UsageError("--source=csv: names no file; write --source=csv:FILE")
     if not files.is_dir(path):
-        return CsvSource({UNSPLIT: path}, label_column)
+        return CsvSource({UNSPLIT: path}, options.label_column)
     paths: dict[str, str] = {}
     for name in files.list_names(path):
         if re.search(r"\.csv(\.gz)?$", name):
@@ -261,4 +261,4 @@ def open_csv(path: str, *, label_column: str | None = None) -> CsvSource:
             f"--source=csv:{path}: no .csv files in this directory; expected at least one: "
             "name another directory, or the file itself"
         )
-    return CsvSource({split: paths[split] for split in in_order(paths)}, label_column)
+    return CsvSource({split: paths[split] for split in in_order(paths)}, options.label_column)

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -17,6 +16,7 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.image_file import decode, shape_of
+from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
@@ -57,24 +57,19 @@ class FolderSource:
         self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
+        self.notes: list[str] = []
         if tree.skipped_links:
             shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
             if len(tree.skipped_links) > _MAX_SHOWN:
                 shown += ", …"
-            print(
-                f"preprocess: --source=folder:{directory}: {len(tree.skipped_links)} links to "
-                f"directories that are already listed under another path are skipped: {shown}",
-                file=sys.stderr,
-                flush=True,
+            self.notes.append(
+                f"{len(tree.skipped_links)} links to directories that are already listed under "
+                f"another path are skipped: {shown}"
             )
         files = list(self.listed)
         parts, skipped = _below_single_directories([path.split("/") for path in files])
         if skipped:
-            print(
-                f"preprocess: --source=folder:{directory}: reads {skipped}/, the only directory",
-                file=sys.stderr,
-                flush=True,
-            )
+            self.notes.append(f"reads {skipped}/, the only directory")
         tops = {part[0] for part in parts if len(part) > 1}
         if not tops:
             raise StageError(
@@ -266,13 +261,13 @@ def _images_of(tree: trees.Tree) -> dict[str, str]:
     return {p: stamp for p, stamp in tree.stamps.items() if p.lower().endswith(_EXTENSIONS)}
 
 
-def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXELS) -> FolderSource:
+def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSource:
     """The image set in a directory of image files.
 
     Args:
       directory: local path or URL. If all its subdirectories are named after splits (train,
         test, val, …), they hold the class directories; else they are the class directories.
-      max_image_pixels: limit on height × width of an image.
+      options: see SourceOptions.
 
     Raises:
       StageError: no such directory, no images, or ambiguous class directories.
@@ -284,4 +279,4 @@ def open_folder(directory: str, *, max_image_pixels: int = source.MAX_IMAGE_PIXE
             f"--source=folder:{directory}: no such directory; expected a directory of "
             "images: name another one"
         )
-    return FolderSource(directory.rstrip("/") or "/", max_image_pixels)
+    return FolderSource(directory.rstrip("/") or "/", options.max_image_pixels)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources.local_file import LocalFile
+from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files as files_lib
@@ -110,7 +111,7 @@ def _find_files(directory: str, beginning: str) -> dict[str, dict[str, tuple[str
     return files
 
 
-def open_idx(place: str) -> arrays.ArraySource:
+def open_idx(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySource:
     """The image set in a directory of IDX files, plain or compressed with gzip.
 
     The prefix of a file states its split: train, t10k or test, val or validation, alone or with a
@@ -118,6 +119,7 @@ def open_idx(place: str) -> arrays.ArraySource:
 
     Args:
       place: DIR, or DIR/BEGINNING for the files whose names start with BEGINNING.
+      options: see SourceOptions.
 
     Raises:
       StageError: no such directory, a file is missing or wrong, or shapes differ.
@@ -153,7 +155,7 @@ def open_idx(place: str) -> arrays.ArraySource:
     return arrays.ArraySource(splits, name=f"idx:{place}", listed=listed)
 
 
-def open_sample(argument: str = "") -> arrays.ArraySource:
+def open_sample(argument: str = "", options: SourceOptions = DEFAULTS) -> arrays.ArraySource:
     """The embedded set: MNIST's 10,000 test images, a set without splits."""
     if argument:
         raise UsageError(

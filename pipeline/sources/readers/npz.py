@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.local_file import OpenFile
+from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.splits import in_order, split_named
 from pipeline.storage import files, names, stamps
@@ -121,12 +122,13 @@ def _read_pair(
     return images.read(), labels.read()
 
 
-def open_npz(path: str) -> arrays.ArraySource:
+def open_npz(path: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySource:
     """The image set in an .npz archive.
 
     Args:
       path: local path or URL. A key is x or images, y or labels, before or after the name of
         the split; keys without a split make a set without splits.
+      options: see SourceOptions.
 
     Raises:
       StageError: no such file, or other keys, dtypes or shapes.

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.cli import quiet
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import image_file, source
+from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.splits import in_order
 from pipeline.storage import files, trees
@@ -205,24 +206,21 @@ def _fetch(data: Any, rows: list[int]) -> list[Any]:
         return [record for row in rows for record in _fetch(data, [row])]
 
 
-def open_tfds(
-    name: str,
-    *,
-    data_dir: str | None,
-    manual_dir: str | None,
-    max_image_pixels: int = source.MAX_IMAGE_PIXELS,
-) -> TfdsSource:
+def open_tfds(name: str, options: SourceOptions = DEFAULTS) -> TfdsSource:
     """The image set of that name in tensorflow-datasets.
 
     Args:
       name: NAME or NAME:VERSION, as in the catalog of tensorflow-datasets.
-      data_dir: directory or URL of prepared sets; tensorflow-datasets' default if None.
-      manual_dir: directory of original files to use instead of a download.
-      max_image_pixels: limit on height × width of an image.
+      options: see SourceOptions.
 
     Raises:
       StageError: no such set, it cannot be prepared, or it holds no labelled images.
     """
     if not name:
         raise UsageError("--source=tfds: names no set; write --source=tfds:NAME")
-    return TfdsSource(name, data_dir=data_dir, manual_dir=manual_dir, max_pixels=max_image_pixels)
+    return TfdsSource(
+        name,
+        data_dir=options.tfds_data_dir,
+        manual_dir=options.tfds_manual_dir,
+        max_pixels=options.max_image_pixels,
+    )

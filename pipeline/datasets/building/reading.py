@@ -1,0 +1,79 @@
+"""Says what is read from a source: found, decided and left out. These lines open every job."""
+
+import sys
+from collections.abc import Mapping
+
+from pipeline.datasets import placement
+from pipeline.sources import conversion
+from pipeline.sources.splits import UNSPLIT
+
+# Class names that a line shows.
+_MAX_SHOWN = 12
+
+
+def lines(source: conversion.ConvertedSource, validation_fraction: float) -> list[str]:
+    """What is read, a line each.
+
+    Args:
+      source: the open source.
+      validation_fraction: share of train that goes to validation.
+    """
+    spec = source.source_spec
+    return [
+        f"reads {spec.source}: {_splits(source.split_sizes, validation_fraction)}",
+        _classes(source),
+        f"images are {'×'.join(map(str, source.image_shape))}{_conversions(spec)}",
+        *source.notes,
+        *([f"ignores {ignored_text(source.ignored)}"] if source.ignored else []),
+    ]
+
+
+def announce(command: str, source: conversion.ConvertedSource, validation_fraction: float) -> None:
+    """Prints `lines` to standard error."""
+    for line in lines(source, validation_fraction):
+        print(f"{command}: {line}", file=sys.stderr, flush=True)
+
+
+def _splits(sizes: Mapping[str, int], fraction: float) -> str:
+    shown = ", ".join(f"{split} {count:,}" for split, count in sizes.items() if split != UNSPLIT)
+    if UNSPLIT in sizes:
+        test = placement.TEST_FRACTION
+        rest = f"{sizes[UNSPLIT]:,} records without a split, divided into {1 - fraction - test:.0%}"
+        rest += f" train, {fraction:.0%} validation, {test:.0%} test"
+        return f"{shown}, {rest}" if shown else rest
+    if fraction and "train" in sizes:
+        return f"{shown}; {fraction:.1%} of train become validation"
+    if "validation" in sizes:
+        return f"{shown}; the source's validation split of {sizes['validation']:,} is kept as it is"
+    return shown
+
+
+def _classes(source: conversion.ConvertedSource) -> str:
+    names = source.source_class_names
+    if not names:
+        return "no labels: --labels=none" if not source.is_labelled else "no labels"
+    shown = ", ".join(names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
+    return f"{len(names):,} class{'es' if len(names) > 1 else ''}: {shown}"
+
+
+def _conversions(spec: conversion.SourceSpec) -> str:
+    """The flags that change pixels, in the order in which they are applied."""
+    flags = [
+        *([f"--background={spec.background}"] if spec.background else []),
+        *(["--pixel_range={:g},{:g}".format(*spec.pixel_range)] if spec.pixel_range else []),
+        *(["--transpose"] if spec.transpose else []),
+        *(["--grayscale"] if spec.grayscale else []),
+        *(["--rgb"] if spec.rgb else []),
+        *(["--image_size={}x{}".format(*spec.image_size)] if spec.image_size else []),
+    ]
+    return f" after {', '.join(flags)}" if flags else ""
+
+
+def ignored_text(ignored: Mapping[str, int]) -> str:
+    """Files that are not read: "20 files without an ending, 3 .txt"."""
+    parts = [
+        f"{count:,} {ending}" if ending else f"{count:,} without an ending"
+        for ending, count in sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    shown = parts[:_MAX_SHOWN] + (["…"] if len(parts) > _MAX_SHOWN else [])
+    return f"{sum(ignored.values()):,} files: {', '.join(shown)}"
