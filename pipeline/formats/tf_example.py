@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# The label of a record without a label.
+UNLABELLED = -1
+
 
 class Record(NamedTuple):
     """One parsed record: id, image as raw bytes, label."""
@@ -56,8 +59,9 @@ def _label_entry(label: int) -> bytes:
     return _field(1, _field(1, b"label") + _field(2, _field(3, packed)))
 
 
-# Bytes of the label's entry, for labels below 128.
+# Bytes of the label's entry, for labels below 128, and the entry of UNLABELLED.
 _LABEL_BYTES = len(_label_entry(0))
+_UNLABELLED_ENTRY = _label_entry(UNLABELLED)
 
 
 @functools.lru_cache(maxsize=64)
@@ -150,15 +154,18 @@ def _image_bytes(length: int) -> int:
 def _parse_encoded(data: bytes) -> Record | None:
     """Parses bytes that `encode` wrote, several times as fast as protobuf; None for others.
 
-    Computes the positions for a short id and a label below 128, and then checks that `encode`
-    gives the same bytes.
+    Computes the positions for a short id, and for a label below 128 or UNLABELLED, and then checks
+    that `encode` gives the same bytes.
     """
     if len(data) < 128:
         return None
+    label, label_bytes = data[-1], _LABEL_BYTES
+    if data.endswith(_UNLABELLED_ENTRY):
+        label, label_bytes = UNLABELLED, len(_UNLABELLED_ENTRY)
     start = len(_header(len(data))) + len(_bytes_prefix(b"id", 1))
     end = start + data[start - 1]  # The byte before the id is its length.
-    image = end + len(_bytes_prefix(b"image", _image_bytes(len(data) - _LABEL_BYTES - end)))
-    record = Record(data[start:end], data[image:-_LABEL_BYTES], data[-1])
+    image = end + len(_bytes_prefix(b"image", _image_bytes(len(data) - label_bytes - end)))
+    record = Record(data[start:end], data[image:-label_bytes], label)
     return record if encode(*record) == data else None
 
 

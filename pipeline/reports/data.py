@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.cli.errors import StageError
 from pipeline.embeddings import inputs, row_sample, summary
 from pipeline.embeddings.model import PublishedModel
+from pipeline.formats.tf_example import UNLABELLED
 from pipeline.reports import latent_space, projector
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
@@ -41,9 +42,10 @@ class ReportData:
             _check_same(input_, manifest)
         self.summary = summary.read(export_dir, manifest["files"])["summary"]
         # Label -> class name; empty without images.
-        self.class_names: Mapping[int, str] = {}
+        self.class_names: dict[int, str] = {}
         if input_:
             self.class_names = dict(enumerate(input_.class_names))
+            self.class_names.setdefault(UNLABELLED, "unlabelled")
         self.model: PublishedModel | None = None
         self.model_manifest: Mapping[str, Any] | None = None
         if model_dir:
@@ -56,6 +58,9 @@ class ReportData:
         self.sample = pool and row_sample.stratified(pool, _MAX_SAMPLE, _SEED)
         # [loss, id, label, task] by descending loss.
         self.worst = self.summary.get("worst", [])[:_NUM_WORST]
+        labels = [row[2] for row in self.worst] + (self.sample.rows.labels.tolist() if pool else [])
+        # Without any label, the page shows no classes.
+        self.is_labelled = not labels or any(label != UNLABELLED for label in labels)
         # Lists of indices into the sample: a row, then its nearest neighbours.
         self.neighbours: list[list[int]] = []
         if self.sample:
@@ -107,7 +112,9 @@ class ReportData:
                 self.images[key] = image
 
     def class_name(self, label: int) -> str:
-        """The class name of a label, or the label if it has none."""
+        """The class name of a label, or the label if it has none; "" in an unlabelled set."""
+        if not self.is_labelled:
+            return ""
         return self.class_names.get(label, str(label))
 
 

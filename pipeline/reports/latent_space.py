@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.formats.tf_example import UNLABELLED
+
 # t-SNE takes seconds for this many points, and minutes for ten times as many.
 MAX_TSNE = 2_000
 _PERPLEXITY = 30
@@ -49,7 +51,8 @@ def maps(means: np.ndarray, labels: np.ndarray) -> list[Map]:
         # The y axis is the label, with random jitter so that points do not cover each other.
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, count)
         points = np.stack([means[:, 0], labels + jitter], axis=1)
-        return [Map("latent_space", "Latent 0", points, labels, ("latent 0", "label"))]
+        axis = "label" if (labels != UNLABELLED).any() else ""
+        return [Map("latent_space", "Latent 0", points, labels, ("latent 0", axis))]
     if latent_dim == 2:
         axes = ("latent 0", "latent 1")
         return [Map("latent_space", "Latent space", means, labels, axes)]
@@ -80,7 +83,7 @@ def accuracies(means: np.ndarray, labels: np.ndarray, splits: Sequence[str]) -> 
 
     Args:
       means: float32 (n, latent_dim).
-      labels: int64 (n,).
+      labels: int64 (n,); rows without a label are left out.
       splits: of each row.
 
     Returns:
@@ -89,7 +92,8 @@ def accuracies(means: np.ndarray, labels: np.ndarray, splits: Sequence[str]) -> 
     """
     from sklearn import linear_model, model_selection, neighbors, pipeline, preprocessing
 
-    splits = np.asarray(splits)
+    is_labelled = labels != UNLABELLED
+    means, labels, splits = means[is_labelled], labels[is_labelled], np.asarray(splits)[is_labelled]
     train, test = splits == "train", splits == "test"
     models = (
         neighbors.KNeighborsClassifier(_NUM_NEIGHBOURS),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.formats.tf_example import UNLABELLED
 from pipeline.reports.latent_space import Map
 
 _DPI = 150
@@ -85,7 +86,9 @@ def scatter(canvas: Any, latent_map: Map, class_names: Mapping[int, str]) -> Non
         points = latent_map.points[latent_map.labels == label]
         name = _plain(class_names.get(label, str(label)))
         axes.scatter(*points.T, s=area, color=colour, label=name, linewidths=0, alpha=0.75)
-    if len(classes) <= _MAX_LEGEND:
+    if classes.tolist() == [UNLABELLED]:
+        pass
+    elif len(classes) <= _MAX_LEGEND:
         legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
         for handle in legend.legend_handles:
             handle.set_sizes([24])

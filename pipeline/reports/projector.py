@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.embeddings.row_sample import Sample
 from pipeline.formats import png as png_lib
+from pipeline.formats.tf_example import UNLABELLED
 
 DIRECTORY = "projector"
 # Limits of the projector: points for t-SNE and UMAP, pixels of a side of a sprite.
@@ -76,7 +77,7 @@ def files(
     )
     lines = ["class\tid\tlabel\n"]
     for record_id, label in zip(rows.ids, rows.labels.tolist(), strict=True):
-        name = class_names.get(label, str(label))
+        name = class_names.get(label, "unlabelled" if label == UNLABELLED else str(label))
         lines.append(f"{_field(name)}\t{_field(record_id)}\t{label}\n")
     config = ['embeddings {', '  tensor_name: "mean"', '  tensor_path: "tensors.tsv"',
               '  metadata_path: "metadata.tsv"']  # fmt: skip

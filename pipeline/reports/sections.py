@@ -102,16 +102,20 @@ class Report:
             return None
         images, title = self._data.images, "Largest reconstruction_loss"
         worst = [row for row in self._data.worst if (row[3], row[1]) in images]
+        is_labelled = self._data.is_labelled
         note = report_page.text(
             "Images with the largest reconstruction_loss, with their labels. They may be unusual, "
             "damaged or mislabelled."
+            if is_labelled
+            else "Images with the largest reconstruction_loss. They may be unusual or damaged."
         )
         if not worst:
             rows = [
-                [record_id, self._data.class_name(label), loss]
+                [record_id, *([self._data.class_name(label)] if is_labelled else []), loss]
                 for loss, record_id, label, _ in self._data.worst
             ]
-            body = note + report_page.table(("id", "label", "reconstruction_loss"), rows)
+            columns = ("id", *(("label",) if is_labelled else ()), "reconstruction_loss")
+            body = note + report_page.table(columns, rows)
             return Section("largest-losses", title, body)
         originals = np.stack([images[task, record_id] for _, record_id, _, task in worst])
         columns = [(original,) for original in originals]
@@ -122,8 +126,9 @@ class Report:
         tiles = []
         for (loss, record_id, label, _), column in zip(worst, columns, strict=True):
             name = self._data.class_name(label)
-            alt = f"{record_id}, labelled {name}, reconstruction_loss {loss:.1f} nats"
-            tiles.append(Tile(column, f"{loss:.0f}: {name}", alt))
+            labelled = f", labelled {name}" if name else ""
+            alt = f"{record_id}{labelled}, reconstruction_loss {loss:.1f} nats"
+            tiles.append(Tile(column, f"{loss:.0f}{': ' if name else ''}{name}", alt))
         return Section("largest-losses", title, note + report_page.tiles(tiles))
 
     def _latent_space(self) -> Section | None:
@@ -140,10 +145,11 @@ class Report:
             self._plots[latent_map.name] = plot.light
             title, count = latent_map.title, len(latent_map.labels)
             num_classes = len(np.unique(latent_map.labels))
-            alt = f"Scatter plot: {title} of {count:,} embeddings in {num_classes} classes"
-            figures.append(
-                (plot, alt, f"{title}: a sample of {count:,} records, coloured by class")
-            )
+            alt = f"Scatter plot: {title} of {count:,} embeddings"
+            caption = f"{title}: a sample of {count:,} records"
+            if self._data.is_labelled:
+                alt, caption = f"{alt} in {num_classes} classes", f"{caption}, coloured by class"
+            figures.append((plot, alt, caption))
         return Section("latent-space", "Latent space", report_page.plots(*figures))
 
     def _decoded(self) -> Section | None:
@@ -224,9 +230,9 @@ class Report:
                 image = self._data.images.get(self._data.sample.key(row))
                 if image is None:
                     continue
-                alt, caption = f"{record_id}, {name}", f"{name}:"
+                alt, caption = ", ".join(filter(None, (record_id, name))), f"{name or 'query'}:"
                 if row != query:
-                    alt, caption = f"{record_id}, {name}, near {query_id}", name
+                    alt, caption = f"{alt}, near {query_id}", name
                 tiles.append(Tile((image,), caption, alt))
         if not tiles:
             table = [
@@ -243,7 +249,7 @@ class Report:
         return Section("neighbours", "Nearest neighbours", note + body)
 
     def _probes(self) -> Section | None:
-        if not self._data.sample:
+        if not self._data.sample or not self._data.is_labelled:
             return None
         rows, made_from = self._data.sample.rows, self._data.manifest["made_from"]
         splits = [

@@ -6,14 +6,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pipeline.cli.errors import SourceChanged
+from pipeline.formats.tf_example import UNLABELLED as UNLABELLED
 
 # Default limit on the pixels (height × width) of an image file: decoded, the largest takes 64 MB in
 # Pillow.
 MAX_IMAGE_PIXELS = 16_000_000
-
-
-# The label of a record without a label.
-UNLABELLED = -1
 
 
 class Unreadable(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.datasets.profile.statistics import MAX_MEAN_IMAGES, Statistics
 from pipeline.formats import html as html_page
 from pipeline.formats import png
-from pipeline.formats.tf_example import Record
+from pipeline.formats.tf_example import UNLABELLED, Record
 
 # Limit on the classes of the balance chart.
 _MAX_BARS = 100
@@ -37,19 +37,20 @@ def render(
     first = next(iter(statistics.values()))
     total = sum(part.num_examples for part in statistics.values())
     num_quarantined = sum(part["num_quarantined"] for part in description["splits"].values())
+    num_unlabelled = sum(part.num_unlabelled for part in statistics.values())
     shape = "×".join(map(str, first.image_shape))
     parts = [
         f"<h1>{html.escape(name)}</h1>",
-        f'<p class="soft">{total:,} images of {shape}, {len(class_names)} classes, '
+        f'<p class="soft">{total:,} images of {shape}, {_classes(class_names, num_unlabelled)}, '
         f"{num_quarantined:,} quarantined</p>",
         html_page.warnings(description["warnings"]) or "<p>Nothing looks wrong.</p>",
         "<h2>Splits</h2>",
         _splits(description["splits"]),
         _quarantined(description["quarantined"], num_quarantined),
-        "<h2>Class balance</h2>",
-        _balance(description["splits"], class_names),
-        "<h2>Mean image of each class</h2>",
     ]
+    if num_unlabelled < total:
+        parts += ["<h2>Class balance</h2>", _balance(description["splits"], class_names)]
+    parts.append("<h2>Mean images</h2>" if not class_names else "<h2>Mean image of each class</h2>")
     for split, part in statistics.items():
         parts.append(_mean_images(split, part, class_names))
     for split, records in samples.items():
@@ -57,6 +58,14 @@ def render(
             parts.append(f"<h2>{html.escape(split)}: the first {len(records)} images</h2>")
             parts.append(_samples(records, first.image_shape, class_names))
     return html_page.document(name, parts)
+
+
+def _classes(class_names: Sequence[str], num_unlabelled: int) -> str:
+    """The number of classes, in words."""
+    if not class_names:
+        return "no labels" if num_unlabelled else "0 classes"
+    unlabelled = f" and {num_unlabelled:,} images without a label" if num_unlabelled else ""
+    return f"{len(class_names)} classes{unlabelled}"
 
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -86,23 +95,26 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
     outside = sorted({int(x) for part in splits.values() for x in part["num_outside_classes"]})
-    classes = [("num_per_class", name, name) for name in class_names]
-    classes += [("num_outside_classes", str(x), f"{x}, outside the list") for x in outside]
-    highest = {
-        split: max(1, *part["num_per_class"].values(), *part["num_outside_classes"].values())
-        for split, part in splits.items()
-    }
+    classes = [(name, "num_per_class", name) for name in class_names]
+    classes += [(f"{x}, outside the list", "num_outside_classes", str(x)) for x in outside]
+    # (class, its number of records in each split)
+    counts = [
+        (text, [part[key].get(name, 0) for part in splits.values()]) for text, key, name in classes
+    ]
+    unlabelled = [part.get("num_unlabelled", 0) for part in splits.values()]
+    if any(unlabelled):
+        counts.append(("unlabelled", unlabelled))
+    highest = [max(1, *column) for column in zip(*(row for _, row in counts), strict=True)]
     rows = []
-    for key, name, text in classes[:_MAX_BARS]:
+    for text, row_counts in counts[:_MAX_BARS]:
         row = [html_page.cell(text)]
-        for split, part in splits.items():
-            count = part[key].get(name, 0)
-            share = count / highest[split]
+        for count, most in zip(row_counts, highest, strict=True):
+            share = count / most
             bar = f'<span class="bar" style="width:{100 * share:.1f}px"></span>' if count else ""
             row.append(f"<td>{bar}{count:,}</td>")
         rows.append(row)
     table = html_page.table(["class", *map(html.escape, splits)], rows, kind="bars")
-    num_hidden = len(classes) - len(rows)
+    num_hidden = len(counts) - len(rows)
     if num_hidden > 0:
         table += f'<p class="soft">and {num_hidden:,} more classes, in statistics.json</p>'
     return table
@@ -136,6 +148,8 @@ def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> st
         image = part.mean_image(label)
         if image is not None:
             figures.append(_figure(image, name, f"mean of {split}, class {name}"))
+    if part.num_examples and part.num_unlabelled == part.num_examples:
+        figures.append(_figure(part.mean_image(), "unlabelled", f"mean of {split}"))
     if not figures:
         return ""
     section = f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}'
@@ -152,5 +166,8 @@ def _samples(records: Sequence[Record], shape: tuple[int, ...], class_names: Seq
         step = -(-max(shape[:2]) // 128)  # Large images are sampled at every n-th pixel.
         has_name = 0 <= record.label < len(class_names)
         label = class_names[record.label] if has_name else str(record.label)
-        figures.append(_figure(image[::step, ::step], label, f"{record.id.decode()}: {label}"))
+        if record.label == UNLABELLED:
+            label = "unlabelled" if class_names else ""
+        title = f"{record.id.decode()}{': ' if label else ''}{label}"
+        figures.append(_figure(image[::step, ::step], label, title))
     return _grid(figures, image[::step, ::step])

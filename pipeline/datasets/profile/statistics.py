@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.formats.tf_example import UNLABELLED
+
 IMAGE_HASH_BYTES = 16
 # Largest height or width of a mean image; larger images are sampled at every n-th pixel.
 _MEAN_SIDE = 64
@@ -85,6 +87,11 @@ class Statistics:
         """Number of records added."""
         return sum(self.label_counts.values())
 
+    @property
+    def num_unlabelled(self) -> int:
+        """Number of records without a label."""
+        return self.label_counts[UNLABELLED]
+
     def mean_image(self, label: int | None = None) -> np.ndarray | None:
         """Mean of all images, or of a label's images: uint8 (h, w, C); None if there are none."""
         count = self.num_examples if label is None else self.label_counts[label]
@@ -113,8 +120,9 @@ class Statistics:
             "num_outside_classes": {
                 str(label): count
                 for label, count in sorted(self.label_counts.items())
-                if label not in names
+                if label not in names and label != UNLABELLED
             },
+            **({"num_unlabelled": self.num_unlabelled} if self.num_unlabelled else {}),
             "mean_per_channel": [round(total / num_values, 6) for total in sums]
             if num_values
             else None,

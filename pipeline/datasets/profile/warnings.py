@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.profile.statistics import Statistics
+from pipeline.formats.tf_example import UNLABELLED
 from pipeline.sources.splits import in_order
 
 _MAX_SHOWN = 3
@@ -62,9 +63,10 @@ def find(
         if not part.num_examples:
             warnings.append(f"{split} has no images")
         missing = [name for label, name in enumerate(class_names) if not part.label_counts[label]]
-        if missing and part.num_examples:
+        if missing and part.num_examples > part.num_unlabelled:
             warnings.append(f"{split} has no image of class {_shown(missing)}")
-        outside = sorted(x for x in part.label_counts if not 0 <= x < len(class_names))
+        known = {UNLABELLED, *range(len(class_names))}
+        outside = sorted(label for label in part.label_counts if label not in known)
         if outside:
             count = sum(part.label_counts[label] for label in outside)
             warnings.append(
