@@ -38,11 +38,12 @@ def _splits(sizes: Mapping[str, int], fraction: float) -> str:
     shown = ", ".join(f"{split} {count:,}" for split, count in sizes.items() if split != UNSPLIT)
     if UNSPLIT in sizes:
         test = placement.TEST_FRACTION
-        rest = f"{sizes[UNSPLIT]:,} records without a split, divided into {1 - fraction - test:.0%}"
-        rest += f" train, {fraction:.0%} validation, {test:.0%} test"
+        shares = {"train": 1 - fraction - test, "validation": fraction, "test": test}
+        divided = ", ".join(f"{100 * share:.4g}% {split}" for split, share in shares.items())
+        rest = f"{sizes[UNSPLIT]:,} records without a split, divided into {divided}"
         return f"{shown}, {rest}" if shown else rest
     if fraction and "train" in sizes:
-        return f"{shown}; {fraction:.1%} of train become validation"
+        return f"{shown}; {100 * fraction:.4g}% of train becomes validation"
     if "validation" in sizes:
         return f"{shown}; the source's validation split of {sizes['validation']:,} is kept as it is"
     return shown

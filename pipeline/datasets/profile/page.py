@@ -149,7 +149,8 @@ def _mean_images(split: str, part: Statistics, class_names: Sequence[str]) -> st
         if image is not None:
             figures.append(_figure(image, name, f"mean of {split}, class {name}"))
     if part.num_examples and part.num_unlabelled == part.num_examples:
-        figures.append(_figure(part.mean_image(), "unlabelled", f"mean of {split}"))
+        caption = "unlabelled" if class_names else "all images"
+        figures.append(_figure(part.mean_image(), caption, f"mean of {split}"))
     if not figures:
         return ""
     section = f'<p class="soft">{html.escape(split)}</p>{_grid(figures, part.mean_image())}'
