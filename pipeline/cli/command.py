@@ -36,9 +36,12 @@ def end(name: str, work: Callable[[], None]) -> int:
         if isinstance(error, BrokenPipeError) and _is_stdout_broken():
             return 1
         # A full disk, no permission, a file in place of a directory: the message has the path.
+        expected = "a readable and writable path with free space: mend that"
+        if "No usable temporary directory" in str(error):
+            expected = "a writable directory for temporary files: set TMPDIR"
         print(
-            f"{name}: {error}; expected a readable and writable path with free space: mend that "
-            "and run the same command again, it resumes from the completed files",
+            f"{name}: {error}; expected {expected} and run the same command again, it resumes from "
+            "the completed files",
             file=sys.stderr,
         )
         return 1
