@@ -4,6 +4,7 @@ Schemas decide which columns are read. Files of the dataset hubs describe their 
 key `huggingface` of the schema's metadata; of other files the types and names decide.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -290,9 +291,11 @@ def _check_label(label: str, schemas: Mapping[str, pa.Schema], where: str) -> li
         )
     if len(named) > 1:
         (names, path), (other_names, other) = list(named.items())[:2]
+        pairs = itertools.zip_longest(names, other_names, fillvalue="missing")
+        number, pair = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         raise StageError(
-            f"{where}: the metadata of {path} names {len(names)} classes, {names[:3]} …, and that "
-            f"of {other} {len(other_names)}, {other_names[:3]} …; expected the same names in the "
-            "same order: name the files that belong together, as parquet:DIR/NAME-*.parquet"
+            f"{where}: class {number} is {pair[0]} by the metadata of {path}, and {pair[1]} by "
+            f"that of {other}; expected the same names in the same order: name the files that "
+            "belong together, as parquet:DIR/NAME-*.parquet"
         )
     return list(next(iter(named), ()))

@@ -38,9 +38,8 @@ def list_files(place: str) -> Listing:
         links = tree.skipped_links
         shown = ", ".join(links[:_MAX_SHOWN]) + (", …" if len(links) > _MAX_SHOWN else "")
         note = f"{len(links)} links to directories that are already listed are skipped: {shown}"
-        return Listing(
-            place, found, dict(collections.Counter(others)), [note] if links else [], False
-        )
+        notes = [note] if links else []
+        return Listing(place, found, dict(collections.Counter(others)), notes, "DIR")
     if stamp := stamps.of_path(place):
         return Listing(place, {place.rpartition("/")[2]: stamp}, {}, [], "FILE")
     parts = place.split("/")

@@ -17,7 +17,7 @@ _DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError, 
 _READ_BYTES = 1 << 20
 # Limits on the rows that are decoded at once: their number, their bytes on average, and their
 # bytes if each of them is the largest value that the file stores once and refers to.
-_BATCH_ROWS, _BATCH_BYTES, _REPEATED_BYTES = 1_024, 1 << 24, 1 << 28
+_BATCH_ROWS, _BATCH_BYTES, _REPEATED_BYTES = 1_024, 1 << 24, 1 << 27
 # What unpacks to more is refused: so many times as many bytes (deflate's largest ratio), and more
 # than so many bytes.
 MAX_RATIO, MAX_UNPACKED_BYTES = 1_032, 1 << 26
@@ -39,9 +39,13 @@ def opened(path: str, stamp: str) -> Iterator[pq.ParquetFile]:
       StageError: not a whole Parquet file, or a full disk in the block.
       SourceChanged: the file does not match the stamp, at the start or at the end.
     """
+    own_stamp = stamp
     try:
         with files.open_read(path) as file:
-            if stamps.of_open(file) != stamp:
+            own_stamp = stamps.of_open(file)
+            # Some stores word an object's time in one way in a listing and in another way here.
+            sizes = [stamps.num_bytes(text) for text in (own_stamp, stamp)]
+            if sizes[0] != sizes[1] if files.is_url(path) else own_stamp != stamp:
                 raise source.changed(path)
             head, num_bytes = file.read(4), file.seek(0, io.SEEK_END)
             if head != b"PAR1":
@@ -55,7 +59,7 @@ def opened(path: str, stamp: str) -> Iterator[pq.ParquetFile]:
                 raise ValueError(f"states {num_rows:,} rows in {num_bytes:,} bytes")
             yield parquet
     except _DAMAGED as error:
-        if stamps.of_path(path) != stamp:
+        if stamps.of_path(path) != own_stamp:
             raise source.changed(path) from error
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise StageError(
@@ -67,7 +71,7 @@ def opened(path: str, stamp: str) -> Iterator[pq.ParquetFile]:
             f"{path}: not a Parquet file that can be read ({reason}); expected a whole one, "
             "without encryption: download it or write it again"
         ) from error
-    if stamps.of_path(path) != stamp:
+    if stamps.of_path(path) != own_stamp:
         raise source.changed(path)
 
 
