@@ -17,7 +17,7 @@ _DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError, 
 _READ_BYTES = 1 << 20
 # Limits on the rows that are decoded at once: their number, their bytes on average, and their
 # bytes if each of them is the largest value that the file stores once and refers to.
-_BATCH_ROWS, _BATCH_BYTES, _REPEATED_BYTES = 1_024, 1 << 24, 1 << 27
+_BATCH_ROWS, _BATCH_BYTES, _REPEATED_BYTES = 1_024, 1 << 24, 1 << 26
 # What unpacks to more is refused: so many times as many bytes (deflate's largest ratio), and more
 # than so many bytes.
 MAX_RATIO, MAX_UNPACKED_BYTES = 1_032, 1 << 26
