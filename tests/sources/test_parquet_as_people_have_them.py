@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.sources import SourceOptions, Unreadable, conversion, open_source
-from tests.conftest import REPOSITORY, blobs, run_command
+from tests.conftest import REPOSITORY, blobs, make_shards
 
 IMAGES, LABELS = blobs(num_train=30)["train"]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -222,6 +222,21 @@ def test_transparent_and_large_images_as_the_flags_say(tmp_path):
     assert "12×8 = 96 pixels, expected at most 95" in read(lists, max_image_pixels=95)[1][0]
 
 
+def test_lists_of_labels_are_no_images(tmp_path):
+    columns = {"pixels": nested(IMAGES, pa.uint8()), "labels": pa.array([[0, 1, 0, 1]] * 30)}
+    spec = write(tmp_path / "set.parquet", **columns)
+    with pytest.raises(StageError, match="'labels' is list<.* ignore labels with --labels=none"):
+        open_source(spec)
+    assert_are_the_blobs(read(spec, labels="none")[1])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([HUB, HUB], names=["image", "image"])
+    pq.write_table(table, tmp_path / "set.parquet")
+    with pytest.raises(StageError, match="set.parquet has two columns 'image'; expected one of"):
+        open_source(f"parquet:{tmp_path}/set.parquet")
+
+
 # Labels.
 
 
@@ -312,11 +327,12 @@ def test_the_column_of_labels_is_found(tmp_path, others, taken):
     ],
 )
 def test_the_column_of_labels_is_not_guessed(tmp_path, others, error, message):
-    spec = write(tmp_path / "set.parquet", image=HUB, **others)
+    image = pa.concat_arrays([HUB] * (len(next(iter(others.values()))) // 30))
+    spec = write(tmp_path / "set.parquet", image=image, **others, settings={})
     with pytest.raises(error, match=message) as raised:
         open_source(spec)
     assert type(raised.value) is error
-    assert_are_the_blobs(read(spec, labels="none")[1])
+    assert_are_the_blobs(read(spec, labels="none")[1][:30])
 
 
 def test_two_levels_of_labels_need_a_flag(tmp_path):
@@ -529,6 +545,26 @@ def test_a_set_that_changes_is_noticed(tmp_path):
         conversion.open_converted(worker)
 
 
+@pytest.mark.parametrize("is_url", [False, True])
+def test_a_file_that_changes_after_the_listing(tmp_path, monkeypatch, is_url):
+    from pipeline.sources.readers.parquet_files import listing
+
+    list_files, memory = listing.list_files, fsspec.filesystem("memory")
+    hub(tmp_path / "set" / "train.parquet")
+    place = f"memory://{tmp_path.name}/set" if is_url else f"{tmp_path}/set"
+    memory.put(str(tmp_path / "set"), f"memory://{tmp_path.name}/set", recursive=True)
+
+    def list_and_change(path):
+        listed = list_files(path)
+        hub(tmp_path / "set" / "train.parquet", slice(0, 9))
+        memory.put(f"{tmp_path}/set/train.parquet", f"memory://{tmp_path.name}/set/train.parquet")
+        return listed
+
+    monkeypatch.setattr(listing, "list_files", list_and_change)
+    with pytest.raises(SourceChanged, match="train.parquet: was changed while it was in use"):
+        open_source(f"parquet:{place}")
+
+
 def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     from pipeline.sources.readers.parquet_files import values
 
@@ -621,8 +657,8 @@ def opened_in_a_process(tmp_path):
     """Opens a plain file, then others; (outcome of each other, peak memory that it adds in MB)."""
 
     def open_them(*paths) -> list[tuple[str, int]]:
-        hub(tmp_path / "plain.parquet")
-        command = [sys.executable, "-c", MEMORY, tmp_path / "plain.parquet", *paths]
+        hub(tmp_path / "small.parquet")
+        command = [sys.executable, "-c", MEMORY, tmp_path / "small.parquet", *paths]
         done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
         lines = done.stdout.splitlines()
         outcomes, peaks = lines[2::2], list(map(int, lines[1::2]))
@@ -642,18 +678,16 @@ def test_bombs_take_no_memory(tmp_path, opened_in_a_process):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
-@pytest.mark.parametrize("use_dictionary", [True, False])
-def test_memory_is_bounded_by_a_batch_and_not_by_a_row_group(
-    tmp_path, opened_in_a_process, use_dictionary
-):
+def test_memory_is_bounded_by_a_batch_and_not_by_a_row_group(tmp_path, opened_in_a_process):
     generator = np.random.default_rng(0)
     images = [png(generator.integers(0, 256, (300, 300, 3), np.uint8)) for _ in range(3)]
-    settings = {"row_group_size": 639, "use_dictionary": use_dictionary, "write_batch_size": 9}
-    pq.write_table(
-        pa.table({"image": pa.array(images * 213)}), tmp_path / "set.parquet", **settings
-    )
-    [(text, peak)] = opened_in_a_process(tmp_path / "set.parquet")
-    assert text == "read" and peak < 180, peak  # The row group takes 173 MB.
+    table = pa.table({"image": pa.array(images * 213)})  # 173 MB.
+    for name, use_dictionary in (("repeated", True), ("plain", False)):
+        settings = {"use_dictionary": use_dictionary, "write_batch_size": 9}
+        pq.write_table(table, tmp_path / f"{name}.parquet", **settings)
+    opened = opened_in_a_process(tmp_path / "repeated.parquet", tmp_path / "plain.parquet")
+    assert [text for text, _ in opened] == ["read", "read"]
+    assert max(peak for _, peak in opened) < 180, opened
 
 
 # The whole job.
@@ -663,10 +697,7 @@ def test_a_set_of_the_hub_becomes_shards(tmp_path):
     hub(tmp_path / "set" / "train-00000-of-00001.parquet")
     hub(tmp_path / "set" / "test-00000-of-00001.parquet", slice(0, 10))
     source, out = f"parquet:{tmp_path}/set", tmp_path / "out"
-    command = [f"--source={source}", f"--output_dir={out}", "--num_shards=2"]
-    done = run_command("pipeline.preprocess", *command, "--direct_num_workers=2")
-    assert f"reads {source}: train 30, test 10; 10.0% of train become validation" in done.stderr
-    assert "the column 'image' holds the images (Image)" in done.stderr
+    make_shards(source, out, num_shards=2)
     dataset = reader.Dataset(str(out))
     assert dataset.manifest["class_names"] == NAMES
     found = {}

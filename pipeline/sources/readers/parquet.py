@@ -165,19 +165,21 @@ class ParquetSource:
         arrays.hash_rows(digest, arrays.FileRows(copy.file, 0, (copy.file.num_bytes,)))
         return digest.hexdigest()
 
-    def _place_of(self, index: int) -> tuple[str, int]:
-        """The file of a record, and its row."""
-        number = int(np.searchsorted(self._copy.starts, index, side="right")) - 1
-        return self._paths[number], index - int(self._copy.starts[number])
+    def _places(self, indices: np.ndarray) -> list[tuple[str, int]]:
+        """The file of each record, and its row."""
+        numbers = np.searchsorted(self._copy.starts, indices, side="right") - 1
+        rows = indices - self._copy.starts[numbers]
+        pairs = zip(numbers.tolist(), rows.tolist(), strict=True)
+        return [(self._paths[number], row) for number, row in pairs]
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """`<path below DIR>#<row>`."""
-        places = map(self._place_of, indices.tolist())
+        places = self._places(indices)
         return [f"{path}#{row}".encode(errors="backslashreplace") for path, row in places]
 
     def where(self, index: int) -> str:
         """The file and the row."""
-        path, row = self._place_of(index)
+        [(path, row)] = self._places(np.array([index]))
         return f"{self._listing.full(path)}#{row}"
 
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:

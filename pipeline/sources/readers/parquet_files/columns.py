@@ -20,8 +20,9 @@ _LABEL_NAMES = ("label", "labels", "class", "target", "y", "cls")
 _NO_LABEL_NAME = re.compile(r"|.*id|.*index.*|.*file_?name|file|.*path|.*url|width|height|__.*")
 # Binary columns of webdataset that hold no image.
 _NO_IMAGE_NAMES = ("json", "txt", "cls", "npy")
-# Types of the hubs' metadata that may hold an image.
-_IMAGE_FEATURES = ("Image", "Array2D", "Array3D", "Value", "Sequence", "List", "LargeList", None)
+# Types in the hubs' metadata that say that a column holds images, and that say nothing of it.
+_IMAGE_FEATURES = ("Image", "Array2D", "Array3D")
+_PLAIN_FEATURES = (None, "Value", "Sequence", "List", "LargeList")
 
 
 class Columns(NamedTuple):
@@ -69,9 +70,10 @@ def is_text(column_type: pa.DataType) -> bool:
 
 def _image_rank(field: pa.Field, feature: Mapping[str, Any]) -> int | None:
     """How clearly a column holds images, 0 is best; None if it cannot."""
-    if feature.get("_type") not in _IMAGE_FEATURES:
+    described = feature.get("_type") in _IMAGE_FEATURES
+    if not described and feature.get("_type") not in _PLAIN_FEATURES:
         return None
-    column_type, described = _storage(field.type), feature.get("_type") in _IMAGE_FEATURES[:3]
+    column_type = _storage(field.type)
     if pa.types.is_struct(column_type):
         index = column_type.get_field_index("bytes")
         if index < 0 or not _is_bytes(column_type.field(index).type):
@@ -152,7 +154,9 @@ def find(
                 fields[field.name] = field
         for name, feature in _features(schema).items():
             features.setdefault(name, feature)
-    image = _find_image(fields, features, where)
+    # A list of numbers that is named like labels is one of several labels.
+    unnamed = {name: field for name, field in fields.items() if name.lower() not in _LABEL_NAMES}
+    image = _find_image(unnamed or fields, features, where)
     _check_image(image, schemas, features, where)
     about = features.get(image, {}).get("_type") or fields[image].type
     notes = [f"the column {image!r} holds the images ({str(about)[:60]})"]
@@ -202,19 +206,20 @@ def _check_image(
     where: str,
 ) -> None:
     """Checks that all files have the column of the images."""
-    of_type: dict[int, tuple[str, pa.DataType]] = {}  # 1 for image files, 3 for pixels.
+    types: dict[bool, tuple[str, pa.DataType]] = {}  # True for pixels, False for image files.
     for path, schema in schemas.items():
         field = schema.field(image) if image in schema.names else None
-        if field is None or (rank := _image_rank(field, {})) is None:
-            has = f"holds {_listed({f.name: f for f in schema})}" if field is None else field.type
+        if field is None or _image_rank(field, features.get(image, {})) is None:
+            columns = _listed({other.name: other for other in schema})
+            has = f"holds {columns}" if field is None else f"has {image!r} as {field.type}"
             raise StageError(
-                f"{where}: {path} {has if field is None else f'has {image!r} as {has}'}; expected "
+                f"{where}: {path} {has}; expected "
                 f"images in {image!r} as in {next(p for p in schemas if p != path)}: name the "
                 "files that belong together, as parquet:DIR/NAME-*.parquet"
             )
-        of_type.setdefault(3 if rank == 3 else 1, (path, field.type))
-    if len(of_type) > 1:
-        (path, column_type), (other, other_type) = of_type.values()
+        types.setdefault(is_list(_storage(field.type)), (path, field.type))
+    if len(types) > 1:
+        (path, column_type), (other, other_type) = types.values()
         raise StageError(
             f"{where}: {image!r} is {column_type} in {path} and {other_type} in {other}; expected "
             "image files in all, or pixels in all: name the files that belong together, as "
@@ -241,7 +246,8 @@ def _find_label(
     others = [
         name
         for name, field in fields.items()
-        if _label_kind(field.type) not in ("", "nulls") and not _NO_LABEL_NAME.fullmatch(name)
+        if _label_kind(field.type) not in ("", "nulls")
+        and not _NO_LABEL_NAME.fullmatch(name.lower())
     ]
     candidates = described or named or others
     if len(candidates) < 2 and candidates != others:
