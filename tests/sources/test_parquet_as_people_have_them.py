@@ -320,6 +320,11 @@ def test_the_column_of_labels_is_found(tmp_path, others, taken):
         ),
         ({"label": LABELS.astype(int) + 70_000}, StageError, r"column 'label': labels up to 7000"),
         (
+            {"label": pa.array([str(i) for i in range(69_990)])},
+            StageError,
+            "'label' holds more than 65,536 different labels",
+        ),
+        (
             {"label": pa.array([2**64 - 1] * 30, pa.uint64())},
             StageError,
             "'label' holds .*18446744",

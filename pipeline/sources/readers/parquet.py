@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.image_file import decode, shape_of
+from pipeline.sources.local_file import OpenFile
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers.parquet_files import columns as columns_lib
@@ -134,7 +135,7 @@ class ParquetSource:
                 if not values.is_fault(shape) and not values.is_encoded(shape):
                     shapes[tuple(shape)] += 1
                     continue
-                data = self._copy.file.read(*map(int, self._copy.offsets[index : index + 2]))
+                data = self._copy.read(*self._copy.offsets[index : index + 2].tolist())
                 try:
                     if values.is_fault(shape):
                         raise ValueError(data.decode())
@@ -162,7 +163,8 @@ class ParquetSource:
             digest.update(os.fsencode(path) + f"\0{first};".encode())
         for array, dtype in ((self._labels, "<i8"), (copy.offsets, "<i8"), (copy.shapes, "<i4")):
             digest.update(np.ascontiguousarray(array, dtype))
-        arrays.hash_rows(digest, arrays.FileRows(copy.file, 0, (copy.file.num_bytes,)))
+        file = OpenFile(copy.file, self._where)
+        arrays.hash_rows(digest, arrays.FileRows(file, 0, (file.num_bytes,)))
         return digest.hexdigest()
 
     def _places(self, indices: np.ndarray) -> list[tuple[str, int]]:
@@ -197,15 +199,15 @@ class ParquetSource:
         if not source.UNLABELLED <= label < len(self.class_names):
             what = "that is no whole number" if label == values.NOT_WHOLE else f"{label}"
             return source.Unreadable(f"label {what}, expected -1 to {len(self.class_names) - 1}")
-        data = self._copy.file.read(first, end)
-        if values.is_fault(shape):
-            return source.Unreadable(data.decode())
-        if not values.is_encoded(shape):
-            return np.frombuffer(data, np.uint8).reshape(shape)
+        data = self._copy.read(first, end)
         try:
-            return decode(data, self._options.max_image_pixels, self._options.background)
+            if values.is_encoded(shape):
+                return decode(data, self._options.max_image_pixels, self._options.background)
         except ValueError as error:
             return source.Unreadable(str(error))
+        if values.is_fault(shape):
+            return source.Unreadable(data.decode())
+        return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def open_parquet(place: str, options: SourceOptions = DEFAULTS) -> ParquetSource:

@@ -5,14 +5,14 @@ read would decode all files. The copy holds images as the files do, PNG and JPEG
 unnamed file goes when the process ends.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.sources.local_file import OpenFile
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.readers.parquet_files import reading, values
 from pipeline.sources.readers.parquet_files.columns import Columns
@@ -26,12 +26,16 @@ _EXTRA_BYTES = 1 << 20
 class Copy(NamedTuple):
     """All n rows of a source, in order."""
 
-    file: OpenFile  # The images, or the reasons why a row has none.
+    file: BinaryIO  # The images, or the reasons why a row has none.
     starts: np.ndarray  # (files + 1,) int64, the first row of each file, and n
     offsets: np.ndarray  # (n + 1,) int64, where each row begins in `file`
     shapes: np.ndarray  # (n, 3) int32, see values.Cells
     labels: np.ndarray  # (n,) int64; numbers of `texts` if these are not empty
     texts: dict[str, int]  # Text of a label -> its number
+
+    def read(self, first: int, end: int) -> bytes:
+        """The bytes first to end − 1 of the file; nobody else can change it."""
+        return os.pread(self.file.fileno(), end - first, first)
 
 
 def copy_rows(stamp_by_path: Mapping[str, str], columns: Columns, options: SourceOptions) -> Copy:
@@ -76,7 +80,7 @@ def copy_rows(stamp_by_path: Mapping[str, str], columns: Columns, options: Sourc
                 starts[-1] += len(batch)
             file.flush()  # Here, where a full disk is reported.
     return Copy(
-        OpenFile(file, "copied images"),
+        file,
         np.array(starts, np.int64),
         np.cumsum(np.concatenate(lengths)),
         np.concatenate(shapes),
