@@ -309,8 +309,9 @@ def test_the_column_of_labels_is_found(tmp_path, others, taken):
 @pytest.mark.parametrize(
     "others, error, message",
     [
-        ({"text": pa.array(["x"] * 30)}, UsageError, "'text' holds texts, which may be classes or"),
-        ({"a": LABELS, "b": LABELS}, UsageError, r"'a', 'b' may hold the labels; .*_column=a, or"),
+        ({"text": pa.array(["x"] * 30)}, UsageError, "'text' is string, and may hold classes or "),
+        ({"score": LABELS / 10}, UsageError, "'score' is double, and may hold classes or"),
+        ({"a": LABELS, "b": LABELS}, UsageError, r"'a', 'b' may hold the labels; .*_column=a or"),
         ({"label": LABELS, "class": LABELS}, UsageError, "'label', 'class' may hold the labels"),
         ({"label": pa.array([[1, 2]] * 30)}, StageError, r"'label' is list<.*--labels=none"),
         (
@@ -420,7 +421,7 @@ def test_a_file_a_directory_and_a_pattern(tmp_path):
             open_source(f"{place}/moved/train*", SourceOptions(**options)).fingerprint()
         )
     assert len(fingerprints) == 3
-    for rest in ("none", "moved/*.csv", "none/*.parquet", ""):
+    for rest in ("none", "[z-a]*.parquet", "moved/*.csv", "none/*.parquet", ""):
         with pytest.raises(StageError):
             open_source(f"{place}/{rest}" if rest else "parquet:")
 

@@ -157,7 +157,7 @@ def find(
     # A list of numbers that is named like labels is one of several labels.
     unnamed = {name: field for name, field in fields.items() if name.lower() not in _LABEL_NAMES}
     image = _find_image(unnamed or fields, features, where)
-    _check_image(image, schemas, features, where)
+    _check_image(image, schemas, features.get(image, {}), where)
     about = features.get(image, {}).get("_type") or fields[image].type
     notes = [f"the column {image!r} holds the images ({str(about)[:60]})"]
     if not is_labelled:
@@ -202,21 +202,26 @@ def _find_image(
 def _check_image(
     image: str,
     schemas: Mapping[str, pa.Schema],
-    features: Mapping[str, Mapping[str, Any]],
+    feature: Mapping[str, Any],
     where: str,
 ) -> None:
     """Checks that all files have the column of the images."""
     types: dict[bool, tuple[str, pa.DataType]] = {}  # True for pixels, False for image files.
+
+    def fits(schema: pa.Schema) -> bool:
+        return image in schema.names and _image_rank(schema.field(image), feature) is not None
+
     for path, schema in schemas.items():
-        field = schema.field(image) if image in schema.names else None
-        if field is None or _image_rank(field, features.get(image, {})) is None:
+        if not fits(schema):
+            field = schema.field(image) if image in schema.names else None
             columns = _listed({other.name: other for other in schema})
             has = f"holds {columns}" if field is None else f"has {image!r} as {field.type}"
+            other = next(other for other, other_schema in schemas.items() if fits(other_schema))
             raise StageError(
-                f"{where}: {path} {has}; expected "
-                f"images in {image!r} as in {next(p for p in schemas if p != path)}: name the "
+                f"{where}: {path} {has}; expected images in {image!r} as in {other}: name the "
                 "files that belong together, as parquet:DIR/NAME-*.parquet"
             )
+        field = schema.field(image)
         types.setdefault(is_list(_storage(field.type)), (path, field.type))
     if len(types) > 1:
         (path, column_type), (other, other_type) = types.values()
@@ -250,23 +255,22 @@ def _find_label(
         and not _NO_LABEL_NAME.fullmatch(name.lower())
     ]
     candidates = described or named or others
-    if len(candidates) < 2 and candidates != others:
-        return (candidates[0] if candidates else None), ""
-    if len(candidates) == 1:
-        [name] = candidates
-        if described or named:
-            return name, ""
-        if _label_kind(fields[name].type) == "numbers":
-            return name, ", the only one that can"
     if not candidates:
         return None, ""
-    shown = ", ".join(map(repr, candidates))
+    first, decide = candidates[0], f"--label_column={candidates[0]} or --labels=none"
+    if len(candidates) > 1:
+        raise UsageError(
+            f"{where}: the columns {', '.join(map(repr, candidates))} may hold the labels; "
+            f"expected one: say which with {decide}"
+        )
+    if described or named:
+        return first, ""
+    column_type = fields[first].type
+    if pa.types.is_integer(column_type) or pa.types.is_boolean(column_type):
+        return first, ", the only one that can"
     raise UsageError(
-        f"{where}: the columns {shown} may hold the labels; expected one: name it with "
-        f"--label_column={candidates[0]}, or ignore labels with --labels=none"
-        if len(candidates) > 1
-        else f"{where}: the column {shown} holds texts, which may be classes or captions; say "
-        f"which with --label_column={candidates[0]} or --labels=none"
+        f"{where}: the column {first!r} is {column_type}, and may hold classes or something else, "
+        f"such as captions; say which with {decide}"
     )
 
 

@@ -1,6 +1,7 @@
 """Which Parquet files belong to a source, and the split of each."""
 
 import collections
+import fnmatch
 import os
 import re
 from typing import NamedTuple
@@ -47,23 +48,19 @@ def list_files(place: str) -> Listing:
     if number is None:
         return Listing(place, {}, {}, [])
     root = "/".join(parts[:number]) or ("/" if number else ".")
-    pattern = _pattern("/".join(parts[number:]))
     tree = trees.read_tree(root) if files.is_dir(root) else trees.Tree({}, [])
-    found = {path: stamp for path, stamp in tree.stamps.items() if pattern.fullmatch(path)}
+    found = {p: s for p, s in tree.stamps.items() if _matches(p.split("/"), parts[number:])}
     return Listing(root, found, {}, [])
 
 
-def _pattern(glob: str) -> re.Pattern[str]:
-    """A shell's pattern: * and ? stop at a slash, **/ is any number of directories."""
-    tokens = {"**/": "(?:.*/)?", "*": "[^/]*", "**": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*+|\?|\[!?[^]/]+\])", glob)
-    return re.compile(
-        "".join(
-            tokens.get(part)
-            or (part.replace("[!", "[^") if i % 2 and part[0] == "[" else re.escape(part))
-            for i, part in enumerate(parts)
-        )
-    )
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    """Whether a path matches a shell's pattern, both split at slashes; ** is any directories."""
+    if not patterns:
+        return not parts
+    first, *rest = patterns
+    if first == "**":
+        return any(_matches(parts[number:], rest) for number in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
 
 
 def splits_of(listing: Listing, where: str) -> dict[str, str]:
