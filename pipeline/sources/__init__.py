@@ -34,7 +34,7 @@ _FORMS = {
     "npy:DIR": "pipeline.sources.readers.npy.open_npy",
     "csv:FILE": "pipeline.sources.readers.csv.open_csv",
     "folder:DIR": "pipeline.sources.readers.folder.open_folder",
-    "parquet:FILE": "pipeline.sources.readers.parquet.open_parquet",
+    "parquet:FILE_DIR_OR_GLOB": "pipeline.sources.readers.parquet.open_parquet",
     "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
 _OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}

@@ -1,0 +1,1 @@
+"""Parquet files of image sets: which belong together, their columns, and the values in them."""
