@@ -1,5 +1,6 @@
 """NumPy files: images and labels of each split, a file for each class, or one file alone."""
 
+import errno
 import math
 import os
 import re
@@ -35,10 +36,7 @@ class _NpyFile(stored.StoredArray):
             shape, _, dtype, offset = stored.read_npy_header(head, path)
             return offset + math.prod(shape) * dtype.itemsize
 
-        try:
-            self._file = LocalFile(path, expected_size=size_of)
-        except OSError as error:
-            raise stored.too_many_files(os.path.dirname(path), error) from error
+        self._file = LocalFile(path, expected_size=size_of)
         self.stamp = self._file.stamp
         head = self._file.read(0, min(HEAD_BYTES, self._file.num_bytes))
         shape, is_fortran, dtype, self._offset = stored.read_npy_header(head, path)
@@ -86,7 +84,10 @@ def open_npy(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
     if "labels" not in kinds and not (images and _are_splits(images)) and not are_splits:
         return _classes(paths, options, name=name, ignored=ignored)
     split_names = pairs_lib.find_pairs(
-        paths, f"--source={name}", place=f"npy:{directory}", default_kind="images" if are_splits else ""
+        paths,
+        f"--source={name}",
+        place=f"npy:{directory}",
+        default_kind="images" if are_splits else "",
     )
     pairs = {
         split: pairs_lib.Pair(
@@ -146,15 +147,22 @@ def _classes(
         stems = sorted(paths)
     without = " and ".join(repr(_text(part)) for part in (beginning, ending) if part)
     note = f"reads one file for each of {len(paths)} classes, named after the file"
-    opened = {stem: _NpyFile(paths[stem]) for stem in stems}
-    return _parts(
-        opened,
-        [_text(classes[stem]) for stem in stems],
-        options,
-        name=name,
-        notes=[f"{note} without {without}" if without else note],
-        ignored=ignored,
-    )
+    try:
+        return _parts(
+            {stem: _NpyFile(paths[stem]) for stem in stems},
+            [_text(classes[stem]) for stem in stems],
+            options,
+            name=name,
+            notes=[f"{note} without {without}" if without else note],
+            ignored=ignored,
+        )
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise StageError(
+            f"--source={name}: holds {len(paths)} arrays, more files than this process may open; "
+            "expected fewer: raise the limit with ulimit -n, or save all in one .npz with labels"
+        ) from error
 
 
 def _common_parts(stems: list[str]) -> tuple[str, str]:
@@ -162,7 +170,8 @@ def _common_parts(stems: list[str]) -> tuple[str, str]:
     beginning = re.match(r"(.*[\W_])?", os.path.commonprefix(stems), re.DOTALL)[0]
     rests = [stem[len(beginning) :][::-1] for stem in stems]
     ending = re.match(r"(.*[\W_])?", os.path.commonprefix(rests), re.DOTALL)[0][::-1]
-    return beginning, ending
+    has_empty = any(len(stem) == len(beginning) + len(ending) for stem in stems)
+    return ("", "") if has_empty else (beginning, ending)
 
 
 def _parts(

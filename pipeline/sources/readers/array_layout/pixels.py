@@ -178,7 +178,7 @@ def _flat(images: StoredArray, *, is_counted: bool) -> _Layout:
     if side * side * 3 == num_pixels:
         raise StageError(
             f"{images}; {_EXPECTED}, and this can be RGB images with the channels first or last: "
-            f"save x.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1) if the channels are first, "
-            f"or x.reshape(-1, {side}, {side}, 3) if they are last"
+            f"save x.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1) if the channels are "
+            f"first, or x.reshape(-1, {side}, {side}, 3) if they are last"
         )
     raise StageError(f"{images}; {_EXPECTED}: save x.reshape(-1, H, W) with the images' size")

@@ -1,9 +1,7 @@
 """Arrays in files of which only the header has been read, and NumPy's header."""
 
-import errno
 import io
 import math
-import os
 import tempfile
 import tokenize
 from typing import BinaryIO
@@ -125,13 +123,3 @@ def read_npy_header(head: bytes, where: str) -> tuple[tuple[int, ...], bool, np.
             f"{where}: not a NumPy array ({error}); save it with numpy.savez or numpy.save"
         ) from error
     return *header, file.tell()
-
-
-def too_many_files(where: str, error: OSError) -> StageError:
-    """The error for a process that may not open one more file; raises any other error."""
-    if error.errno != errno.EMFILE:
-        raise error
-    return StageError(
-        f"{where}: holds more files than this process may open ({os.strerror(errno.EMFILE)}); "
-        "expected fewer: raise the limit with ulimit -n, or join the arrays in one .npz"
-    )

@@ -19,7 +19,11 @@ _SCAN_BYTES = 1 << 23
 # Floats that stay below half of [0, 1] may have another range.
 _LEAST_HIGHEST = 0.5
 # Ranges that people store; the first one that holds the values is proposed.
-_RANGES = ((0, 1), (-1, 1), (0, 255), (-128, 127), (0, 4095), (0, 65_535))
+_RANGES = {
+    "f": ((0, 1), (-1, 1), (0, 255)),
+    "i": ((-128, 127), (0, 4_095), (0, 65_535)),
+    "u": ((0, 4_095), (0, 65_535)),
+}
 # Integers that never exceed one of these are probably not of 0 to 255.
 _DARK = (1, 16)
 
@@ -77,7 +81,7 @@ def decide(
         where = arrays[[f.lowest for f in found].index(lowest)][0]
     else:
         where = arrays[[f.highest for f in found].index(highest)][0]
-    values = f"values {lowest} to {highest}"
+    values = f"values {lowest!s} to {highest!s}"  # Of float32, no more digits than it has.
     if pixel_range:
         # A limit that is printed with the digits of float32 is that value of float32.
         low, high = (
@@ -105,7 +109,7 @@ def decide(
             )
         return (None if is_uint8 else _as_they_are), notes
     proposed = next(
-        ((low, high) for low, high in _RANGES if low <= lowest and highest <= high),
+        ((low, high) for low, high in _RANGES[dtype.kind] if low <= lowest and highest <= high),
         (math.floor(lowest), math.ceil(highest)),
     )
     raise UsageError(
