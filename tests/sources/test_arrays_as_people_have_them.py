@@ -12,7 +12,7 @@ import pytest
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.sources import SourceOptions, conversion, open_source
-from pipeline.sources.readers.array_layout import pairs
+from pipeline.sources.readers.array_layout import pairs, stored
 from tests.conftest import make_shards, run_command, write_idx
 
 GENERATOR = np.random.default_rng(3)
@@ -142,6 +142,13 @@ def test_axes_are_not_guessed(tmp_path, images, is_labelled, message):
     spec = npz(tmp_path, x=images, **({"y": LABELS} if is_labelled else {}))
     with pytest.raises(StageError, match=message):
         open_source(spec)
+
+
+def test_an_array_is_turned_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "_TURN_BYTES", 100)
+    for images in (COLOUR, COLOUR[:, :2, :2], COLOUR[:3]):  # Many images, or large ones.
+        spec = npz(tmp_path, x=images.transpose(1, 2, 3, 0), y=LABELS[: len(images)])
+        np.testing.assert_array_equal(read(spec)[1], images)
 
 
 # Values.
@@ -332,6 +339,7 @@ NONE[3] = 0
         (LABELS.astype(complex), r"y: complex128 \(40,\); expected one integer"),
         (np.full(40, ""), "the label ''; expected printable"),
         (np.full(40, b"\xff"), "expected printable"),
+        (np.full(40, 0xFFFFFFFF, np.uint32).view("U1"), "expected printable"),
         (np.array(LABELS, object), "holds Python objects"),
         (np.zeros((40, 2, 2)), "expected one integer for each image"),
         (LABELS[:39], r"40 images and labels int64 \(39,\)"),
@@ -433,6 +441,16 @@ def test_names_pair_images_and_labels(tmp_path, names, kind):
     assert source.ids(np.array([0, 40])) == [b"train-0000000", b"test-0000000"]
     np.testing.assert_array_equal(pixels[..., 0], np.concatenate([GREY, GREY[:9]]))
     assert labels == [*LABELS, *LABELS[:9]]
+
+
+def test_words_of_newer_versions_make_no_split_beside_those_of_all(tmp_path):
+    """What an archive held beside a set never mattered; the set and its id stay."""
+    spec = npz(tmp_path, x_train=GREY, y_train=LABELS)
+    before = open_source(spec).fingerprint()
+    more = {"data_test": GREY, "val_target": LABELS, "imgs": GREY, "classes": np.arange(7)}
+    source = open_source(npz(tmp_path, x_train=GREY, y_train=LABELS, **more))
+    assert source.fingerprint() == before and source.split_sizes == {"train": 40}
+    assert source.notes == ["ignores the arrays data_test, val_target, imgs, classes"]
 
 
 def test_further_arrays_are_named(tmp_path):

@@ -157,10 +157,13 @@ class ArraySource:
         """
         for split, (images, labels) in splits.items():
             check_pair(f"{name}: {split}", images, labels)
-        shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
-        if len(set(shapes.values())) > 1:
+        shapes: dict[tuple[int, ...], str] = {}
+        for split, (images, _) in splits.items():
+            shapes.setdefault(images.shape[1:], split)
+        if len(shapes) > 1:
+            shown = ", ".join(f"{split} {shape}" for shape, split in shapes.items())
             raise StageError(
-                f"{name}: image shapes differ between splits: {shapes}; expected one shape"
+                f"{name}: image shapes differ between splits: {shown}; expected one shape"
             )
         self._splits, self._name = splits, name
         self.listed = dict(listed or {})
@@ -169,7 +172,7 @@ class ArraySource:
         self.split_sizes = (
             dict(zip(splits, sizes, strict=True)) if has_splits else {UNSPLIT: sum(sizes)}
         )
-        self.image_shape = next(iter(shapes.values()))
+        self.image_shape = next(iter(shapes))
         highest = max(int(labels.max()) for _, labels in splits.values())
         numbers = class_names_up_to(highest, name)
         self.class_names = numbers if class_names is None else list(class_names)

@@ -140,11 +140,12 @@ def _words(labels: Mapping[str, StoredArray], rows: Mapping[str, FileRows]) -> L
 def _texts(array: StoredArray, words: np.ndarray) -> list[str]:
     """Words as text that a manifest can hold."""
     texts = []
-    for word in words.tolist():
+    for place in range(len(words)):
         try:
+            word = words[place].item()
             text = word.decode() if isinstance(word, bytes) else word
-        except UnicodeDecodeError:
-            text = ""
+        except (UnicodeDecodeError, SystemError, ValueError):  # No characters at all.
+            word = text = ""
         if not text or not text.isprintable():
             raise StageError(
                 f"{array}: the label {word!r}; expected printable names of classes: save class "

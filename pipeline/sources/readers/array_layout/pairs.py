@@ -18,14 +18,12 @@ from pipeline.sources.source import UNLABELLED
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files
 
-# Words in the names of arrays; a name with a word of the first line goes before one of the second.
+# Words in the names of arrays. Those of the second line count only where no array has one of the
+# first, which earlier versions knew.
 _WORDS = (
+    {"images": ("x", "images", "image"), "labels": ("y", "labels", "label")},
     {
-        "images": ("x", "images", "image", "imgs", "img"),
-        "labels": ("y", "labels", "label"),
-    },
-    {
-        "images": ("data", "pixels"),
+        "images": ("imgs", "img", "data", "pixels"),
         "labels": ("targets", "target", "classes"),
     },
 )
@@ -45,7 +43,7 @@ class Name(NamedTuple):
     kind: str  # "images", "labels", or "" if the name says neither.
     split: str
     rest: str  # The other words.
-    rank: int  # Of the word for the kind; the lowest goes first.
+    rank: int  # The line of _WORDS that holds the word for the kind.
     beginning: str  # All before the words for kind and split.
 
 
@@ -101,13 +99,22 @@ def find_pairs(
       StageError: two names for the same, or labels without images.
     """
     parsed = {name: parse(name) for name in names}
+    parsed = {
+        name: about._replace(kind=about.kind or default_kind)
+        for name, about in parsed.items()
+        if place or not about.rest
+    }
+    ranks = {
+        kind: min((about.rank for about in parsed.values() if about.kind == kind), default=0)
+        for kind in ("images", "labels")
+    }
     found: dict[str, dict[str, str]] = {}
-    for name, about in sorted(parsed.items(), key=lambda item: item[1].rank):
-        kind = about.kind or default_kind
-        if not kind or (about.rest and not place):
+    for name, about in parsed.items():
+        kind = about.kind
+        if not kind or about.rank > ranks[kind]:
             continue
         other = found.setdefault(about.split, {}).setdefault(kind, name)
-        if other == name or parsed[other].rank < about.rank:
+        if other == name:
             continue
         remedy = "save the set without the other"
         if place:

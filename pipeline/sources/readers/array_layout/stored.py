@@ -87,13 +87,24 @@ def _turned(file: OpenFile, offset: int, shape: tuple[int, ...], dtype: np.dtype
     """A copy of an array in a file, whose last axis becomes the first."""
     *rest, count = shape
     num_cells, size = math.prod(rest), dtype.itemsize
-    step = max(1, _TURN_BYTES // max(1, num_cells * size))
     copy = tempfile.TemporaryFile()
-    for first in range(0, count, step):
-        width = min(step, count - first)
-        starts = range(offset + first * size, offset + num_cells * count * size, count * size)
-        data = file.read_each(list(starts), width * size)
-        copy.write(np.ascontiguousarray(np.frombuffer(data, dtype).reshape(num_cells, width).T))
+    # Reads or writes are of long runs, whether there are many images or large ones.
+    if num_cells <= count:
+        step = max(1, _TURN_BYTES // (num_cells * size))
+        for first in range(0, count, step):
+            width = min(step, count - first)
+            starts = range(offset + first * size, offset + num_cells * count * size, count * size)
+            data = file.read_each(list(starts), width * size)
+            copy.write(np.ascontiguousarray(np.frombuffer(data, dtype).reshape(num_cells, width).T))
+    else:
+        step = max(1, _TURN_BYTES // (count * size))
+        for first in range(0, num_cells, step):
+            last = min(first + step, num_cells)
+            data = file.read(offset + first * count * size, offset + last * count * size)
+            images = np.ascontiguousarray(np.frombuffer(data, dtype).reshape(-1, count).T)
+            for number, image in enumerate(images):
+                copy.seek((number * num_cells + first) * size)
+                copy.write(image)
     copy.flush()
     return OpenFile(copy, file.path)
 
