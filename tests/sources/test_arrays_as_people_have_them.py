@@ -355,6 +355,22 @@ def test_labels_that_are_none_are_refused_and_can_be_ignored(tmp_path, labels, m
     assert set(found) == {-1}
 
 
+def test_ignored_labels_are_no_reason_to_refuse(tmp_path):
+    arrays = {"x_train": GREY, "y_train": LABELS, "label_train": LABELS, "y_test": LABELS}
+    spec = npz(tmp_path, **arrays)
+    with pytest.raises(StageError, match="are both labels of train"):
+        open_source(spec)
+    assert read(spec, labels="none")[0].split_sizes == {"train": 40}
+    spec = idx(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"no labels")
+    (tmp_path / "kmnist-train-labels-idx1-ubyte").write_bytes(b"no labels")
+    with pytest.raises(StageError, match="belong to the same split"):
+        open_source(spec)
+    (tmp_path / LABELS_NAME).write_bytes(b"no labels")
+    source, pixels, labels = read(spec, labels="none")
+    assert source.split_sizes == {"train": 40} and set(labels) == {-1}
+
+
 def test_words_beside_numbers_are_refused(tmp_path):
     arrays = {"x_train": GREY, "y_train": LABELS, "x_test": GREY}
     with pytest.raises(StageError, match="expected words in all splits, or numbers in all"):

@@ -110,7 +110,7 @@ def _open_pair(images_path: str, labels_path: str | None, options: SourceOptions
 
 
 def _find_files(
-    directory: str, beginning: str
+    directory: str, beginning: str, options: SourceOptions
 ) -> tuple[dict[str, dict[str, tuple[str, str]]], list[str], dict[str, int]]:
     """The IDX files of a directory whose names start so.
 
@@ -139,11 +139,12 @@ def _find_files(
         split_files = files.setdefault(split_named(prefix), {})
         earlier = split_files.setdefault(kind, (name, prefix))[0]
         # A plain file is listed before its compressed copy, and wins.
-        if earlier == name:
+        if earlier == name or (kind == "labels" and options.labels == "none"):
             continue
-        is_same_name = earlier == name.removesuffix(".gz")
-        # Of QMNIST's labels, a file of class numbers alone goes before all columns.
-        if is_same_name or (split_files[kind][1] == prefix and "-ubyte" not in name):
+        is_copy = earlier == name.removesuffix(".gz")
+        # Of QMNIST's labels, a file of class numbers alone goes before one with all columns.
+        is_qmnist = split_files[kind][1] == prefix and "labels-idx2-int" in name
+        if is_copy or is_qmnist:
             notes.append(f"reads {earlier}, and not {name}")
             continue
         if split_files[kind][1] != prefix or not _same_content(directory, kind, earlier, name):
@@ -153,6 +154,8 @@ def _find_files(
                 f"idx:{files_lib.join(directory, re.split('-?(train|test|t10k)', prefix)[0])}"
             )
         notes.append(f"reads {earlier}; {name} has the same content")
+    if options.labels == "none":
+        files = {split: kinds for split, kinds in files.items() if "images" in kinds}
     return files, notes, others
 
 
@@ -180,7 +183,7 @@ def open_idx(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
     if not place:
         raise UsageError("--source=idx: names no directory; write --source=idx:DIR")
     directory, beginning = pairs_lib.set_at(place)
-    files, notes, ignored = _find_files(directory, beginning)
+    files, notes, ignored = _find_files(directory, beginning, options)
     if not files and beginning:
         raise StageError(
             f"--source=idx:{place}: no such directory; expected a directory of IDX files, or "

@@ -86,6 +86,7 @@ def open_npy(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
     split_names = pairs_lib.find_pairs(
         paths,
         f"--source={name}",
+        options,
         place=f"npy:{directory}",
         default_kind="images" if are_splits else "",
     )

@@ -146,7 +146,9 @@ def open_npz(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
             for archive in archives
             for name, key in _names(archive, with_file=not is_file).items()
         }
-        found = pairs_lib.find_pairs(members, where, place="" if is_file else f"npz:{directory}")
+        found = pairs_lib.find_pairs(
+            members, where, options, place="" if is_file else f"npz:{directory}"
+        )
         notes = []
         if not found and list(members) == [_NAMELESS]:
             found = {UNSPLIT: {"images": _NAMELESS}}

@@ -82,13 +82,19 @@ class Pair(NamedTuple):
 
 
 def find_pairs(
-    names: Iterable[str], where: str, *, place: str = "", default_kind: str = ""
+    names: Iterable[str],
+    where: str,
+    options: SourceOptions,
+    *,
+    place: str = "",
+    default_kind: str = "",
 ) -> dict[str, dict[str, str]]:
     """Finds images and labels by name.
 
     Args:
       names: names of arrays; names that say neither images nor labels are passed over.
       where: the source, for messages.
+      options: see SourceOptions; labels that are ignored are no reason to refuse.
       place: KIND:DIR of arrays in several files, whose names may hold further words; else "".
       default_kind: what names mean that say neither images nor labels; "" for nothing.
 
@@ -114,7 +120,7 @@ def find_pairs(
         if not kind or about.rank > ranks[kind]:
             continue
         other = found.setdefault(about.split, {}).setdefault(kind, name)
-        if other == name:
+        if other == name or (kind == "labels" and options.labels == "none"):
             continue
         remedy = "save the set without the other"
         if place:
@@ -124,9 +130,11 @@ def find_pairs(
         raise StageError(
             f"{where}: {other} and {name} are both {kind} of {about.split}; expected one: {remedy}"
         )
+    if options.labels == "none":
+        found = {split: kinds for split, kinds in found.items() if "images" in kinds}
     for split, kinds in found.items():
         rests = {parsed[name].rest for name in kinds.values()}
-        if "images" not in kinds or len(rests) > 1:
+        if options.labels != "none" and ("images" not in kinds or len(rests) > 1):
             raise StageError(
                 f"{where}: {split} has {' and '.join(kinds.values())}; expected images and labels "
                 "of each split, such as x_train and y_train, or train_images and train_labels: "
