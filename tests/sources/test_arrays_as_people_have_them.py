@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
+from pipeline.datasets.building import reading
 from pipeline.sources import SourceOptions, conversion, open_source
-from pipeline.sources.readers.array_layout import pairs, stored
-from tests.conftest import make_shards, run_command, write_idx
+from pipeline.sources.readers.array_layout import pairs, stored, values
+from tests.conftest import make_shards, write_idx
 
 GENERATOR = np.random.default_rng(3)
 GREY = GENERATOR.integers(0, 256, (40, 6, 6), np.uint8)
@@ -166,6 +167,7 @@ def noisy(low: float, high: float, dtype=np.float32) -> np.ndarray:
         (noisy(-1, 1), "--pixel_range=-1,1"),
         (noisy(0, 254.5), "--pixel_range=0,255"),
         (noisy(0, 0.06), "--pixel_range=0,1"),
+        (noisy(0, 300, np.float16), "--pixel_range=0,300"),
         (noisy(-0.42, 2.82), "--pixel_range=-1,3"),
         (GREY.astype(np.uint16) * 257, "--pixel_range=0,65535"),
         (GREY.astype(np.int32) * 16, "--pixel_range=0,4095"),
@@ -194,6 +196,19 @@ def test_a_range_that_is_not_evident_is_asked_for(tmp_path, images, flag):
 def test_values_outside_the_range_are_refused(tmp_path, images, pixel_range):
     with pytest.raises(UsageError, match=f"values {images.min()!s} to {images.max()!s}; expected"):
         read(npz(tmp_path, x=images, y=LABELS), pixel_range=pixel_range)
+
+
+def test_a_range_may_be_wider_than_the_dtype(tmp_path):
+    _, pixels, _ = read(npz(tmp_path, x=noisy(0, 40_000, np.float16)), pixel_range=(0, 80_000))
+    assert (pixels.min(), pixels.max()) == (0, 128)
+
+
+def test_a_range_is_checked_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "_SCAN_BYTES", 36)
+    images = np.full((40, 6, 6), 100, np.uint8)
+    images[39] = 255
+    with pytest.raises(UsageError, match="values 100 to 255; expected"):
+        read(npz(tmp_path, x=images, y=LABELS), pixel_range=(0, 200))
 
 
 def test_a_range_of_the_values_that_the_message_shows_is_enough(tmp_path):
@@ -747,14 +762,14 @@ def test_the_first_bytes_say_what_is_packed(tmp_path, is_packed, ending):
 
 def test_what_is_decided_is_said(tmp_path):
     spec = npz(tmp_path, x=(GREY > 127).astype(np.uint8).reshape(40, 36), y=np.eye(7)[LABELS])
-    done = run_command("pipeline.preprocess", f"--source={spec}", "--dry_run")
-    for line in (
-        "preprocess: arrays (n, 36) are images of 6×6, row by row",
-        "preprocess: labels are one-hot rows (n, 7), read as class numbers",
-        "preprocess: warning: pixels are at most 1 of 255, nearly black, and stored as they are; "
+    source = conversion.open_converted(conversion.SourceSpec(spec))
+    assert reading.lines(source, 0.1)[2:] == [
+        "images are 6×6×1",
+        "arrays (n, 36) are images of 6×6, row by row",
+        "warning: pixels are at most 1 of 255, nearly black, and stored as they are; "
         "--pixel_range=0,1 makes 1 white",
-    ):
-        assert line in done.stdout.splitlines()
+        "labels are one-hot rows (n, 7), read as class numbers",
+    ]
 
 
 def test_workers_open_the_set_as_the_command_does(tmp_path):

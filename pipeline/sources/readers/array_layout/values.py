@@ -83,17 +83,17 @@ def decide(
         where = arrays[[f.highest for f in found].index(highest)][0]
     values = f"values {lowest!s} to {highest!s}"  # Of float32, no more digits than it has.
     if pixel_range:
-        # A limit that is printed with the digits of float32 is that value of float32.
-        low, high = (
-            np.array(limit).astype(dtype) if dtype.kind == "f" else limit for limit in pixel_range
-        )
-        if lowest < low or highest > high:
+        low, high = pixel_range
+        # A limit with the digits that float32 shows is that value of float32; its rest is rounded.
+        with np.errstate(over="ignore"):
+            least, most = np.array(pixel_range, dtype if dtype.kind == "f" else float)
+        if lowest < least or highest > most:
             raise UsageError(
                 f"{where}, {values}; expected values within "
                 "--pixel_range={:g},{:g}: set the range to the values of black and white, or save "
                 "numpy.clip(x, {:g}, {:g})".format(*pixel_range, *pixel_range)
             )
-        return functools.partial(_scaled, low=float(low), high=float(high)), []
+        return functools.partial(_scaled, low=low, high=high), []
     are_whole = all(f.are_whole for f in found)
     if dtype.kind == "f" and lowest >= 0 and _LEAST_HIGHEST < highest <= 1:
         note = f"{dtype} {values} are multiplied by 255 and rounded"
