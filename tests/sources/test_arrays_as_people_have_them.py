@@ -337,6 +337,8 @@ TWO = np.eye(7, dtype=np.uint8)[LABELS]
 TWO[3, :2] = 1
 NONE = np.eye(7, dtype=np.uint8)[LABELS]
 NONE[3] = 0
+OTHER = np.eye(7, dtype=np.uint8)[LABELS]
+OTHER[3, 0] = 2
 
 
 @pytest.mark.parametrize(
@@ -344,6 +346,7 @@ NONE[3] = 0
     [
         (TWO, r"y: uint8 \(40, 7\); expected one integer .* --labels=none reads the images alone"),
         (NONE, "--labels=none"),
+        (OTHER, "--labels=none"),
         (np.eye(7)[LABELS] * 2, "--labels=none"),
         (np.c_[LABELS, LABELS], "--labels=none"),
         (np.array([["a", "b"]] * 40), "--labels=none"),

@@ -111,7 +111,6 @@ def _find_layout(images: StoredArray, labels: StoredArray | None) -> _Layout:
     Raises:
       StageError: the array is no images, or its axes have more than one meaning.
     """
-    images.check_numbers()
     shape = images.shape
     count = labels.shape[0] if labels is not None and labels.shape else None
     if not math.prod(shape) or not 2 <= len(shape) <= 4:
