@@ -30,8 +30,8 @@ __all__ = [
 _FORMS = {
     "sample": "pipeline.sources.readers.idx.open_sample",
     "idx:DIR": "pipeline.sources.readers.idx.open_idx",
-    "npz:FILE": "pipeline.sources.readers.npz.open_npz",
-    "npy:DIR": "pipeline.sources.readers.npy.open_npy",
+    "npz:FILE_OR_DIR": "pipeline.sources.readers.npz.open_npz",
+    "npy:DIR_OR_FILE": "pipeline.sources.readers.npy.open_npy",
     "csv:FILE": "pipeline.sources.readers.csv.open_csv",
     "folder:DIR": "pipeline.sources.readers.folder.open_folder",
     "parquet:FILE_DIR_OR_GLOB": "pipeline.sources.readers.parquet.open_parquet",

@@ -13,8 +13,11 @@ from pipeline.sources import source
 from pipeline.storage import files, stamps
 
 _COPY_BYTES = 1 << 20
-# Bytes at the head of an uncompressed file from which its format knows the total size.
-HEAD_BYTES = 16
+# Bytes at the head of an uncompressed file from which its format knows the total size; the longest
+# header is NumPy's.
+HEAD_BYTES = 1 << 16
+# The first bytes of a gzip file (RFC 1952, section 2.3.1), whatever its name.
+_GZIP_MAGIC = b"\x1f\x8b"
 # Deflate's largest compression ratio (https://zlib.net/zlib_tech.html).
 _MAX_RATIO = 1_032
 
@@ -63,7 +66,7 @@ class LocalFile(OpenFile):
         """Opens the file.
 
         Args:
-          path: local path or URL; decompressed if it ends in .gz.
+          path: local path or URL; decompressed if its first bytes are those of gzip.
           expected_size: the first HEAD_BYTES of the decompressed file -> its total size in bytes,
             or a StageError; no more than that is decompressed. None if the format states no size.
 
@@ -73,10 +76,12 @@ class LocalFile(OpenFile):
           SourceChanged: the file changed while it was copied.
         """
         self.path, self._expected_size = path, expected_size
-        is_copied = path.endswith(".gz") or files.is_url(path)
         try:
             file = files.open_read(path)
             self.stamp = stamps.of_open(file)
+            self.is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+            file.seek(0)
+            is_copied = self.is_gzip or files.is_url(path)
             if is_copied:
                 with file:
                     copy = self._copy(file)
@@ -101,7 +106,7 @@ class LocalFile(OpenFile):
     def _copy(self, file: BinaryIO) -> BinaryIO:
         """An unnamed local copy, decompressed."""
         copy = tempfile.TemporaryFile()
-        if not self.path.endswith(".gz"):
+        if not self.is_gzip:
             shutil.copyfileobj(file, copy, _COPY_BYTES)
         else:
             num_compressed = file.seek(0, os.SEEK_END)
@@ -139,6 +144,7 @@ class LocalFile(OpenFile):
         # Parallel gzip programs write several members, so the last one may hold less.
         if last_size > num_bytes:
             raise self._damaged_gzip(f"its header states {num_bytes} bytes, its end {last_size}")
+        head = head[: num_bytes + 1]
         copy.write(head)
         num_left = num_bytes + 1 - len(head)
         while num_left > 0 and (block := gzip_file.read(min(num_left, _COPY_BYTES))):

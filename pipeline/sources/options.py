@@ -14,7 +14,7 @@ _KINDS = {
     "background": ("folder", "parquet"),
     "class_level": ("folder",),
     "label_column": ("csv", "parquet"),
-    "pixel_range": ("npz", "npy"),
+    "pixel_range": ("npz", "npy", "idx"),
 }
 # These say where files are, and not what is read of them.
 _PLACES = ("tfds_data_dir", "tfds_manual_dir")

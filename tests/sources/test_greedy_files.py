@@ -369,7 +369,7 @@ def test_an_npz_that_holds_less_than_both_its_headers_say(tmp_path):
                 file.write(array.tobytes()[:-1])
             archive.filelist[-1].file_size += 1
     with pytest.raises(
-        StageError, match=r"x: its header states uint8 \(3, 4, 4, 1\), but it holds 47 bytes"
+        StageError, match=r"x: its header states uint8 \(3, 4, 4\), but it holds 47 bytes"
     ):
         sources.open_source(f"npz:{tmp_path}/set.npz")
 

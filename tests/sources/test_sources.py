@@ -428,7 +428,7 @@ class Payload:
         ({"x_train": np.zeros((300, 12, 8, 4), np.uint8)}, "expected uint8"),
         ({"x_train": np.zeros((299, 12, 8), np.uint8)}, "299 images and labels"),
         ({"y_train": np.zeros((300, 14), np.uint8)}, "one integer for each image"),
-        ({"y_train": np.zeros(300)}, "labels float64"),
+        ({"y_train": np.full(300, 0.5)}, "label 0 is 0.5; expected whole numbers"),
         ({"y_train": np.full(300, 70_000)}, "labels up to 70000; expected class numbers"),
         ({"train_images": np.zeros((300, 12, 8), np.uint8)}, "are both images of train"),
         ({"x_val": np.zeros((3, 12, 8), np.uint8)}, "expected images and labels of each split"),

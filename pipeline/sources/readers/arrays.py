@@ -7,13 +7,14 @@ memory of the process, and a job's memory must not grow with the set.
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.cli.errors import StageError
 from pipeline.sources.local_file import OpenFile
+from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import stamps
 
 # A higher label is not a class number; the column holds something else.
@@ -23,21 +24,37 @@ _HASH_BYTES = 1 << 23
 _HASH_THREADS = 4
 
 
+class Rows(Protocol):
+    """An array whose rows are read on access, such as a FileRows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray: ...
+
+
 class FileRows:
-    """A uint8 array in an open local file; rows are read on access."""
+    """An array in an open local file; rows are read on access."""
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, file: OpenFile, offset: int, shape: tuple[int, ...]):
+    def __init__(
+        self,
+        file: OpenFile,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ):
         """Reads nothing yet.
 
         Args:
           file: stays open as long as this object.
           offset: byte at which the array begins.
           shape: the array's shape, in C order.
+          dtype: the array's dtype.
         """
-        self._file, self._offset, self.shape = file, offset, shape
-        self._row_bytes = math.prod(shape[1:])
+        self._file, self._offset, self.shape, self.dtype = file, offset, shape, dtype
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -49,10 +66,16 @@ class FileRows:
             data = self._file.read(offset + first * size, offset + last * size)
         else:
             data = self._file.read_each([offset + row * size for row in rows.tolist()], size)
-        return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+    def blocks(self, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of the first row, rows) for blocks of about `num_bytes` bytes."""
+        step = max(1, num_bytes // max(1, self._row_bytes))
+        for first in range(0, len(self), step):
+            yield first, self[first : first + step]
 
 
-def hash_rows(digest: "hashlib._Hash", array: np.ndarray | FileRows) -> None:
+def hash_rows(digest: "hashlib._Hash", array: np.ndarray | Rows) -> None:
     """Adds an array to a digest: the digests of its parts, which are hashed in parallel."""
     step = max(1, _HASH_BYTES // max(1, math.prod(array.shape[1:])))
 
@@ -106,10 +129,12 @@ class ArraySource:
 
     def __init__(
         self,
-        splits: Mapping[str, tuple[np.ndarray | FileRows, np.ndarray]],
+        splits: Mapping[str, tuple[np.ndarray | Rows, np.ndarray]],
         *,
         name: str = "arrays",
         id_prefix: str = "",
+        has_splits: bool = True,
+        class_names: Sequence[str] | None = None,
         listed: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
         ignored: Mapping[str, int] | None = None,
@@ -120,6 +145,8 @@ class ArraySource:
           splits: split -> (images uint8 (n, H, W, C), integer labels (n,)).
           name: name of the set in messages.
           id_prefix: start of every id, in place of the split's name.
+          has_splits: False if the keys of `splits` name parts of a set without splits.
+          class_names: names of labels 0, 1, …; None for the numbers 0 to the highest label.
           listed: path or URL of each file that the arrays come from -> its stamp
             (storage/stamps.py) before it was read; None to skip the check for changes.
           notes: see Source.
@@ -130,32 +157,45 @@ class ArraySource:
         """
         for split, (images, labels) in splits.items():
             check_pair(f"{name}: {split}", images, labels)
-        shapes = {split: images.shape[1:] for split, (images, _) in splits.items()}
-        if len(set(shapes.values())) > 1:
+        shapes: dict[tuple[int, ...], str] = {}
+        for split, (images, _) in splits.items():
+            shapes.setdefault(images.shape[1:], split)
+        if len(shapes) > 1:
+            shown = ", ".join(f"{split} {shape}" for shape, split in shapes.items())
             raise StageError(
-                f"{name}: image shapes differ between splits: {shapes}; expected one shape"
+                f"{name}: image shapes differ between splits: {shown}; expected one shape"
             )
         self._splits, self._name = splits, name
         self.listed = dict(listed or {})
         self.notes, self.ignored = notes, dict(ignored or {})
-        self.split_sizes = {split: len(labels) for split, (_, labels) in splits.items()}
-        self.image_shape = next(iter(shapes.values()))
+        sizes = [len(labels) for _, labels in splits.values()]
+        self.split_sizes = (
+            dict(zip(splits, sizes, strict=True)) if has_splits else {UNSPLIT: sum(sizes)}
+        )
+        self.image_shape = next(iter(shapes))
         highest = max(int(labels.max()) for _, labels in splits.values())
-        self.class_names = class_names_up_to(highest, name)
-        self._prefixes = [(id_prefix or split).encode() for split in splits]
-        self._starts = np.cumsum([0, *self.split_sizes.values()])
+        numbers = class_names_up_to(highest, name)
+        self.class_names = numbers if class_names is None else list(class_names)
+        # Numbers follow from the labels.
+        self._names_in_digest = self.class_names if self.class_names != numbers else []
+        self._prefixes = [
+            (id_prefix or split).encode(errors="backslashreplace") for split in splits
+        ]
+        self._starts = np.cumsum([0, *sizes])
 
     def listing(self) -> dict[str, str]:
         """Path -> current stamp of each file."""
         return stamps.of_paths(self.listed)
 
     def fingerprint(self) -> str:
-        """sha256 over shapes, pixels and labels of every split."""
+        """sha256 over shapes, pixels and labels of every split, and names that are no numbers."""
         digest = hashlib.sha256()
         for split, (images, labels) in self._splits.items():
-            digest.update(f"{split} {images.shape};".encode())
+            digest.update(f"{split} {images.shape};".encode(errors="backslashreplace"))
             hash_rows(digest, images)
             digest.update(labels.astype("<i8"))
+        for class_name in self._names_in_digest:
+            digest.update(f"class {class_name}\0".encode())
         return digest.hexdigest()
 
     def ids(self, indices: np.ndarray) -> list[bytes]:

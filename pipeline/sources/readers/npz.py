@@ -1,181 +1,197 @@
-"""NumPy archives with keys of Keras (`x_train`, `y_train`, …) or MedMNIST (`train_images`, …)."""
+"""NumPy archives: one with the arrays of all splits, or a directory of archives."""
 
-import io
-import math
-import re
+import contextlib
 import shutil
 import tempfile
-import tokenize
 import zipfile
 import zlib
-from typing import BinaryIO
-
-import numpy as np
+from collections.abc import Iterator
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
-from pipeline.sources.local_file import OpenFile
+from pipeline.sources.local_file import HEAD_BYTES, OpenFile
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
-from pipeline.sources.splits import in_order, split_named
+from pipeline.sources.readers.array_layout import pairs as pairs_lib
+from pipeline.sources.readers.array_layout import stored
+from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import files, names, stamps
 
-_WORDS = r"train|training|val|valid|validation|test|testing"
 # Raised while reading a damaged or encrypted archive.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
-_KEYS = {
-    "images": re.compile(rf"(x|images?)(_({_WORDS}))?|({_WORDS})_(x|images?)"),
-    "labels": re.compile(rf"(y|labels?)(_({_WORDS}))?|({_WORDS})_(y|labels?)"),
-}
-
-
 # Methods that zipfile decompresses in steps of a bounded size. With LZMA and bzip2, one step can
 # turn a few bytes into gigabytes.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Bytes read of an array before it is decompressed; NumPy's header is shorter.
-_HEAD_BYTES = 1 << 16
+# The name that numpy.savez gives to the first array without one.
+_NAMELESS = "arr_0"
 
 
-class _Member:
+class _Member(stored.StoredArray):
     """An array of an archive, with only the header read."""
 
-    def __init__(self, archive: zipfile.ZipFile, key: str, path: str):
+    def __init__(self, archive: "_Archive", key: str):
         """Reads the header.
 
         Raises:
-          StageError: not an array of numbers, or of another size than its header states.
+          StageError: not an array, or of another size than its header states.
         """
-        self._archive, self._info = archive, archive.getinfo(f"{key}.npy")
-        self.key, self._path, self._where = key, path, f"{path}: {key}"
-        if self._info.compress_type not in _METHODS:
+        self._archive, self._key = archive, key
+        where = f"{archive.path}: {key}"
+        info = archive.zip.getinfo(f"{key}.npy")
+        if info.compress_type not in _METHODS:
             raise StageError(
-                f"{self._where} is compressed with another method than deflate; save it again with "
+                f"{where} is compressed with another method than deflate; save it again with "
                 "numpy.savez_compressed or numpy.savez"
             )
-        with archive.open(self._info) as member:
-            head = io.BytesIO(member.read(_HEAD_BYTES))
-        self.shape, self._fortran_order, self.dtype = _read_header(head, self._where)
-        if self.dtype.hasobject:
-            raise StageError(
-                f"{self._where} holds Python objects, which are never unpickled; expected numbers: "
-                "save the array with a numeric dtype"
-            )
-        self._offset = head.tell()
-        self._check_size(self._info.file_size)
+        with archive.member(key) as member:
+            head = member.read(HEAD_BYTES)
+        shape, is_fortran, dtype, self._offset = stored.read_npy_header(head, where)
+        super().__init__(where, shape, dtype, is_fortran=is_fortran)
+        self.check_numbers()
+        self.check_size(info.file_size - self._offset)
 
-    def _check_size(self, num_bytes: int) -> None:
-        """Raises a StageError unless a member of `num_bytes` bytes holds exactly the array."""
-        data_bytes, expected = num_bytes - self._offset, math.prod(self.shape) * self.dtype.itemsize
-        if min(self.shape, default=0) < 0 or data_bytes != expected:
-            raise StageError(
-                f"{self._where}: its header states {self.dtype} {self.shape}, but it holds "
-                f"{data_bytes} bytes; save it again"
-            )
-
-    def read(self) -> np.ndarray | arrays.FileRows:
-        """Decompresses the array, never unpickled; uint8 images stay in an unnamed file."""
-        shape, dtype = self.shape, self.dtype
+    def open(self) -> tuple[OpenFile, int]:
+        """Decompresses the array, never unpickled, into an unnamed file."""
         copy = tempfile.TemporaryFile()
         # zipfile yields at most file_size bytes, but may yield fewer.
-        with self._archive.open(self._info) as member:
+        with self._archive.member(self._key) as member:
             shutil.copyfileobj(member, copy, 1 << 20)
-        self._check_size(copy.tell())
+        self.check_size(copy.tell() - self._offset)
         copy.flush()
-        if dtype == np.uint8 and len(shape) in (3, 4) and not self._fortran_order:
-            return arrays.FileRows(OpenFile(copy, self._path), self._offset, shape)
-        copy.seek(self._offset)
-        order = "F" if self._fortran_order else "C"
-        return np.ndarray(shape, dtype, copy.read(), order=order)
+        return OpenFile(copy, self._archive.path), self._offset
 
 
-def _read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, is Fortran order, dtype) of an .npy file."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        return readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise StageError(
-            f"{where}: not a NumPy array ({error}); save it with numpy.savez"
-        ) from error
+class _Archive:
+    """An open archive."""
+
+    def __init__(self, path: str, where: str, stack: contextlib.ExitStack):
+        """Opens the archive.
+
+        Args:
+          path: local path or URL.
+          where: the source, for messages.
+          stack: closes the archive.
+
+        Raises:
+          StageError: no such file, no archive, or a member whose name leads elsewhere.
+        """
+        self.path, self._where = path, where
+        try:
+            with self._refusing_damage():
+                file = stack.enter_context(files.open_read(path))
+                self.stamp = stamps.of_open(file)
+                self.zip = stack.enter_context(zipfile.ZipFile(file))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise StageError(f"{where}: no such file; expected an .npz archive") from error
+        members = self.zip.namelist()
+        for member in members:
+            names.check(
+                member.removesuffix("/"),
+                f"{where}: holds a member named",
+                "do not extract this archive; save the set again",
+            )
+        self.keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
+
+    @contextlib.contextmanager
+    def _refusing_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError):
+            raise
+        except _DAMAGED as error:
+            raise StageError(
+                f"{self._where}: not a complete .npz archive ({error}); download {self.path} again"
+            ) from error
+
+    @contextlib.contextmanager
+    def member(self, key: str) -> Iterator[zipfile.ZipExtFile]:
+        """The bytes of an array, decompressed on reading."""
+        with self._refusing_damage(), self.zip.open(f"{key}.npy") as member:
+            yield member
+
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged if the file has changed since it was opened."""
+        if stamps.of_path(self.path) != self.stamp:
+            raise source.changed(self.path)
 
 
-def _read_pair(
-    images: _Member, labels: _Member, split: str, path: str
-) -> tuple[np.ndarray | arrays.FileRows, np.ndarray]:
-    """Images (n, H, W, C) and labels (n,), decompressed only if their headers fit.
-
-    Images may be stored as (n, H, W), and labels as (n, 1), as MedMNIST does.
-    """
-    shape = images.shape
-    if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
-        raise StageError(
-            f"{path}: {images.key}: {images.dtype} {shape}; expected uint8 (n, H, W), "
-            "(n, H, W, 1) or (n, H, W, 3): save pixels as 0 to 255"
-        )
-    images.shape = shape if len(shape) == 4 else (*shape, 1)
-    if labels.shape[1:] == (1,):
-        labels.shape = labels.shape[:1]
-    arrays.check_pair(f"npz:{path}: {split}", images, labels)
-    return images.read(), labels.read()
-
-
-def open_npz(path: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySource:
-    """The image set in an .npz archive.
+def open_npz(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySource:
+    """The image set in an .npz archive, or in a directory of archives.
 
     Args:
-      path: local path or URL. A key is x or images, y or labels, before or after the name of
-        the split; keys without a split make a set without splits.
+      place: FILE, local or a URL, with keys such as x_train and y_train, or images and labels; or
+        DIR, where names of files and keys say the same; or DIR/BEGINNING, for the files whose
+        names start with BEGINNING.
       options: see SourceOptions.
 
     Raises:
-      StageError: no such file, or other keys, dtypes or shapes.
+      UsageError: something that only a flag can decide.
+      StageError: no such file, or arrays that are no image set, or ambiguous.
     """
-    if not path:
-        raise UsageError("--source=npz: names no file; write --source=npz:FILE")
-    where = f"--source=npz:{path}"
-    try:
-        with files.open_read(path) as file, zipfile.ZipFile(file) as archive:
-            stamp = stamps.of_open(file)
-            members = archive.namelist()
-            for member in members:
-                names.check(
-                    member.removesuffix("/"),
-                    f"{where}: holds a member named",
-                    "do not extract this archive; save the set again",
-                )
-            keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-            keys_by_split: dict[str, dict[str, str]] = {}
-            for key in keys:
-                for kind, pattern in _KEYS.items():
-                    if pattern.fullmatch(key.lower()):
-                        split = split_named(key.replace("_", " "))
-                        other = keys_by_split.setdefault(split, {}).setdefault(kind, key)
-                        if other != key:
-                            raise StageError(
-                                f"{where}: {other} and {key} are both {kind} of {split}; expected "
-                                "one key: save the set without the other"
-                            )
-            complete = [split for split, kinds in keys_by_split.items() if len(kinds) == len(_KEYS)]
-            if not complete or len(complete) < len(keys_by_split):
-                raise StageError(
-                    f"{where}: holds {', '.join(keys) or 'nothing'}; expected images and labels of "
-                    "each split, such as x_train and y_train, or train_images and train_labels"
-                )
-            splits = {}
-            for split in in_order(complete):
-                images = _Member(archive, keys_by_split[split]["images"], path)
-                labels = _Member(archive, keys_by_split[split]["labels"], path)
-                splits[split] = _read_pair(images, labels, split, path)
-            stamp_after = stamps.of_path(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise StageError(f"{where}: no such file; expected an .npz archive") from error
-    except _DAMAGED as error:
-        raise StageError(
-            f"{where}: not a complete .npz archive ({error}); download it again"
-        ) from error
-    if stamp_after != stamp:
-        raise source.changed(path)
-    return arrays.ArraySource(splits, name=f"npz:{path}", listed={path: stamp})
+    if not place:
+        raise UsageError("--source=npz: names no file; write --source=npz:FILE or npz:DIR")
+    where = f"--source=npz:{place}"
+    paths, ignored, is_file, directory = [place], {}, True, ""
+    if not files.exists(place) or files.is_dir(place):
+        directory, beginning = pairs_lib.set_at(place)
+        found, ignored = pairs_lib.files_of(directory, beginning, ".npz")
+        is_file = not found and directory != place
+        if not found and not is_file:
+            raise StageError(f"{where}: holds no .npz file; expected at least one: name another")
+        paths = [files.join(directory, name) for name in found] or paths
+    with contextlib.ExitStack() as stack:
+        archives = [_Archive(path, where, stack) for path in paths]
+        members = {
+            name: (archive, key)
+            for archive in archives
+            for name, key in _names(archive, with_file=not is_file).items()
+        }
+        found = pairs_lib.find_pairs(
+            members, where, options, place="" if is_file else f"npz:{directory}"
+        )
+        notes = []
+        if not found and list(members) == [_NAMELESS]:
+            found = {UNSPLIT: {"images": _NAMELESS}}
+            notes = [f"reads the only array, {_NAMELESS}, as images"]
+        if not found:
+            raise StageError(
+                f"{where}: holds {', '.join(members) or 'nothing'}; expected images and labels of "
+                "each split, such as x_train and y_train, or train_images and train_labels: save "
+                "numpy.savez(FILE, x=images, y=labels)"
+            )
+        pairs = {
+            split: pairs_lib.Pair(
+                _Member(*members[kinds["images"]]),
+                pairs_lib.open_labels(options, _Member, *members[kinds["labels"]])
+                if "labels" in kinds
+                else None,
+            )
+            for split, kinds in found.items()
+        }
+        opened = pairs_lib.open_pairs(
+            pairs,
+            options,
+            name=f"npz:{place}",
+            notes=[*notes, *pairs_lib.ignored_note(members, found)],
+            listed={archive.path: archive.stamp for archive in archives},
+            ignored=ignored,
+        )
+        for archive in archives:
+            archive.check_unchanged()
+    return opened
+
+
+def _names(archive: _Archive, *, with_file: bool) -> dict[str, str]:
+    """Name of each array -> its key.
+
+    Args:
+      archive: the archive.
+      with_file: whether the name of the file is part of the name: alone if the archive holds one
+        array and the name says what it holds.
+    """
+    if not with_file:
+        return {key: key for key in archive.keys}
+    stem = archive.path.rpartition("/")[2].removesuffix(".npz")
+    if len(archive.keys) == 1 and pairs_lib.parse(stem).kind:
+        return {stem: archive.keys[0]}
+    return {f"{stem}/{key}": key for key in archive.keys}
