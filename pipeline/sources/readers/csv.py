@@ -4,15 +4,16 @@ import collections
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.options import DEFAULTS, SourceOptions
-from pipeline.sources.readers import arrays, csv_columns, csv_table
-from pipeline.sources.readers.csv_table import Table
+from pipeline.sources.readers import arrays
+from pipeline.sources.readers.csv_table import columns, fields, header, label_column
+from pipeline.sources.readers.csv_table.table import Table
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
 
@@ -45,12 +46,16 @@ class CsvSource:
           StageError: a file holds no images, or image shapes differ.
         """
         self._tables = list(tables.values())
+        heads = [table.head for table in self._tables]
+        requested = options.label_column
+        missing = [
+            label_column.missing(head, requested, len(columns.id_like(head))) for head in heads
+        ]
+        if all(missing):
+            raise UsageError(f"--label_column={requested}: {heads[0].path} {missing[0]}")
         for table in self._tables:
             table.decide(options)
-        missing = [table.columns.missing for table in self._tables]
-        if all(missing):
-            raise UsageError(missing[0])
-        shapes = {t.path: csv_columns.shape_of(t.num_pixels) for t in self._tables}
+        shapes = {t.path: header.shape_of(t.num_pixels) for t in self._tables}
         if len(set(shapes.values())) > 1:
             raise StageError(
                 f"image shapes differ between files: {shapes}; expected one shape in the whole set"
@@ -79,11 +84,11 @@ class CsvSource:
             found, read_now = [], set()
             for table in self._labelled:
                 highest = -1
-                for field, is_new in table.labels(are_words=self._are_words):
+                for label_field, is_new in table.labels(are_words=self._are_words):
                     if self._are_words:
-                        names.add(csv_table.name_of(field))
+                        names.add(fields.name_of(label_field))
                         continue
-                    label = csv_table.label_of(field)
+                    label = fields.label_of(label_field)
                     if label is not None:
                         highest = max(highest, label)
                         if is_new:
@@ -131,12 +136,11 @@ class CsvSource:
         digest = hashlib.sha256()
         for split, table in zip(self.split_sizes, self._tables, strict=True):
             digest.update(f"{split} {len(table)};".encode())
-            columns = table.columns
-            if columns.is_chosen:
-                digest.update(f"labels in column {columns.label};".encode())
-            if columns.ids is not None:
-                digest.update(f"ids in column {columns.ids};".encode())
-            if columns.label is None:
+            if table.columns.is_chosen:
+                digest.update(f"labels in column {table.columns.label};".encode())
+            if table.columns.ids is not None:
+                digest.update(f"ids in column {table.columns.ids};".encode())
+            if table.columns.label is None:
                 digest.update(b"no labels;")
             elif self._are_words:
                 digest.update(b"labels are words;")
@@ -150,30 +154,31 @@ class CsvSource:
         prefixes = [split.encode() for split in self.split_sizes]
         ids = arrays.number_ids(prefixes, self._starts, indices)
         if any(table.columns.ids is not None for table in self._tables):
-            for position, index in enumerate(indices.tolist()):
-                number, row = self._place(index)
-                if self._tables[number].columns.ids is not None:
-                    ids[position] = b"%s-%s" % (prefixes[number], self._tables[number].id_of(row))
+            for position, (table, row) in enumerate(self._rows(indices)):
+                if table.columns.ids is not None:
+                    split = ids[position].partition(b"-")[0]
+                    ids[position] = b"%s-%s" % (split, table.id_of(row))
         return ids
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of the table, and the row in it."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, int(index - self._starts[number])
+    def _rows(self, indices: np.ndarray) -> Iterator[tuple[Table, int]]:
+        """The table and the row in it, for each index."""
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = indices - self._starts[numbers]
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
+            yield self._tables[number], row
 
     def where(self, index: int) -> str:
         """The file and the line."""
-        number, row = self._place(index)
-        return self._tables[number].where(row)
+        [(table, row)] = self._rows(np.array([index]))
+        return table.where(row)
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray | source.Unreadable], np.ndarray]:
         """Parses the rows at `indices`."""
         if self._are_words:
             self._scan()
         images, labels = [], np.empty(len(indices), np.int64)
-        for position, index in enumerate(indices):
-            number, row = self._place(index)
-            image, labels[position] = self._tables[number].read(row, self.image_shape)
+        for position, (table, row) in enumerate(self._rows(indices)):
+            image, labels[position] = table.read(row, self.image_shape)
             images.append(image)
         return images, labels
 
@@ -189,8 +194,8 @@ def _is_text(name: str) -> bool:
 def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
     """The image set in a CSV file, or in a directory with one file for each split.
 
-    csv_columns.py decides which column holds the label, the id and the pixels of a square image,
-    row by row.
+    csv_table/columns.py decides which columns hold the label, the id and the pixels of a square
+    image, row by row.
 
     Args:
       path: FILE, local or a URL, a set without splits; or DIR, where file names (*train*.csv,
@@ -217,7 +222,7 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
             ignored[ending] += 1
             continue
         table = Table(files.join(path, name))
-        if not csv_columns.may_hold_pixels(table.head):
+        if not header.may_hold_pixels(table.head):
             shown = ", ".join((table.head.names or ["without names"])[:5])
             notes.append(
                 f"{name} is not read: its {table.head.num_columns} columns ({shown}) hold no pixels"
