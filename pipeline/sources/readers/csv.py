@@ -238,8 +238,9 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
         tables[split] = table
     if not tables:
         raise StageError(
-            f"--source=csv:{path}: no .csv files in this directory; expected at least one: "
-            "name another directory, or the file itself"
+            f"--source=csv:{path}: no .csv or .tsv files of images in this directory"
+            f"{''.join(f'; {note}' for note in notes)}; expected at least one: name another "
+            "directory, or the file itself"
         )
     return CsvSource(
         {s: tables[s] for s in in_order(tables)}, options, notes=notes, ignored=ignored

@@ -63,7 +63,8 @@ def separator_of(path: str, lines: Sequence[bytes]) -> bytes:
     if b"," in first:
         return b","
     others = [s for s in (b";", b"\t", b"|") if first.count(s)]
-    others = [s for s in others if all(line.count(s) == first.count(s) for line in lines)]
+    bare = [re.sub(rb'"[^"]*"', b"", line) for line in lines]  # Quoted fields may hold separators.
+    others = [s for s in others if len({line.count(s) for line in bare}) == 1]
     if len(others) == 1:
         return others[0]
     remedy = "convert the file"
@@ -127,7 +128,7 @@ def may_hold_pixels(head: Head) -> bool:
 
 def numbered(names: list[str]) -> list[int]:
     """The columns named like pixels, alike but for digits: pixel0, pixel1; 1x1, 1x2; 0, 1."""
-    stems = [re.sub(r"\d+", "#", name) for name in names]
+    stems = [re.sub(r"\d+(\.\d+)*", "#", name) for name in names]  # pandas repeats 0 as 0.1.
     counts = collections.Counter(stems)
     return [column for column, stem in enumerate(stems) if "#" in stem and counts[stem] > 1]
 
