@@ -558,6 +558,17 @@ def test_decimal_commas_are_refused_with_the_line_to_run(tmp_path):
     assert_holds(read(f"csv:{tmp_path}/new.csv"), noise(), labels)
 
 
+def test_pixels_in_one_field_are_refused_with_the_line_to_run(tmp_path):
+    labels = np.arange(NUM) % 5
+    rows = [
+        [n, " ".join(map(str, row)), "Training"] for n, row in zip(labels, noise(), strict=True)
+    ]
+    message = refusal(StageError, write(tmp_path / "fer.csv", rows, ["emotion", "pixels", "Usage"]))
+    assert "the column 'pixels' holds 64 numbers in one field" in message
+    remedied(message, tmp_path / "fer.csv")
+    assert_holds(read(f"csv:{tmp_path}/new.csv", label_column="emotion"), noise(), labels)
+
+
 def test_zeros_and_ones_are_read_with_a_warning(tmp_path):
     rows = np.c_[np.arange(NUM) % 5, noise() > 127].astype(int)
     found = read(write(tmp_path / "set.csv", rows, ["label", *SMALL]))
@@ -784,6 +795,8 @@ def plain_fingerprint(path, num_rows: int) -> str:
         (range(65), 0, None, False),
         (SMALL, None, None, False),
         (["id", *SMALL], "id", None, False),
+        # 7×7 pixels, of which the id was the first; 4×4 of RGB are left.
+        (["id", "label", *SMALL[:48]], "id and label", None, False),
     ],
 )
 def test_the_fingerprint_changes_only_where_records_do(tmp_path, header, label, change, stays):
@@ -792,6 +805,8 @@ def test_the_fingerprint_changes_only_where_records_do(tmp_path, header, label, 
         rows[5, 3] = change
     if label == "id":
         rows = np.insert(rows, 0, np.arange(NUM), axis=1)
+    elif label == "id and label":
+        rows = np.c_[np.arange(NUM), np.arange(NUM) % 10, rows[:, :48]]
     elif label is not None:
         rows = np.insert(rows, label, np.arange(NUM) % 10, axis=1)
     path = tmp_path / "set.csv"

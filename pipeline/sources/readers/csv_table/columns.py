@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources.options import SourceOptions
-from pipeline.sources.readers.csv_table import label_column
+from pipeline.sources.readers.csv_table import fields as fields_lib
+from pipeline.sources.readers.csv_table import label_column, sample
 from pipeline.sources.readers.csv_table.header import Head, listed, numbered, shape_of
 
 # Names of columns that identify an image; the last two are of pandas' index.
@@ -47,6 +48,7 @@ def decide(
       UsageError: several columns, or none, may hold the labels, or an id column repeats a value.
       StageError: the pixels are those of no square.
     """
+    _refuse_lists(head, rows)
     ids = id_like(head)
     found = label_column.find(head, options, ids=ids, rows=rows)
     ids = [column for column in ids if column != found.column]
@@ -76,6 +78,23 @@ def decide(
         unread.append(found.column)
     label = found.column if found.is_used else None
     return Columns(label, column, unread, [*found.notes, *notes], found.is_chosen)
+
+
+def _refuse_lists(head: Head, rows: Sequence[Sequence[bytes]]) -> None:
+    """Raises a StageError if one field of the first row holds all pixels, as FER2013 has it."""
+    fields = rows[0] if rows and head.names else []
+    for column, field in enumerate(fields):
+        numbers = fields_lib.unquoted(field).split()
+        if len(numbers) > 3 and all(map(bytes.isdigit, numbers)):
+            code = (
+                f"t = pd.read_csv({head.path!r}); c = t.columns[{column}]; "
+                "pd.concat([t.drop(columns=c), t[c].str.split(expand=True)], axis=1)"
+                f".to_csv({sample.MADE!r}, index=False)"
+            )
+            raise StageError(
+                f"{head.path}: the column {head.names[column]!r} holds {len(numbers)} numbers in "
+                f"one field; expected a column for each pixel: {sample.pandas_line(code)}"
+            )
 
 
 def id_like(head: Head) -> list[int]:

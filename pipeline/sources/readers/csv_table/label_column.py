@@ -83,7 +83,7 @@ def find(
     wanted = LABEL_NAMES if requested is None else (requested.lower(),)
     known = [column for column, name in enumerate(names) if name in wanted]
     if len(known) > 1 and is_used:
-        shown = " and ".join(f"{names[column]!r} (column {column + 1})" for column in known)
+        shown = " and ".join(f"{names[column]!r} (column {column + 1})" for column in known[:5])
         raise UsageError(
             f"{head.path}: the header names {shown}; expected one column with the labels: name it "
             "with --label_column=NAME, or first, or last; give columns distinct names"

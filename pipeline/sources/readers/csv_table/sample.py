@@ -13,7 +13,7 @@ _MOST_ROWS, _LEAST_ROWS, _MOST_BYTES = 200, 20, 1 << 23
 # A share of rows. If more of them are bad, the file holds something else than its columns say.
 _MOST_BAD = 0.9
 # The file that a remedy writes.
-_MADE = "new.csv"
+MADE = "new.csv"
 
 
 class Row(NamedTuple):
@@ -78,10 +78,9 @@ def look(head: Head, separator: bytes, no_pixels: Sequence[int], rows: Sequence[
             remedy = f"pixels are {min(values):g} to {max(values):g}; "
             remedy += _scaling(head, separator, no_pixels, values)
         elif has_commas:
-            read = f"pd.read_csv({head.path!r}, sep={separator.decode()!r}, decimal=',')"
-            remedy = (
-                f"write decimals with points: {_python(f'{read}.to_csv({_MADE!r}, index=False)')}"
-            )
+            code = f"pd.read_csv({head.path!r}, sep={separator.decode()!r}, decimal=',')"
+            code += f".to_csv({MADE!r}, index=False)"
+            remedy = f"write decimals with points: {pandas_line(code)}"
         raise StageError(
             f"{faults[0]}: {len(faults)} of {len(rows)} rows looked at cannot be read: {remedy}"
         )
@@ -110,12 +109,12 @@ def _scaling(
     written = "index=False" if head.names else "index=False, header=False"
     code = (
         f"t = pd.read_csv({head.path!r}{read}); p = t.columns.delete({sorted(no_pixels)}); "
-        f"t[p] = {pixels}.round().clip(0, 255).astype(int); t.to_csv({_MADE!r}, {written})"
+        f"t[p] = {pixels}.round().clip(0, 255).astype(int); t.to_csv({MADE!r}, {written})"
     )
-    return f"scale them: {_python(code)}"
+    return f"scale them: {pandas_line(code)}"
 
 
-def _python(code: str) -> str:
+def pandas_line(code: str) -> str:
     """A command for the shell that runs a line of pandas."""
     code = f"import pandas as pd; {code}"
     quoted = shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
