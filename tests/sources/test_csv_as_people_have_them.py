@@ -413,9 +413,10 @@ def test_words_are_class_names(tmp_path, header):
         (["5.0", "x"], ["5", "x"]),
     ],
 )
-def test_class_names_keep_what_they_hold(tmp_path, names, expected):
+@pytest.mark.parametrize("header", [["label", *(f"pixel {i}, {i}" for i in range(64))], None])
+def test_class_names_keep_what_they_hold(tmp_path, names, expected, header):
     rows = [[names[i % len(names)], *row] for i, row in enumerate(noise().tolist())]
-    found = read(write(tmp_path / "set.csv", rows, ["label", *SMALL]))
+    found = read(write(tmp_path / "set.csv", rows, header))
     assert list(found.source.class_names) == expected
     shown = [name.replace("5.0", "5") for name in names]
     assert_holds(found, noise(), [expected.index(shown[i % len(names)]) for i in range(NUM)])
@@ -449,11 +450,13 @@ def test_a_bad_row_names_no_class(tmp_path):
     rows = [["ab"[i % 2], *row] for i, row in enumerate(noise().tolist())]
     rows[3][0], rows[3][5] = "c", "x"
     rows[4] = ["d", 1]
+    rows[5][0] = ""
     source = open_source(write(tmp_path / "set.csv", rows, ["label", *SMALL]))
     assert list(source.class_names) == ["a", "b"]
     images, _ = source.read(np.arange(NUM))
     assert images[3].reason == "label 'c', expected a class name"
     assert images[4].reason == "2 columns, expected 65"
+    assert images[5].reason == "label '', expected a class name"
 
 
 # Files that are no CSV, or another one.
@@ -586,6 +589,7 @@ def test_zeros_and_ones_are_read_with_a_warning(tmp_path):
         (["1", *["x"] * 64], "line 2 has 'x' as pixel 0; expected whole numbers 0 to 255: "),
         (["1", *["0"] * 65], "line 2 has 66 columns; expected 65, as in the first line: "),
         (["0.5", *["0"] * 64], "line 2 has the label '0.5', expected a whole number"),
+        (["", *["0"] * 64], "line 2 has the label '', expected a whole number"),
     ],
 )
 def test_a_file_whose_rows_are_all_bad_is_refused_at_the_start(tmp_path, row, message):

@@ -1,5 +1,6 @@
 """The fields of a row: labels and pixels, written as integers, as decimals or in quotes."""
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,19 @@ INTEGER = re.compile(rb"\s*-?\d+\s*")
 _DECIMAL = re.compile(rb"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NUMBER = re.compile(rb'\s*"?[-+]?(\d*(\.\d*)?|(\d+\.?\d*|\.\d+)[eE][-+]?\d+)"?\s*')
 _DECIMAL_BYTES = b"0123456789.eE+-,"
+
+
+def split(line: bytes, separator: bytes) -> list[bytes]:
+    """The fields of a line; a field in quotes may hold the separator."""
+    fields = line.split(separator)
+    if line.count(b'"') < 2 or line.count(b'"') % 2:
+        return fields
+    text = line.decode(errors="surrogateescape").strip("\r")
+    try:
+        texts = next(csv.reader([text], delimiter=separator.decode()))
+    except csv.Error:
+        return fields
+    return [text.encode(errors="surrogateescape") for text in texts]
 
 
 def is_word(field: bytes) -> bool:
@@ -42,9 +56,9 @@ def bad_label(field: bytes, classes: Mapping[str, int] | None = None) -> str:
     return f"label {shown(field)}, expected {expected if classes is None else 'a class name'}"
 
 
-def is_bad_number(field: bytes) -> bool:
-    """Whether a label is a number, but none of a class."""
-    return bool(_DECIMAL.fullmatch(unquoted(field))) and label_of(field) is None
+def is_bad_label(field: bytes) -> bool:
+    """Whether a label is empty, or a number and none of a class."""
+    return not is_word(field) and label_of(field) is None
 
 
 def numbers(fields: Sequence[bytes]) -> list[float]:

@@ -60,10 +60,10 @@ def separator_of(path: str, lines: Sequence[bytes]) -> bytes:
       StageError: the first line has fewer than two columns.
     """
     first = lines[0] if lines else b""
-    if b"," in first:
-        return b","
-    others = [s for s in (b";", b"\t", b"|") if first.count(s)]
     bare = [re.sub(rb'"[^"]*"', b"", line) for line in lines]  # Quoted fields may hold separators.
+    if any(b"," in line for line in bare[:1]):
+        return b","
+    others = [s for s in (b";", b"\t", b"|") if s in first]
     others = [s for s in others if len({line.count(s) for line in bare}) == 1]
     if len(others) == 1:
         return others[0]

@@ -68,7 +68,7 @@ def look(head: Head, separator: bytes, no_pixels: Sequence[int], rows: Sequence[
             if not fields_lib.is_word(pixel):
                 values += fields_lib.numbers(row.pixels)
             has_commas = not fields_lib.is_word(pixel.replace(b",", b"."))
-        elif row.label is not None and fields_lib.is_bad_number(row.label):
+        elif row.label is not None and fields_lib.is_bad_label(row.label):
             faults.append(f"{row.where} has the {fields_lib.bad_label(row.label)}")
         else:
             highest = max(highest, *set(pixels))

@@ -1,6 +1,5 @@
 """One CSV file: its rows, and how a row is read."""
 
-import csv
 import hashlib
 from collections.abc import Iterator
 
@@ -44,7 +43,7 @@ class Table:
         first_lines = [self._line(line) for line in self._lines[:_HEAD_LINES]]
         self.separator = header.separator_of(path, first_lines)
         self._plain_bytes = b"0123456789- \r" + self.separator
-        self.head = header.head_of(path, first_lines[0].split(self.separator))
+        self.head = header.head_of(path, fields_lib.split(first_lines[0], self.separator))
         if self.head.names is not None:
             self._lines = self._lines[1:]
         # Class name -> label if the labels of the set are words; else None.
@@ -121,15 +120,9 @@ class Table:
             first = last
 
     def _fields(self, line: bytes) -> list[bytes]:
-        """The fields of a line; a field in quotes may hold the separator."""
         fields = line.split(self.separator)
         if len(fields) != self.head.num_columns and b'"' in line:
-            text = line.decode(errors="surrogateescape").strip("\r")
-            try:
-                texts = next(csv.reader([text], delimiter=self.separator.decode()))
-            except csv.Error:
-                return fields
-            fields = [text.encode(errors="surrogateescape") for text in texts]
+            return fields_lib.split(line, self.separator)
         return fields
 
     def where(self, row: int) -> str:
@@ -141,8 +134,9 @@ class Table:
         return self._id(row, self._line(self._lines[row]), self.columns.ids)
 
     def _id(self, row: int, line: bytes, column: int) -> bytes:
-        fields = self._fields(line)
-        if len(fields) != self.head.num_columns:
+        if b'"' not in line and line.count(self.separator) == self.head.num_columns - 1:
+            fields = line.split(self.separator, column + 1)  # Only as many as needed.
+        elif len(fields := self._fields(line)) != self.head.num_columns:
             return b"%07d" % row
         return fields_lib.unquoted(fields[column]).decode(errors="backslashreplace").encode()
 
@@ -212,22 +206,18 @@ class Table:
         field, pixel_fields = self._divided(fields)
         label = source.UNLABELLED
         if field is not None:
-            label = (
-                fields_lib.label_of(field)
-                if self.classes is None
-                else self.classes.get(fields_lib.name_of(field))
-            )
+            if self.classes is None:
+                label = fields_lib.label_of(field)
+            else:
+                label = self.classes.get(fields_lib.name_of(field))
             if label is None:
-                return source.Unreadable(
-                    fields_lib.bad_label(field, self.classes)
-                ), source.UNLABELLED
+                reason = fields_lib.bad_label(field, self.classes)
+                return source.Unreadable(reason), source.UNLABELLED
         pixels = fields_lib.pixels(pixel_fields, line)
         if pixels is None:
             number, pixel = fields_lib.first_bad(pixel_fields)
-            reason = (
-                f"pixel {number} is {fields_lib.shown(pixel)}, expected a whole number 0 to 255"
-            )
-            return source.Unreadable(reason), label
+            found = f"pixel {number} is {fields_lib.shown(pixel)}"
+            return source.Unreadable(f"{found}, expected a whole number 0 to 255"), label
         return np.frombuffer(pixels, np.uint8).reshape(shape), label
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
