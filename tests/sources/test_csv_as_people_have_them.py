@@ -200,10 +200,13 @@ def test_a_row_that_pandas_took_for_a_header(tmp_path):
     assert "the first line is a row that pandas took for a header, and is not read" in found.notes
 
 
-def test_a_row_like_a_short_run_is_no_header(tmp_path):
-    rows = np.c_[np.arange(NUM) % 7, noise()]
-    rows[0, 1:16] = np.arange(1, 16)
-    assert_holds(read(write(tmp_path / "set.csv", rows)), rows[:, 1:], rows[:, 0])
+@pytest.mark.parametrize("first", [["cat", 0, 1, 2, 3], [1, 2, 3, 4, 5]])
+def test_a_short_run_is_an_image_and_no_header(tmp_path, first):
+    other = "dog" if first[0] == "cat" else 0
+    rows = [first, *([other, *row] for row in noise(4).tolist())]
+    found = read(write(tmp_path / "set.csv", rows))
+    np.testing.assert_array_equal(found.images, [row[1:] for row in rows])
+    assert found.labels[0] != found.labels[1] and not found.notes
 
 
 @pytest.mark.parametrize(
