@@ -483,7 +483,7 @@ def test_a_first_row_with_something_wrong_is_no_header(tmp_path, first):
     lines[0] = first + "," + lines[0].split(",", 1)[1]
     path.write_text("\n".join(lines) + "\n5\n")  # And a line of one character.
     manifest = make_shards(f"csv:{path}", tmp_path / "out", max_quarantined="2", num_shards=1)
-    bad = 1 if first.startswith("\ufeff") else 2
+    bad = 2 if first in ("x", "") else 1  # A label 1.0 or "1" is a number.
     assert manifest["records"] == {"read": 21, "written": 21 - bad, "quarantined": bad}
 
 
