@@ -80,20 +80,21 @@ class LocalFile(OpenFile):
             file = files.open_read(path)
             self.stamp = stamps.of_open(file)
             self.is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-            file.seek(0)
-            is_copied = self.is_gzip or files.is_url(path)
-            if is_copied:
-                with file:
-                    copy = self._copy(file)
-                if stamps.of_path(path) != self.stamp:
-                    raise source.changed(path)
-                file = copy
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._damaged_gzip(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
             raise StageError(
                 f"{path}: no such file; expected a file of images: mend the path in --source"
             ) from error
+        file.seek(0)
+        is_copied = self.is_gzip or files.is_url(path)
+        if is_copied:
+            try:
+                with file:
+                    copy = self._copy(file)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise self._damaged_gzip(str(error)) from error
+            if stamps.of_path(path) != self.stamp:
+                raise source.changed(path)
+            file = copy
         super().__init__(file, path)
         if not is_copied:
             self._open_stamp = self.stamp

@@ -164,7 +164,7 @@ class ParquetSource:
         for array, dtype in ((self._labels, "<i8"), (copy.offsets, "<i8"), (copy.shapes, "<i4")):
             digest.update(np.ascontiguousarray(array, dtype))
         file = OpenFile(copy.file, self._where)
-        arrays.hash_rows(digest, arrays.FileRows(file, 0, (file.num_bytes,)))
+        arrays.hash_rows(digest, arrays.FileRows(file, 0, (file.num_bytes,), np.dtype(np.uint8)))
         return digest.hexdigest()
 
     def _places(self, indices: np.ndarray) -> list[tuple[str, int]]:
