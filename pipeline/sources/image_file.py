@@ -7,15 +7,25 @@ only if the header states no more than the limit.
 import functools
 import io
 import types
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+# Pillow's endings of these formats; a test compares them with Pillow's own list.
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".apng", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
 # Pillow's modes with 8 bits a channel -> the mode of the decoded image.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB"}
+# Modes whose pixels may be transparent -> the mode of the decoded image.
+_ALPHA_MODES = {"LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB"}
+# Grey modes of more than 8 bits. In mode I, Pillow holds 16 bits of some formats in 32.
+_DEEP_MODES = {"I;16": "L", "I;16L": "L", "I;16B": "L", "I;16N": "L", "I": "L"}
+_ALL_MODES = _MODES | _ALPHA_MODES | _DEEP_MODES
 # Limit on a PNG's text, uncompressed. Pillow allows 64 MiB, which a file of 60 kB can hold; the
 # metadata of cameras and programs takes less than one.
 _MAX_TEXT_BYTES = 4 << 20
@@ -132,20 +142,47 @@ def _orientation(image: Any) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
-def shape_of(
-    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS
-) -> tuple[tuple[int, int, int], bool]:
-    """The shape that `decode` would return, without decoding; raises the same ValueErrors.
+class Header(NamedTuple):
+    """What the header of an image file says."""
 
-    Returns:
-      (H, W, C).
-      Whether EXIF says that the stored pixels are not upright.
+    shape: tuple[int, int, int]  # (H, W, C) of the decoded image.
+    is_turned: bool  # EXIF says that the stored pixels are not upright.
+    is_of_16_bits: bool  # The pixels are scaled to 8 bits.
+
+
+def read_header(
+    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS, background: str | None = None
+) -> Header:
+    """The header of a file that `decode` decodes with the same arguments.
+
+    Raises:
+      ValueError: as `decode`, where the header alone tells.
     """
     with _opened(file, max_pixels) as image:
         orientation = _orientation(image)
         size = image.size if orientation in _TURNED else (image.height, image.width)
-        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
-        return (*size, channels), orientation != 1
+        channels = len(_decoded_mode(image, background))
+        return Header((*size, channels), orientation != 1, image.mode in _DEEP_MODES)
+
+
+def shape_of(
+    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[tuple[int, int, int], bool]:
+    """The first two fields of `read_header`."""
+    return read_header(file, max_pixels)[:2]
+
+
+def _decoded_mode(image: Any, background: str | None) -> str:
+    """Pillow's mode of the decoded image, L or RGB."""
+    mode = _ALL_MODES.get(image.mode)
+    if mode is None:
+        raise ValueError(f"is of Pillow's mode {image.mode}, expected 8 or 16 bits a channel")
+    is_grey = not background or len(set(bytes.fromhex(background[1:]))) == 1
+    return mode if is_grey or not _has_alpha(image) else "RGB"
+
+
+def _has_alpha(image: Any) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
 def decode(
@@ -159,14 +196,15 @@ def decode(
       background: the colour behind transparent pixels, #rrggbb; None to refuse them.
 
     Returns:
-      uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image.
+      uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image, and for a grey image with
+        transparency before a coloured background. 16 bits are scaled to 8: 257 · v becomes v.
 
     Raises:
-      ValueError: not an image, damaged, more than 8 bits a channel, more pixels than allowed, or
-        transparent pixels, whose background the file does not define.
+      ValueError: not an image, damaged, more than 16 bits a channel, more pixels than allowed, or
+        transparent pixels without a background.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
-        if image.format == "JPEG" and data.count(_SCAN) > _MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
             raise ValueError(
                 f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"
             )
@@ -181,8 +219,11 @@ def decode(
 
 
 def _pixels(image: Any, background: str | None) -> np.ndarray:
-    mode = image.mode
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+    mode = _decoded_mode(image, background)
+    has_alpha = _has_alpha(image)
+    if image.mode in _DEEP_MODES:
+        image = _of_8_bits(image)
+    if has_alpha:
         image = _converted(image, "RGBA")
         if image.getchannel("A").getextrema()[0] < 255:
             if background is None:
@@ -191,10 +232,30 @@ def _pixels(image: Any, background: str | None) -> np.ndarray:
                     "or #rrggbb) is put behind them"
                 )
             image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, background), image)
-        image = image.convert("L" if mode in ("L", "LA", "La") else "RGB")
-    elif mode not in _MODES:
-        raise ValueError(f"is of Pillow's mode {mode}, expected 8 bits a channel")
-    return np.asarray(_converted(image, _MODES.get(image.mode, "RGB")))
+    return np.asarray(_converted(image, mode))
+
+
+def _of_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits in mode L, or LA if one value is transparent."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65_535:
+        raise ValueError(f"holds values from {low} to {high}, expected 16 bits, 0 to 65535")
+    if 0 < high < 256:
+        raise ValueError(
+            f"is of 16 bits and holds no value above {high}, which would become black; expected "
+            "values up to 65535: save the image with 8 bits"
+        )
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else np.where(values == transparent, 0, 255)
+    values = values.astype(np.uint32)
+    values *= 255
+    values += 32_767  # So that the quotient is rounded, and 257·v becomes v.
+    values //= 65_535
+    grey = _pillow().fromarray(values.astype(np.uint8))
+    if alpha is None:
+        return grey
+    return _pillow().merge("LA", (grey, _pillow().fromarray(alpha.astype(np.uint8))))
 
 
 def _converted(image: Any, mode: str) -> Any:
