@@ -65,13 +65,14 @@ class _Header:
         self._bytes_left = 2 * file.seek(0, io.SEEK_END) + _MORE_HEADER_BYTES
         self._reads_left = _MAX_HEADER_READS
         file.seek(position)
+        self.seek, self.tell = file.seek, file.tell  # Faster than through __getattr__.
 
     def read(self, num_bytes: int = -1) -> bytes:
         """Reads from the file; raises a ValueError beyond the bounds."""
         data = self._file.read(num_bytes)
         self._bytes_left -= len(data)
         self._reads_left -= 1
-        if min(self._bytes_left, self._reads_left) < 0:
+        if self._bytes_left < 0 or self._reads_left < 0:
             raise ValueError("a header that is out of proportion to the file")
         return data
 
@@ -113,12 +114,12 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
     header.end()
     width, height = image.size
     _check_size(height, width, max_pixels)
-    tags = getattr(image, "tag_v2", {})
-    tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
-    if not all(isinstance(size, int) for size in tile):
-        raise ValueError("a damaged image (its tiles have no size)")
-    # A tile is decoded completely, even if the image uses little of it.
-    _check_size(*tile, max_pixels, prefix="tiles of ")
+    if tags := getattr(image, "tag_v2", None):
+        tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
+        if not all(isinstance(size, int) for size in tile):
+            raise ValueError("a damaged image (its tiles have no size)")
+        # A tile is decoded completely, even if the image uses little of it.
+        _check_size(*tile, max_pixels, prefix="tiles of ")
     return image
 
 

@@ -3,10 +3,13 @@
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import io
+import itertools
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -25,9 +28,11 @@ from pipeline.storage import stamps, trees
 _NO_IMAGES = "__MACOSX"
 # An ending in the account of files that are not read. "scan.0001" and "at 10.30 o'clock" have none.
 _ENDING = re.compile(r"(?=.*[a-z])\.[a-z0-9]{1,8}")
-# Files read in parallel for the fingerprint: enough to keep an object store busy.
+# Files read in parallel for the fingerprint: enough to keep an object store or a network disk busy.
 _NUM_THREADS = 8
-_HASH_BYTES = 1 << 20
+# Files that a thread reads in one task: a task a file costs as much as a small file does.
+_FILES_AT_A_TIME = 32
+_HASH_BYTES = 1 << 16
 # Allowance for data beside the pixels: profiles, thumbnails, text.
 _EXTRA_BYTES = 1 << 20
 # Skipped links, and image shapes, that a note names.
@@ -51,12 +56,15 @@ class FolderSource:
         # Pillow warns of damage, which is quarantined, and of harmless oddities.
         warnings.filterwarnings("ignore", module="PIL")
         self._directory, self._options = directory, options
+        self._is_url, self._prefix = files_lib.is_url(directory), files_lib.join(directory, "")
         # Uncompressed, a pixel with 8 bits a channel takes at most 4 bytes. Larger files are not
         # read.
         self._max_bytes = 4 * options.max_image_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
-        self.ignored = collections.Counter(map(_ending, tree.stamps.keys() - self.listed.keys()))
+        self.ignored = collections.Counter(
+            _ending(path) for path in tree.stamps if path not in self.listed
+        )
         where = f"--source=folder:{directory}"
         if not self.listed:
             others = ", ".join(f"{n:,} {ending}" for ending, n in self.ignored.most_common())
@@ -89,7 +97,6 @@ class FolderSource:
             np.int64,
         )
         self.split_sizes = dict(collections.Counter(record.split for record in layout.records))
-        self._scanned: tuple[str, tuple[int, int, int]] | None = None
 
     def listing(self) -> dict[str, str]:
         """Path below the directory -> current stamp of each image file."""
@@ -118,9 +125,9 @@ class FolderSource:
           SourceChanged: the file does not match its listed stamp.
           OSError: the file cannot be read.
         """
-        full, listed = files_lib.join(self._directory, path), self.listed[path]
+        full, listed = self._prefix + path, self.listed[path]
         try:
-            if files_lib.is_url(full):
+            if self._is_url:
                 data = files_lib.read_bytes(full)
                 if not stamps.may_be_of(data, listed):
                     raise source.changed(full)
@@ -135,77 +142,94 @@ class FolderSource:
             try:
                 yield file
             finally:  # After a failure too.
-                if not files_lib.is_url(full) and stamps.of_open(file) != listed:
+                if not self._is_url and stamps.of_open(file) != listed:
                     raise source.changed(full)
 
+    def _scan_file(self, path: str) -> tuple[bytes, Header | str]:
+        """A digest of a file, and its header or the reason why the image is not read."""
+        if refusal := self._refusal(path):
+            size = stamps.num_bytes(self.listed[path])
+            return hashlib.sha256(str(size).encode()).digest(), refusal
+        digest = hashlib.sha256()
+        options = self._options
+        try:
+            with self._opened(path) as file:
+                block = file.read(_HASH_BYTES)
+                # Most files fit in a block, and are not read again for the header.
+                image = io.BytesIO(block) if len(block) < _HASH_BYTES else file
+                while block:
+                    digest.update(block)
+                    block = file.read(_HASH_BYTES)
+                image.seek(0)
+                header = read_header(image, options.max_image_pixels, options.background)
+                # Earlier versions stored turned images as they lie, and refused 16 bits.
+                digest.update(b"upright" if header.is_turned else b"")
+                digest.update(b"16 bits" if header.is_of_16_bits else b"")
+        except OSError as error:  # A broken link; its record will be quarantined.
+            return b"", str(error)
+        except ValueError as error:
+            header = str(error)
+        return digest.digest(), header
+
+    def _scan_files(self, paths: list[str]) -> list[tuple[bytes, Header | str]]:
+        return [self._scan_file(path) for path in paths]
+
+    def _num_threads(self) -> int:
+        """Several if reading waits for a disk or a network; else threads slow each other down."""
+        if self._is_url:
+            return _NUM_THREADS
+        self._scan_file(self._paths[0])  # Imports Pillow.
+        start, busy_start = time.perf_counter(), time.thread_time()
+        self._scan_files(self._paths[1 : 1 + _FILES_AT_A_TIME])
+        waits = time.perf_counter() - start > 2 * (time.thread_time() - busy_start)
+        return _NUM_THREADS if waits else 1
+
+    @functools.cached_property
     def _scan(self) -> tuple[str, tuple[int, int, int]]:
         """Fingerprint and most frequent shape, from one pass over all files.
 
         The pass also adds to `notes`.
         """
-        if self._scanned is None:
-
-            def scan_file(path: str) -> tuple[bytes, Header | str]:
-                if refusal := self._refusal(path):
-                    size = stamps.num_bytes(self.listed[path])
-                    return hashlib.sha256(str(size).encode()).digest(), refusal
-                digest = hashlib.sha256()
-                try:
-                    with self._opened(path) as file:
-                        while block := file.read(_HASH_BYTES):
-                            digest.update(block)
-                        file.seek(0)
-                        header = read_header(file, max_pixels, self._options.background)
-                        # Earlier versions stored turned images as they lie, and refused 16 bits.
-                        digest.update(b"upright" if header.is_turned else b"")
-                        digest.update(b"16 bits" if header.is_of_16_bits else b"")
-                except OSError as error:  # A broken link; its record will be quarantined.
-                    return b"", str(error)
-                except ValueError as error:
-                    header = str(error)
-                return digest.digest(), header
-
-            max_pixels = self._options.max_image_pixels
-            digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
-            num_of_16_bits = 0
-            digest.update(self._choices)
-            with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-                for path, (content, header) in zip(
-                    self._paths, pool.map(scan_file, self._paths), strict=True
-                ):
-                    digest.update(os.fsencode(path) + b"\0" + content)
-                    if isinstance(header, str):
-                        reason = reason or f"{path}: {header}"
-                    else:
-                        shapes[header.shape] += 1
-                        num_of_16_bits += header.is_of_16_bits
-            if not shapes:
-                raise StageError(
-                    f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
-                    f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
-                    "reads: convert the images, or name another directory"
-                )
-            ordered = sorted(shapes, key=lambda shape: (shapes[shape], shape), reverse=True)
-            if len(ordered) > 1:
-                shown = [f"{'×'.join(map(str, s))} ({shapes[s]:,})" for s in ordered[:_MAX_SHAPES]]
-                if len(ordered) > _MAX_SHAPES:
-                    shown.append(f"and {len(ordered) - _MAX_SHAPES:,} other shapes")
-                self.notes.append(f"images are {', '.join(shown)}")
-            if num_of_16_bits:
-                self.notes.append(
-                    f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
-                )
-            self._scanned = digest.hexdigest(), ordered[0]
-        return self._scanned
+        digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
+        num_of_16_bits = 0
+        digest.update(self._choices)
+        starts = range(0, len(self._paths), _FILES_AT_A_TIME)
+        tasks = [self._paths[start : start + _FILES_AT_A_TIME] for start in starts]
+        with concurrent.futures.ThreadPoolExecutor(self._num_threads()) as pool:
+            scanned = itertools.chain.from_iterable(pool.map(self._scan_files, tasks))
+            for path, (content, header) in zip(self._paths, scanned, strict=True):
+                digest.update(os.fsencode(path) + b"\0" + content)
+                if isinstance(header, str):
+                    reason = reason or f"{path}: {header}"
+                else:
+                    shapes[header.shape] += 1
+                    num_of_16_bits += header.is_of_16_bits
+        if not shapes:
+            raise StageError(
+                f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
+                f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
+                "reads: convert the images, or name another directory"
+            )
+        ordered = sorted(shapes, key=lambda shape: (shapes[shape], shape), reverse=True)
+        if len(ordered) > 1:
+            shown = [f"{'×'.join(map(str, s))} ({shapes[s]:,})" for s in ordered[:_MAX_SHAPES]]
+            if len(ordered) > _MAX_SHAPES:
+                shown.append(f"and {len(ordered) - _MAX_SHAPES:,} other shapes")
+            self.notes.append(f"images are {', '.join(shown)}")
+        if num_of_16_bits:
+            self.notes.append(
+                f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
+            )
+        return digest.hexdigest(), ordered[0]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The most frequent image shape."""
-        return self._scan()[1]
+        return self._scan[1]
 
     def fingerprint(self) -> str:
         """sha256 over paths and contents of all images, and over choices made in reading them."""
-        return self._scan()[0]
+        return self._scan[0]
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """Paths below the directory."""
@@ -213,7 +237,7 @@ class FolderSource:
 
     def where(self, index: int) -> str:
         """The file."""
-        return files_lib.join(self._directory, self._paths[index])
+        return self._prefix + self._paths[index]
 
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
         """Decodes the files at `indices`, each on access."""
