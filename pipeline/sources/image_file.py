@@ -37,7 +37,7 @@ _MORE_HEADER_BYTES = 1 << 16
 # Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
 # write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags.
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # TIFF tags.
 # EXIF's tag of the orientation in which a camera was held, and what turns stored pixels upright:
 # CIPA DC-008 (EXIF 2.32), section 4.6.4. Orientation 1 is upright.
 _ORIENTATION = 274
@@ -133,7 +133,12 @@ def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> N
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one."""
+    """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one.
+
+    1 for a TIFF: Pillow turns its pixels.
+    """
+    if image.format == "TIFF":
+        return 1
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the pixels to search behind them.
     try:
@@ -147,7 +152,7 @@ class Header(NamedTuple):
     """What the header of an image file says."""
 
     shape: tuple[int, int, int]  # (H, W, C) of the decoded image.
-    is_turned: bool  # EXIF says that the stored pixels are not upright.
+    is_turned: bool  # Pillow's pixels are not upright, and `decode` turns them.
     is_of_16_bits: bool  # The pixels are scaled to 8 bits.
 
 
@@ -160,8 +165,12 @@ def read_header(
       ValueError: as `decode`, where the header alone tells.
     """
     with _opened(file, max_pixels) as image:
-        orientation = _orientation(image)
-        size = image.size if orientation in _TURNED else (image.height, image.width)
+        orientation = turned_by = _orientation(image)
+        height, width = image.height, image.width
+        if image.format == "TIFF":  # Some versions of Pillow swap height and width already here.
+            height, width = image.tag_v2[_LENGTH], image.tag_v2[_WIDTH]
+            turned_by = image.tag_v2.get(_ORIENTATION)
+        size = (width, height) if turned_by in _TURNED else (height, width)
         channels = len(_decoded_mode(image, background))
         return Header((*size, channels), orientation != 1, image.mode in _DEEP_MODES)
 

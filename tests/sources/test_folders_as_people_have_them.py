@@ -2,20 +2,21 @@
 
 import hashlib
 import io
-import itertools
 import subprocess
 import sys
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
-from pipeline.sources import SourceOptions, Unreadable, image_file, open_source
+from pipeline.sources import SourceOptions, Unreadable, conversion, image_file, open_source
 from pipeline.sources.splits import splits_of_directories
 from tests.conftest import REPOSITORY, make_shards
+from tests.sources.test_greedy_files import chunk
 
 QUARANTINED = "quarantined"
 
@@ -103,10 +104,11 @@ LAYOUTS = {
     "one doubled": inside(LABELLED, train="train/train", test="test"),
     "doubled without classes": {"train/train/1.png": "train", "test/test/2.png": "test"},
     "images in each split": inside(LABELLED, train="train/images", test="test/images"),
-    "images in a labelled and an unlabelled split": inside(
-        LABELLED, train="train/images", test="val/images"
-    )
-    | {"test/images/4.png": "test"},
+    "images in a labelled and an unlabelled split": {
+        "train/images/cat/1.png": "train cat",
+        "train/images/dog/2.png": "train dog",
+        "test/images/3.png": "test",
+    },
     "tiny-imagenet's": {
         "train/n1/images/1.png": "train n1",
         "train/n2/images/2.png": "train n2",
@@ -258,7 +260,6 @@ def test_what_is_ambiguous_is_refused_with_what_was_found(tmp_path, paths, optio
         ("2/1/1.png 10/1/2.png", 2, "2/1 10/1"),
         ("test/1.png train/1.png", 1, "test train"),  # Vehicles.
         ("masks/1.png test/1.png train/1.png", 1, "masks test train"),
-        ("cat/test/1.png cat/train/2.png dog/train/3.png", 1, "cat cat dog"),
     ],
 )
 def test_a_class_level_says_which_directories_name_the_class(tmp_path, paths, level, classes):
@@ -281,6 +282,12 @@ def test_a_class_level_counts_below_the_split(tmp_path):
     source = open_source(f"folder:{tmp_path}", SourceOptions(class_level=2))
     [image] = [i for i in source.read(np.arange(5))[0] if isinstance(i, Unreadable)]
     assert image.reason == "lies in 1 class directories, expected 2"
+
+
+def test_a_class_level_accepts_splits_that_differ_between_classes(tmp_path):
+    paths = ["cat/train/1.png", "dog/train/2.png", "cat/test/3.png"]
+    found = reading(make_tree(tmp_path, " ".join(paths)), class_level=1)
+    assert found == dict(zip(paths, ["train cat", "train dog", "test cat"], strict=True))
 
 
 def test_without_labels_no_depth_is_refused(tmp_path):
@@ -344,17 +351,12 @@ def test_names_that_unicode_encodes_in_two_ways_are_one_class(tmp_path):
 # Ids.
 
 
-def plain_fingerprint(directory) -> str:
-    """The fingerprint of a folder of which all versions read the same records."""
-    digest, paths = hashlib.sha256(), [p for p in directory.rglob("*") if p.is_file()]
-    order = {"train": 0, "val": 1, "test": 2}
-    names = sorted(
-        (str(p.relative_to(directory)) for p in paths),
-        key=lambda name: (order.get(name.split("/")[0], 3), name),
-    )
-    for name in names:
-        digest.update(name.encode() + b"\0")
-        digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
+def plain_fingerprint(directory, paths: list[str]) -> str:
+    """The fingerprint of a folder of which all versions read the same records, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.encode() + b"\0")
+        digest.update(hashlib.sha256((directory / path).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -362,8 +364,8 @@ def plain_fingerprint(directory) -> str:
     "paths, options, stays",
     [
         ("cat/1.png dog/2.png", {}, True),
-        ("cat/1.png dog/2.png 3.png", {}, True),
-        ("train/c/1.png train/2.png test/c/3.png 4.png", {}, True),
+        ("3.png cat/1.png dog/2.png", {}, True),
+        ("4.png train/2.png train/c/1.png test/c/3.png", {}, True),
         ("cat/images/1.png dog/images/2.png", {}, True),
         (OMNIGLOT, {"class_level": 1}, True),
         ("train/a/x/1.png train/b/y/2.png", {"class_level": 1}, True),
@@ -383,7 +385,7 @@ def plain_fingerprint(directory) -> str:
 )
 def test_the_id_changes_only_where_records_do(tmp_path, paths, options, stays):
     source = open_source(make_tree(tmp_path, paths), SourceOptions(**options))
-    assert (source.fingerprint() == plain_fingerprint(tmp_path)) == stays
+    assert (source.fingerprint() == plain_fingerprint(tmp_path, paths.split())) == stays
 
 
 def test_each_reading_of_the_same_files_has_its_own_id(tmp_path):
@@ -407,24 +409,26 @@ def test_the_endings_are_pillow_s():
 def test_all_endings_are_read_and_others_counted(tmp_path):
     endings = [*image_file.EXTENSIONS, ".JFIF", ".Tif"]
     for number, ending in enumerate(endings):
-        save(tmp_path / "cat" / f"{number}{ending}", np.zeros((4, 4), np.uint8), format="PNG")
+        save(
+            tmp_path / "set" / "cat" / f"{number}{ending}", np.zeros((4, 4), np.uint8), format="PNG"
+        )
     others = ["a", "b", "c.TXT", "labels.csv", "Thumbs.db", "x.heic", "y.svg", "z.ico", "scan.0001"]
     for name in [*others, ".hidden", ".hidden.txt", "__MACOSX/cat/resource.png"]:
-        save(tmp_path / name, np.zeros((4, 4), np.uint8), format="PNG")
-    source = open_source(f"folder:{tmp_path}")
+        save(tmp_path / "set" / name, np.zeros((4, 4), np.uint8), format="PNG")
+    source = open_source(f"folder:{tmp_path}/set")
     assert source.split_sizes == {"unsplit": len(endings)}
     images, _ = source.read(np.arange(len(endings)))
     assert not any(isinstance(image, Unreadable) for image in images)
     rest = {e: 1 for e in (".txt", ".csv", ".db", ".heic", ".svg", ".ico", ".png")}
     assert source.ignored == {"": 3} | rest
-    manifest = make_shards(f"folder:{tmp_path}", tmp_path / "out", num_shards=1)
+    manifest = make_shards(f"folder:{tmp_path}/set", tmp_path / "out", num_shards=1)
     assert manifest["records"]["ignored"] == {"": 3} | rest
 
 
 def test_where_nothing_is_read_the_message_says_what_was_found(tmp_path):
     for name in ("a.heic", "b.heic", "c.HEIC", "d.psd", "README"):
         (tmp_path / name).write_bytes(b"x")
-    message = r"0 images among 5 files \(3 \.heic, 1 \.psd, 1 without an ending\); expected files"
+    message = r"0 images among 5 files \(3 \.heic, 1 without an ending, 1 \.psd\); expected files"
     with pytest.raises(StageError, match=message):
         open_source(f"folder:{tmp_path}")
 
@@ -503,15 +507,11 @@ def test_16_bits_of_a_png_in_colour_come_as_pillow_reads_them():
 
 
 def png_of_16_bits(values: np.ndarray, *, colour_type: int, transparent: bytes = b"") -> bytes:
-    from tests.sources.test_greedy_files import chunk
-
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = b"".join(
         [width.to_bytes(4, "big"), height.to_bytes(4, "big"), bytes([16, colour_type, 0, 0, 0])]
     )
-    import zlib
-
     parts = [
         (b"IHDR", head),
         (b"tRNS", transparent),
@@ -613,7 +613,6 @@ def test_a_transparent_colour_is_replaced(kind):
         ("PNG", "I;16", 1),
         ("JPEG", "L", 1),
         ("JPEG", "CMYK", 3),
-        ("TIFF", "YCbCr", 3),
         ("GIF", "P", 3),
         ("WEBP", "RGB", 3),
         ("DIB", "RGB", 3),
@@ -626,6 +625,19 @@ def test_the_header_agrees_with_the_image(kind, mode, channels, background):
     pixels = assert_header_agrees(encoded(image, kind), background)
     is_coloured = mode == "LA" and background == "#ff0000"
     assert pixels.shape[2] == (3 if is_coloured else channels)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(orientation, compression):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(Image.fromarray(RGB), "TIFF", exif=exif, compression=compression)
+    with Image.open(io.BytesIO(encoded(Image.fromarray(RGB), "PNG", exif=exif))) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(assert_header_agrees(data), expected)
+    # Earlier versions also had these pixels.
+    assert not image_file.read_header(io.BytesIO(data)).is_turned
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -646,14 +658,16 @@ def test_adobe_s_ycck_is_rgb():
 # The sets of the cases, with real digits.
 
 
-def records_of(out) -> set[tuple[str, bytes, int]]:
-    dataset, found = reader.Dataset(str(out)), set()
-    for split in dataset.splits:
-        for entry in dataset.shards(split):
-            shard = dataset.read_shard(entry)
-            for record_id, image, label in zip(shard.ids, shard.images, shard.labels, strict=True):
-                found.add((record_id.decode(), image.tobytes(), int(label)))
-    return found
+def records_of(spec: str, **settings) -> set[tuple[str, bytes, int]]:
+    """(id, pixels, label) of all records of a source after conversion; none is quarantined."""
+    conversion.open_source_once.cache_clear()
+    source = conversion.open_converted(conversion.SourceSpec(spec, **settings))
+    indices = np.arange(source.num_records)
+    records = source.read(indices)
+    assert not records.faults
+    ids = [record_id.decode() for record_id in source.ids(indices)]
+    pixels = [image.tobytes() for image in records.images]
+    return set(zip(ids, pixels, records.labels.tolist(), strict=True))
 
 
 CASES = {
@@ -674,31 +688,60 @@ def test_digits_arrive_with_their_labels(tmp_path, case):
     expected = set()
     for i, (image, digit) in enumerate(zip(images, labels.tolist(), strict=True)):
         path = CASES[case](i, digit)
-        save(tmp_path / "set" / path, image)
+        save(tmp_path / path, image)
         label = i % 12 if case == "numbered classes" else digit
         if case == "two deep":
             label = (digit + 5) % 10  # Greek comes before Latin.
         is_labelled = path.split("/")[-2:-1] not in ([], ["train"], ["test"])
         expected.add((path, image.tobytes(), label if is_labelled else -1))
     options = {"class_level": 2} if case == "two deep" else {}
-    manifest = make_shards(f"folder:{tmp_path}/set", tmp_path / "out", num_shards=1, **options)
-    assert records_of(tmp_path / "out") == expected
-    assert manifest["records"] == {"read": 200, "written": 200, "quarantined": 0}
-    splits = manifest["splits"]
+    assert records_of(f"folder:{tmp_path}", **options) == expected
     if "train" in case or "splits" in case or "down" in case:
-        assert (splits["train"] + splits["validation"], splits["test"]) == (160, 40)
+        assert open_source(f"folder:{tmp_path}").split_sizes == {"train": 160, "test": 40}
+
+
+def test_a_set_of_labelled_and_unlabelled_splits_is_whole(tmp_path):
+    for i, image in enumerate(digits()[0][:60]):
+        save(tmp_path / "set" / (f"train/{i % 3}" if i < 40 else "test") / f"{i}.png", image)
+    settings = {"num_shards": 1, "validation_fraction": 0}
+    manifest = make_shards(f"folder:{tmp_path}/set", tmp_path / "out", **settings)
+    assert manifest["records"] == {"read": 60, "written": 60, "quarantined": 0}
+    dataset = reader.Dataset(str(tmp_path / "out"))
+    labels = {
+        split: {int(n) for e in dataset.shards(split) for n in dataset.read_shard(e).labels}
+        for split in dataset.splits
+    }
+    assert labels == {"train": {0, 1, 2}, "test": {-1}}
+
+
+def test_photos_of_digits_stand_upright_and_all_endings_count(tmp_path):
+    """Stored with rows for columns; a fifth of the files have no ending."""
+    exif = Image.Exif()
+    exif[274] = 6
+    images, labels = digits()
+    endings = [".jpg", ".JPEG", ".jfif", ".jpe", ""]
+    for i, (image, digit) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / "train" / str(digit) / f"{i}{endings[i % 5]}"
+        save(path, np.rot90(image), format="JPEG", exif=exif, quality=100)
+    assert open_source(f"folder:{tmp_path}").ignored == {"": 40}
+    records = records_of(f"folder:{tmp_path}")
+    assert len(records) == 160
+    for path, pixels, label in records:
+        number = int(path.split("/")[-1].split(".")[0])
+        difference = np.frombuffer(pixels, np.uint8).astype(int) - images[number].ravel()
+        assert np.abs(difference).max() < 16 and label == labels[number]
 
 
 def test_digits_in_16_bits_are_the_digits(tmp_path):
     images, labels = digits()
     expected = set()
     for i, (image, digit) in enumerate(zip(images, labels.tolist(), strict=True)):
-        save(tmp_path / "set" / str(digit) / f"{i}.png", image.astype(np.uint16) * 257)
+        save(tmp_path / str(digit) / f"{i}.png", image.astype(np.uint16) * 257)
         expected.add((f"{digit}/{i}.png", image.tobytes(), digit))
-    make_shards(f"folder:{tmp_path}/set", tmp_path / "out", num_shards=1)
-    assert records_of(tmp_path / "out") == expected
-    source = open_source(f"folder:{tmp_path}/set")
-    assert source.fingerprint() != plain_fingerprint(tmp_path / "set")  # They went to quarantine.
+    assert records_of(f"folder:{tmp_path}") == expected
+    source = open_source(f"folder:{tmp_path}")
+    paths = [path.decode() for path in source.ids(np.arange(200))]
+    assert source.fingerprint() != plain_fingerprint(tmp_path, paths)  # They went to quarantine.
     assert source.notes == ["200 images of 16 bits are scaled to 8 bits: 65535 becomes 255"]
 
 
@@ -706,26 +749,21 @@ def test_digits_in_the_alpha_channel_are_seen_on_white(tmp_path):
     images, labels = digits()
     expected = set()
     for i, (image, digit) in enumerate(zip(images, labels.tolist(), strict=True)):
-        save(
-            tmp_path / "set" / str(digit) / f"{i}.png",
-            np.dstack([np.zeros((28, 28, 3), np.uint8), image]),
-        )
+        strokes = np.dstack([np.zeros((28, 28, 3), np.uint8), image])
+        save(tmp_path / str(digit) / f"{i}.png", strokes)
         expected.add((f"{digit}/{i}.png", (255 - image).tobytes(), digit))
-    spec = f"folder:{tmp_path}/set"
-    with pytest.raises(StageError, match="--background=white"):
-        make_shards(spec, tmp_path / "out", num_shards=1)
-    make_shards(spec, tmp_path / "out", num_shards=1, background="#ffffff", grayscale=True)
-    assert records_of(tmp_path / "out") == expected
+    assert set(reading(f"folder:{tmp_path}").values()) == {QUARANTINED}
+    found = records_of(f"folder:{tmp_path}", background="#ffffff", grayscale=True)
+    assert found == expected
 
 
 def test_grey_and_rgb_digits_become_either(tmp_path):
     images, labels = digits()
     for i, (image, digit) in enumerate(zip(images, labels.tolist(), strict=True)):
-        save(tmp_path / "set" / str(digit) / f"{i}.png", image if i % 3 else np.dstack([image] * 3))
-    assert "images are 28×28×1 (133), 28×28×3 (67)" in notes_of(f"folder:{tmp_path}/set")
+        save(tmp_path / str(digit) / f"{i}.png", image if i % 3 else np.dstack([image] * 3))
+    assert "images are 28×28×1 (133), 28×28×3 (67)" in notes_of(f"folder:{tmp_path}")
     for flag, depth in (("rgb", 3), ("grayscale", 1)):
-        make_shards(f"folder:{tmp_path}/set", tmp_path / flag, num_shards=1, **{flag: True})
-        pixels = {image for _, image, _ in records_of(tmp_path / flag)}
+        pixels = {image for _, image, _ in records_of(f"folder:{tmp_path}", **{flag: True})}
         assert pixels == {np.repeat(image[..., None], depth, 2).tobytes() for image in images}
 
 
@@ -733,24 +771,24 @@ READ_ALL = """
 import resource, sys
 import numpy as np
 from pipeline.sources import open_source
-source = open_source(sys.argv[1])
-source.fingerprint()
-images, _ = source.read(np.arange(sum(source.split_sizes.values())))
-print(sum(not hasattr(image, "reason") for image in images))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+for directory in sys.argv[1:]:
+    source = open_source(f"folder:{directory}")
+    source.fingerprint()
+    images, _ = source.read(np.arange(sum(source.split_sizes.values())))
+    good = sum(not hasattr(image, "reason") for image in images)
+    print(good, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 def test_files_of_many_pixels_cost_no_memory(tmp_path):
-    for i, image in enumerate(digits()[0][:50]):
-        save(tmp_path / "train" / "0" / f"{i}.png", image)
-    megabytes = []
-    for bomb in (None, Image.new("1", (13_000, 13_000))):
-        for i in range(8 if bomb else 0):
-            save(tmp_path / "train" / "0" / f"z{i}.png", bomb)
-        command = [sys.executable, "-c", READ_ALL, f"folder:{tmp_path}"]
-        done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
-        good, peak = map(int, done.stdout.split())
-        assert good == 50
-        megabytes.append(peak)
-    assert megabytes[1] - megabytes[0] < 20, megabytes
+    bomb = encoded(Image.new("1", (13_000, 13_000)), "PNG")
+    for name, num_bombs in (("without", 0), ("with", 8)):
+        for i, image in enumerate(digits()[0][:50]):
+            save(tmp_path / name / "train" / "0" / f"{i}.png", image)
+        for i in range(num_bombs):
+            (tmp_path / name / "train" / "0" / f"z{i}.png").write_bytes(bomb)
+    command = [sys.executable, "-c", READ_ALL, tmp_path / "without", tmp_path / "with"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    good, megabytes, also_good, peak = map(int, done.stdout.split())
+    assert good == also_good == 50
+    assert peak - megabytes < 20

@@ -67,7 +67,10 @@ class FolderSource:
         )
         where = f"--source=folder:{directory}"
         if not self.listed:
-            others = ", ".join(f"{n:,} {ending}" for ending, n in self.ignored.most_common())
+            others = ", ".join(
+                f"{number:,} {ending or 'without an ending'}"
+                for ending, number in self.ignored.most_common()
+            )
             raise StageError(
                 f"{where}: 0 images among {self.ignored.total():,} files"
                 f"{f' ({others})' if others else ''}; expected files that end in "
