@@ -120,7 +120,7 @@ LAYOUTS = {
         "dog/images/2.png": "unsplit dog",
     },
     "classes doubled": {"cat/cat/1.png": "unsplit cat", "dog/dog/2.png": "unsplit dog"},
-    "splits below classes": {
+    "classes above splits": {
         "cat/train/1.png": "train cat",
         "cat/test/2.png": "test cat",
         "dog/train/3.png": "train dog",
@@ -151,16 +151,23 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("above", ["", "archive/", "archive/all images/"])
-def test_splits_and_classes_are_found(tmp_path, name, above):
+# Below another directory, these are other layouts.
+AT_THE_TOP = [name for name in LAYOUTS if name.startswith("a stray file beside")]
+AT_THE_TOP += ["one class", "a class called dev", "flat"]
+
+
+@pytest.mark.parametrize(
+    "above, name",
+    [("", name) for name in LAYOUTS]
+    + [
+        (above, name)
+        for above in ("archive/", "archive/all images/", "test set/")
+        for name in LAYOUTS
+        if name not in AT_THE_TOP and (above != "test set/" or name.startswith("splits "))
+    ],
+)
+def test_splits_and_classes_are_found(tmp_path, above, name):
     tree = {above + path: meaning for path, meaning in LAYOUTS[name].items()}
-    if name == "flat" and above:
-        tree = {path: f"unsplit {above.split('/')[-2]}" for path in tree}  # A class, as ever.
-    if above and (
-        name.startswith("a stray file beside") or name in ("one class", "a class called dev")
-    ):
-        pytest.skip("then the directory on top is no single one")
     for path in tree:
         save(tmp_path / path, np.full((4, 4), 7, np.uint8))
     assert reading(f"folder:{tmp_path}") == tree
@@ -211,13 +218,17 @@ OMNIGLOT = "Greek/c1/1.png Greek/c2/2.png Latin/c1/3.png Latin/c3/4.png"
             {},
             [
                 "images lie in up to 2 directories, such as Greek/c1/1.png",
-                "--class_level=1 makes 2 classes (Greek, Latin)",
-                "--class_level=2 makes 4 classes (Greek/c1, Greek/c2, Latin/c1, …)",
-                "--labels=none reads them without classes",
+                "--class_level=1 for Greek, Latin (2 in all)",
+                "--class_level=2 for Greek/c1, Greek/c2, Latin/c1, … (4 in all)",
+                "or --labels=none for no classes",
             ],
         ),
         ("train/a/x/1.png train/a/y/1.png train/b/1.png test/a/1.png", {}, ["--class_level=2"]),
-        ("bg/Greek/c1/1.png bg/Latin/c2/1.png ev/Kanji/c3/2.png", {}, ["--class_level=3 makes 3"]),
+        (
+            "bg/Greek/c1/1.png bg/Latin/c2/1.png ev/Kanji/c3/2.png",
+            {},
+            ["for bg/Greek/c1, bg/Latin/c2, ev/Kanji/c3 (3 in all)"],
+        ),
         ("cat/1.png cat/images/2.png dog/3.png", {}, ["such as cat/images/2.png"]),
         (
             "c/train/1.png c/test/2.png d/train/3.png",
@@ -237,8 +248,8 @@ OMNIGLOT = "Greek/c1/1.png Greek/c2/2.png Latin/c1/3.png Latin/c3/4.png"
             {},
             ["train_images/, train_masks/ look like the same split, train"],
         ),
-        ("cat/1.png dog/2.png", {"class_level": 2}, ["at most 1 directories", "--class_level=1"]),
-        ("1.png", {"class_level": 1}, ["at most 0 directories", "remove the flag"]),
+        ("cat/1.png dog/2.png", {"class_level": 2}, ["no image lies so deep", "--class_level=1"]),
+        ("1.png", {"class_level": 1}, ["no image lies so deep", "remove the flag"]),
     ],
 )
 def test_what_is_ambiguous_is_refused_with_what_was_found(tmp_path, paths, options, parts):
@@ -281,7 +292,7 @@ def test_a_class_level_counts_below_the_split(tmp_path):
     }
     source = open_source(f"folder:{tmp_path}", SourceOptions(class_level=2))
     [image] = [i for i in source.read(np.arange(5))[0] if isinstance(i, Unreadable)]
-    assert image.reason == "lies in 1 class directories, expected 2"
+    assert image.reason == "lies in 1 of 2 class directories"
 
 
 def test_a_class_level_accepts_splits_that_differ_between_classes(tmp_path):

@@ -252,8 +252,8 @@ def _with_classes(
     level = class_level or 1
     if class_level and max(depth) < level:
         raise UsageError(
-            f"{where}: --class_level={level}: the images lie in at most {max(depth)} directories"
-            f"{' below the split' if has_splits else ''}, such as {files[0].path}; expected class "
+            f"{where}: --class_level={level}: no image lies so deep"
+            f"{' below its split' if has_splits else ''}, such as {files[0].path}; expected class "
             f"directories: {f'--class_level={max(depth)}' if max(depth) else 'remove the flag'}"
         )
     # A split without class directories has no labels. In other splits a file without is a fault.
@@ -266,7 +266,7 @@ def _with_classes(
         elif len(file.below) < level and file.top in labelled:
             name, fault = "", _NO_CLASS
             if level > 1:
-                fault = f"lies in {len(file.below)} class directories, expected {level}"
+                fault = f"lies in {len(file.below)} of {level} class directories"
         records.append(Record(file.split, file.path, name, fault))
     records = _with_normal_names(records, notes)
     _note_labels(records, notes)
@@ -288,11 +288,10 @@ def _one_level(files: list[_File], where: str, notes: list[str]) -> int:
     readings = []
     for level in range(1, min(len(deepest.below), _MAX_SHOWN) + 1):
         names = {"/".join(d[:level]) for d in below if len(d) >= level}
-        readings.append(f"--class_level={level} makes {len(names):,} classes ({_shown(names)})")
+        readings.append(f"--class_level={level} for {_shown(names)} ({len(names):,} in all)")
     raise UsageError(
         f"{where}: images lie in up to {len(deepest.below)} directories, such as {deepest.path}; "
-        f"expected one directory, the class: {', '.join(readings)}, --labels=none reads them "
-        "without classes"
+        f"expected the class alone: {'; '.join(readings)}; or --labels=none for no classes"
     )
 
 
