@@ -233,7 +233,7 @@ OMNIGLOT = "Greek/c1/1.png Greek/c2/2.png Latin/c1/3.png Latin/c3/4.png"
         (
             "c/train/1.png c/test/2.png d/train/3.png",
             {},
-            ["the splits differ between classes", "c/ holds test, train; d/ holds train"],
+            ["the splits differ between classes", "d/ holds train of test, train"],
         ),
         (
             "train/c/1.png test/c/2.png masks/3.png",

@@ -137,20 +137,25 @@ def _with_splits(
         splits = splits_of_directories({part[1] for _, part in files})
     if not splits:
         return [_File(path, "", UNSPLIT, tuple(part[:-1])) for path, part in files]
-    found = collections.defaultdict(set)
-    for _, part in files:
-        found[part[0]].add(splits[part[1]])
     if options.class_level is None and options.labels != "none":
-        tops_by_splits = {tuple(in_order(held)): top for top, held in sorted(found.items())}
-        if len(tops_by_splits) > 1:
-            shown = "; ".join(f"{top}/ holds {_shown(s)}" for s, top in tops_by_splits.items())
-            raise UsageError(
-                f"{where}: the splits differ between classes: {shown}; expected the same splits in "
-                "each class: move files to <split>/<class>/FILE, or --class_level=1 reads these "
-                "splits as they are"
-            )
+        _check_same_splits({(part[0], splits[part[1]]) for _, part in files}, where)
     notes.append(f"reads <class>/<split>/FILE: the classes hold {_shown(splits, '/')}")
     return [_File(path, part[1], splits[part[1]], (part[0], *part[2:-1])) for path, part in files]
+
+
+def _check_same_splits(pairs: set[tuple[str, str]], where: str) -> None:
+    """Refuses (class, split) that are not all pairs of a class and a split."""
+    splits = {split for _, split in pairs}
+    held = collections.defaultdict(list)
+    for top, split in sorted(pairs):
+        held[top].append(split)
+    less = next((top for top in held if len(held[top]) < len(splits)), None)
+    if less is not None:
+        raise UsageError(
+            f"{where}: the splits differ between classes: {less}/ holds {_shown(held[less])} of "
+            f"{_shown(splits)}; expected the same splits in each class: move files to "
+            "<split>/<class>/FILE, or --class_level=1 reads these splits as they are"
+        )
 
 
 def _check_one_directory_a_split(
