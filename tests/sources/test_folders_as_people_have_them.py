@@ -230,6 +230,7 @@ OMNIGLOT = "Greek/c1/1.png Greek/c2/2.png Latin/c1/3.png Latin/c3/4.png"
             ["for bg/Greek/c1, bg/Latin/c2, ev/Kanji/c3 (3 in all)"],
         ),
         ("cat/1.png cat/images/2.png dog/3.png", {}, ["such as cat/images/2.png"]),
+        ("train/images/cat/1.png test/images/cat/2.png", {}, ["for images/cat (1 in all)"]),
         (
             "c/train/1.png c/test/2.png d/train/3.png",
             {},
@@ -754,6 +755,13 @@ def test_digits_in_16_bits_are_the_digits(tmp_path):
     paths = [path.decode() for path in source.ids(np.arange(200))]
     assert source.fingerprint() != plain_fingerprint(tmp_path, paths)  # They went to quarantine.
     assert source.notes == ["200 images of 16 bits are scaled to 8 bits: 65535 becomes 255"]
+
+
+def test_the_shape_of_most_is_known_with_its_background(tmp_path):
+    save(tmp_path / "cat" / "1.png", np.zeros((4, 4, 2), np.uint8))
+    for background, channels in (("#ffffff", 1), ("#ff0000", 3)):
+        source = open_source(f"folder:{tmp_path}", SourceOptions(background=background))
+        assert source.image_shape == source.read(np.arange(1))[0][0].shape == (4, 4, channels)
 
 
 def test_digits_in_the_alpha_channel_are_seen_on_white(tmp_path):

@@ -20,7 +20,8 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.image_file import EXTENSIONS, Header, decode, read_header
 from pipeline.sources.options import DEFAULTS, SourceOptions
-from pipeline.sources.readers.folder_layout import find_layout
+from pipeline.sources.readers.folder_layout import Place, directory_of, find_layout
+from pipeline.sources.splits import in_order
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
 
@@ -77,7 +78,7 @@ class FolderSource:
                 f"{', '.join(EXTENSIONS[:3])} or another of Pillow's endings: name another "
                 "directory, or convert the images"
             )
-        layout = find_layout(list(self.listed), options, where)
+        layout = find_layout(self.listed, options, where)
         self.notes: list[str] = []
         if tree.skipped_links:
             shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
@@ -93,13 +94,19 @@ class FolderSource:
             name.encode(errors="backslashreplace").decode() for name in layout.class_names
         ]
         labels = {name: label for label, name in enumerate(layout.class_names)}
-        self._paths = [record.path for record in layout.records]
-        self._faults = [record.fault for record in layout.records]
+        self._places = layout.places
+        paths = collections.defaultdict(list)  # Split -> its files in order.
+        for path in self.listed:
+            paths[self._place(path).split].append(path)
+        self.split_sizes = {split: len(paths[split]) for split in in_order(paths)}
+        self._paths = [path for split in self.split_sizes for path in paths[split]]
         self._labels = np.array(
-            [labels.get(record.class_name, source.UNLABELLED) for record in layout.records],
+            [labels.get(self._place(path).class_name, source.UNLABELLED) for path in self._paths],
             np.int64,
         )
-        self.split_sizes = dict(collections.Counter(record.split for record in layout.records))
+
+    def _place(self, path: str) -> Place:
+        return self._places[directory_of(path)]
 
     def listing(self) -> dict[str, str]:
         """Path below the directory -> current stamp of each image file."""
@@ -249,7 +256,7 @@ class FolderSource:
 
     def _image(self, index: int) -> np.ndarray | source.Unreadable:
         path = self._paths[index]
-        if reason := self._faults[index] or self._refusal(path):
+        if reason := self._place(path).fault or self._refusal(path):
             return source.Unreadable(reason)
         try:
             with self._opened(path) as file:

@@ -1,6 +1,7 @@
 """The layout of a folder of images: which directory is a split, and which names a class.
 
-Nothing here opens a file. The layout follows from the paths alone.
+Nothing here opens a file. The layout follows from the paths alone. All files of a directory have
+the same place in it, so one path stands for them.
 """
 
 import collections
@@ -29,20 +30,20 @@ _MAX_SHOWN = 3
 Directories = tuple[str, ...]
 
 
-class Record(NamedTuple):
-    """A file and what its place says about it."""
+class Place(NamedTuple):
+    """What the files of a directory are."""
 
     split: str
-    path: str
+    path: str  # Of the first file.
     class_name: str  # "" without a label.
-    fault: str = ""  # Why the record goes to quarantine.
+    fault: str = ""  # Why the files go to quarantine.
 
 
 class Layout(NamedTuple):
-    """All records of a folder."""
+    """All directories of a folder."""
 
-    records: list[Record]  # By split, then by path.
-    class_names: list[str]  # In the order of the labels; no class without a record.
+    places: dict[str, Place]  # Path of a directory, as of `directory_of`.
+    class_names: list[str]  # In the order of the labels; no class without a file.
     notes: list[str]  # What was decided, a line each.
     choices: bytes  # For the fingerprint: what earlier versions decided otherwise.
 
@@ -54,41 +55,48 @@ class _File(NamedTuple):
     below: Directories  # Directories below the split.
 
 
-def find_layout(paths: Sequence[str], options: SourceOptions, where: str) -> Layout:
+def directory_of(path: str) -> str:
+    """The path of a file's directory; "" if the file lies in none."""
+    return path.rpartition("/")[0]
+
+
+def find_layout(paths: Iterable[str], options: SourceOptions, where: str) -> Layout:
     """Finds splits and classes.
 
     Args:
-      paths: of all images, at least one.
+      paths: of all images, at least one, in order.
       options: `labels` and `class_level` say how to read class directories.
       where: the source, for messages.
 
     Raises:
       UsageError: the directories have more than one meaning.
     """
+    first: dict[str, str] = {}  # Directory -> its first file.
+    for path in paths:
+        first.setdefault(directory_of(path), path)
+    paths = list(first.values())
     parts = [path.split("/") for path in paths]
     parts, skipped = _below_single_directories(parts, options.class_level or 1)
     notes = [f"reads {skipped}/, the only directory"] if skipped else []
     files = _with_splits(list(zip(paths, parts, strict=True)), options, where, notes)
     has_splits = any(file.top for file in files)
     if options.labels == "none":
-        records = [
-            Record(f.split, f.path, "", _NO_SPLIT if has_splits and not f.top else "")
-            for f in files
+        places = [
+            Place(f.split, f.path, "", _NO_SPLIT if has_splits and not f.top else "") for f in files
         ]
     else:
         if has_splits:
             files = _without_passed_over(files, options.class_level, notes)
-        records = _with_classes(files, options.class_level, where, notes)
-    order = {split: i for i, split in enumerate(in_order({record.split for record in records}))}
-    records.sort(key=lambda record: (order[record.split], record.path))
-    classes = sorted({record.class_name for record in records} - {""})
+        places = _with_classes(files, options.class_level, where, notes)
+    classes = sorted({place.class_name for place in places} - {""})
     choices = b"below " + os.fsencode(skipped) if skipped else b""
     if all(re.fullmatch("[0-9]+(/[0-9]+)*", name) for name in classes):
         # Class "10" is number 10 and not number 2.
         by_number = sorted(classes, key=lambda name: tuple(map(int, name.split("/"))))
         choices += b" classes by number" if by_number != classes else b""
         classes = by_number
-    return Layout(records, classes, notes, choices + _difference(records, paths))
+    places_by_directory = {directory_of(place.path): place for place in places}
+    return Layout(places_by_directory, classes, notes, choices + _difference(places))
 
 
 def _below_single_directories(parts: list[list[str]], level: int) -> tuple[list[list[str]], str]:
@@ -248,22 +256,22 @@ def _without_passed_over(
 
 def _with_classes(
     files: list[_File], class_level: int | None, where: str, notes: list[str]
-) -> list[Record]:
-    """The records, each with a class, without a label, or with a fault."""
+) -> list[Place]:
+    """The places, each with a class, without a label, or with a fault."""
     has_splits = any(file.top for file in files)
-    depth = collections.Counter(len(file.below) for file in files)
-    if class_level is None and max(depth) > 1:
+    depth = max(len(file.below) for file in files)
+    if class_level is None and depth > 1:
         class_level = _one_level(files, where, notes)
     level = class_level or 1
-    if class_level and max(depth) < level:
+    if class_level and depth < level:
         raise UsageError(
             f"{where}: --class_level={level}: no image lies so deep"
             f"{' below its split' if has_splits else ''}, such as {files[0].path}; expected class "
-            f"directories: {f'--class_level={max(depth)}' if max(depth) else 'remove the flag'}"
+            f"directories: {f'--class_level={depth}' if depth else 'remove the flag'}"
         )
     # A split without class directories has no labels. In other splits a file without is a fault.
     labelled = {file.top for file in files if file.below}
-    records = []
+    places = []
     for file in files:
         name, fault = "/".join(file.below[:level]), ""
         if not file.top and has_splits:
@@ -272,10 +280,10 @@ def _with_classes(
             name, fault = "", _NO_CLASS
             if level > 1:
                 fault = f"lies in {len(file.below)} of {level} class directories"
-        records.append(Record(file.split, file.path, name, fault))
-    records = _with_normal_names(records, notes)
-    _note_labels(records, notes)
-    return records
+        places.append(Place(file.split, file.path, name, fault))
+    places = _with_normal_names(places, notes)
+    _note_labels(places, notes)
+    return places
 
 
 def _one_level(files: list[_File], where: str, notes: list[str]) -> int:
@@ -300,34 +308,37 @@ def _one_level(files: list[_File], where: str, notes: list[str]) -> int:
     )
 
 
-def _with_normal_names(records: list[Record], notes: list[str]) -> list[Record]:
+def _with_normal_names(places: list[Place], notes: list[str]) -> list[Place]:
     """Gives class names that are the same text in two encodings one name."""
     spellings = collections.defaultdict(set)
-    for name in {record.class_name for record in records} - {""}:
+    for name in {place.class_name for place in places} - {""}:
         spellings[unicodedata.normalize("NFC", name)].add(name)
     new = {old: name for name, olds in spellings.items() if len(olds) > 1 for old in olds}
     if new:
         names = _shown(set(new.values()))
         notes.append(f"class names that Unicode encodes in two ways are one class: {names}")
-        records = [r._replace(class_name=new.get(r.class_name, r.class_name)) for r in records]
+        places = [
+            place._replace(class_name=new.get(place.class_name, place.class_name))
+            for place in places
+        ]
     cases = collections.defaultdict(set)
     for name in spellings:
         cases[name.casefold()].add(name)
     alike = [name for names in cases.values() if len(names) > 1 for name in names]
     if alike:
         notes.append(f"warning: class names differ only by case: {_shown(alike)}")
-    return records
+    return places
 
 
-def _note_labels(records: list[Record], notes: list[str]) -> None:
+def _note_labels(places: list[Place], notes: list[str]) -> None:
     """Notes splits without labels, a single class, and splits without a common class."""
     classes = collections.defaultdict(set)  # Split -> its classes.
-    unlabelled = collections.Counter()
-    for record in records:
-        if record.class_name:
-            classes[record.split].add(record.class_name)
-        elif not record.fault:
-            unlabelled[record.split] += 1
+    unlabelled = set()
+    for place in places:
+        if place.class_name:
+            classes[place.split].add(place.class_name)
+        elif not place.fault:
+            unlabelled.add(place.split)
     if not classes:
         return
     for split in in_order(unlabelled):
@@ -344,14 +355,13 @@ def _note_labels(records: list[Record], notes: list[str]) -> None:
             )
 
 
-def _difference(records: list[Record], paths: Sequence[str]) -> bytes:
-    """A digest of the records if an earlier version read others from the same files, else b"".
+def _difference(places: list[Place]) -> bytes:
+    """A digest of the places if an earlier version read the same files otherwise, else b"".
 
     A set that an earlier version made of the same records so keeps its fingerprint.
     """
-    earlier = _read_earlier(paths)
-    read = [(r.split, r.class_name, bool(r.fault)) for r in records]
-    if read == [earlier[record.path] for record in records]:
+    read = [(place.split, place.class_name, bool(place.fault)) for place in places]
+    if read == _read_earlier([place.path for place in places]):
         return b""
     digest = hashlib.sha256()
     for split, class_name, is_fault in read:
@@ -359,8 +369,8 @@ def _difference(records: list[Record], paths: Sequence[str]) -> bytes:
     return b" read as " + digest.digest()
 
 
-def _read_earlier(paths: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
-    """Path -> split, class, and whether it is a fault, in earlier versions.
+def _read_earlier(paths: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """Split, class, and whether it is a fault, of each path in earlier versions.
 
     The first directory below the split was the class, and a file without was a fault.
     """
@@ -372,11 +382,11 @@ def _read_earlier(paths: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
     splits = {part[0]: split_named(part[0]) for part in parts if len(part) > 1}
     has_splits = UNSPLIT not in splits.values()
     default = in_order(splits.values())[0] if splits and has_splits else UNSPLIT
-    read = {}
-    for path, part in zip(paths, parts, strict=True):
+    read = []
+    for part in parts:
         split = splits[part[0]] if has_splits and len(part) > 1 else default
         class_name = "".join(part[1:-1][:1] if has_splits else part[:-1][:1])
-        read[path] = split, class_name, not class_name
+        read.append((split, class_name, not class_name))
     return read
 
 
