@@ -660,6 +660,16 @@ def test_of_an_animation_the_first_frame_is_read(kind):
     assert not assert_header_agrees(data).any()
 
 
+def test_a_jpeg_of_several_pictures_is_a_jpeg():
+    """Phones write these, under the same ending."""
+    pictures = [Image.fromarray(np.full((8, 8), n, np.uint8)) for n in (0, 200)]
+    data = encoded(pictures[0], "MPO", save_all=True, append_images=pictures[1:])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert not assert_header_agrees(data).any()
+    with pytest.raises(ValueError, match="scans of a JPEG, expected at most 500"):
+        image_file.decode(data + b"\xff\xda" * 500)
+
+
 def test_adobe_s_ycck_is_rgb():
     """CMYK JPEGs hold inverted ink."""
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
