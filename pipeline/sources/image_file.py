@@ -7,15 +7,25 @@ only if the header states no more than the limit.
 import functools
 import io
 import types
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+# Pillow's endings of these formats; a test compares them with Pillow's own list.
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".apng", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
 # Pillow's modes with 8 bits a channel -> the mode of the decoded image.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB", "HSV": "RGB"}
+# Modes whose pixels may be transparent -> the mode of the decoded image.
+_ALPHA_MODES = {"LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB"}
+# Grey modes of more than 8 bits. In mode I, Pillow holds 16 bits of some formats in 32.
+_DEEP_MODES = {"I;16": "L", "I;16L": "L", "I;16B": "L", "I;16N": "L", "I": "L"}
+_ALL_MODES = _MODES | _ALPHA_MODES | _DEEP_MODES
 # Limit on a PNG's text, uncompressed. Pillow allows 64 MiB, which a file of 60 kB can hold; the
 # metadata of cameras and programs takes less than one.
 _MAX_TEXT_BYTES = 4 << 20
@@ -27,7 +37,7 @@ _MORE_HEADER_BYTES = 1 << 16
 # Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
 # write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags.
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # TIFF tags.
 # EXIF's tag of the orientation in which a camera was held, and what turns stored pixels upright:
 # CIPA DC-008 (EXIF 2.32), section 4.6.4. Orientation 1 is upright.
 _ORIENTATION = 274
@@ -55,13 +65,14 @@ class _Header:
         self._bytes_left = 2 * file.seek(0, io.SEEK_END) + _MORE_HEADER_BYTES
         self._reads_left = _MAX_HEADER_READS
         file.seek(position)
+        self.seek, self.tell = file.seek, file.tell  # Faster than through __getattr__.
 
     def read(self, num_bytes: int = -1) -> bytes:
         """Reads from the file; raises a ValueError beyond the bounds."""
         data = self._file.read(num_bytes)
         self._bytes_left -= len(data)
         self._reads_left -= 1
-        if min(self._bytes_left, self._reads_left) < 0:
+        if self._bytes_left < 0 or self._reads_left < 0:
             raise ValueError("a header that is out of proportion to the file")
         return data
 
@@ -103,12 +114,12 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
     header.end()
     width, height = image.size
     _check_size(height, width, max_pixels)
-    tags = getattr(image, "tag_v2", {})
-    tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
-    if not all(isinstance(size, int) for size in tile):
-        raise ValueError("a damaged image (its tiles have no size)")
-    # A tile is decoded completely, even if the image uses little of it.
-    _check_size(*tile, max_pixels, prefix="tiles of ")
+    if tags := getattr(image, "tag_v2", None):
+        tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
+        if not all(isinstance(size, int) for size in tile):
+            raise ValueError("a damaged image (its tiles have no size)")
+        # A tile is decoded completely, even if the image uses little of it.
+        _check_size(*tile, max_pixels, prefix="tiles of ")
     return image
 
 
@@ -122,7 +133,12 @@ def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> N
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one."""
+    """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one.
+
+    1 for a TIFF: Pillow turns its pixels.
+    """
+    if image.format == "TIFF":
+        return 1
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the pixels to search behind them.
     try:
@@ -132,20 +148,51 @@ def _orientation(image: Any) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    shape: tuple[int, int, int]  # (H, W, C) of the decoded image.
+    is_turned: bool  # Pillow's pixels are not upright, and `decode` turns them.
+    is_of_16_bits: bool  # The pixels are scaled to 8 bits.
+
+
+def read_header(
+    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS, background: str | None = None
+) -> Header:
+    """The header of a file that `decode` decodes with the same arguments.
+
+    Raises:
+      ValueError: as `decode`, where the header alone tells.
+    """
+    with _opened(file, max_pixels) as image:
+        orientation = turned_by = _orientation(image)
+        height, width = image.height, image.width
+        if image.format == "TIFF":  # Some versions of Pillow swap height and width already here.
+            height, width = image.tag_v2[_LENGTH], image.tag_v2[_WIDTH]
+            turned_by = image.tag_v2.get(_ORIENTATION)
+        size = (width, height) if turned_by in _TURNED else (height, width)
+        channels = len(_decoded_mode(image, background))
+        return Header((*size, channels), orientation != 1, image.mode in _DEEP_MODES)
+
+
 def shape_of(
     file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> tuple[tuple[int, int, int], bool]:
-    """The shape that `decode` would return, without decoding; raises the same ValueErrors.
+    """The first two fields of `read_header`."""
+    return read_header(file, max_pixels)[:2]
 
-    Returns:
-      (H, W, C).
-      Whether EXIF says that the stored pixels are not upright.
-    """
-    with _opened(file, max_pixels) as image:
-        orientation = _orientation(image)
-        size = image.size if orientation in _TURNED else (image.height, image.width)
-        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
-        return (*size, channels), orientation != 1
+
+def _decoded_mode(image: Any, background: str | None) -> str:
+    """Pillow's mode of the decoded image, L or RGB."""
+    mode = _ALL_MODES.get(image.mode)
+    if mode is None:
+        raise ValueError(f"is of Pillow's mode {image.mode}, expected 8 or 16 bits a channel")
+    is_grey = not background or len(set(bytes.fromhex(background[1:]))) == 1
+    return mode if is_grey or not _has_alpha(image) else "RGB"
+
+
+def _has_alpha(image: Any) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
 def decode(
@@ -159,14 +206,15 @@ def decode(
       background: the colour behind transparent pixels, #rrggbb; None to refuse them.
 
     Returns:
-      uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image.
+      uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image, and for a grey image with
+        transparency before a coloured background. 16 bits are scaled to 8: 257 · v becomes v.
 
     Raises:
-      ValueError: not an image, damaged, more than 8 bits a channel, more pixels than allowed, or
-        transparent pixels, whose background the file does not define.
+      ValueError: not an image, damaged, more than 16 bits a channel, more pixels than allowed, or
+        transparent pixels without a background.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
-        if image.format == "JPEG" and data.count(_SCAN) > _MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
             raise ValueError(
                 f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"
             )
@@ -181,8 +229,11 @@ def decode(
 
 
 def _pixels(image: Any, background: str | None) -> np.ndarray:
-    mode = image.mode
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+    mode = _decoded_mode(image, background)
+    has_alpha = _has_alpha(image)
+    if image.mode in _DEEP_MODES:
+        image = _of_8_bits(image)
+    if has_alpha:
         image = _converted(image, "RGBA")
         if image.getchannel("A").getextrema()[0] < 255:
             if background is None:
@@ -191,10 +242,30 @@ def _pixels(image: Any, background: str | None) -> np.ndarray:
                     "or #rrggbb) is put behind them"
                 )
             image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, background), image)
-        image = image.convert("L" if mode in ("L", "LA", "La") else "RGB")
-    elif mode not in _MODES:
-        raise ValueError(f"is of Pillow's mode {mode}, expected 8 bits a channel")
-    return np.asarray(_converted(image, _MODES.get(image.mode, "RGB")))
+    return np.asarray(_converted(image, mode))
+
+
+def _of_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits in mode L, or LA if one value is transparent."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65_535:
+        raise ValueError(f"holds values from {low} to {high}, expected 16 bits, 0 to 65535")
+    if 0 < high < 256:
+        raise ValueError(
+            f"is of 16 bits and holds no value above {high}, which would become black; expected "
+            "values up to 65535: save the image with 8 bits"
+        )
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else np.where(values == transparent, 0, 255)
+    values = values.astype(np.uint32)
+    values *= 255
+    values += 32_767  # So that the quotient is rounded, and 257·v becomes v.
+    values //= 65_535
+    grey = _pillow().fromarray(values.astype(np.uint8))
+    if alpha is None:
+        return grey
+    return _pillow().merge("LA", (grey, _pillow().fromarray(alpha.astype(np.uint8))))
 
 
 def _converted(image: Any, mode: str) -> Any:

@@ -1,7 +1,7 @@
-"""Names of splits: their order, and the split that a file name states."""
+"""Names of splits: their order, and the split that a file or a directory name states."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # The split name of a source without splits.
 UNSPLIT = "unsplit"
@@ -37,4 +37,50 @@ def split_named(name: str) -> str:
     for word in re.findall(r"[a-z]+\d*[a-z]*", name.lower()):
         if word in _SPLIT_WORDS:
             return _SPLIT_WORDS[word]
+    return UNSPLIT
+
+
+# Words in the names of directories. Each word is also a likely class, so the word states a split
+# only beside a directory of train.
+_WORDS_BESIDE_TRAIN = {
+    "trn": "train",
+    "dev": "validation",
+    "tst": "test",
+    "extra": "extra",
+    "pred": "pred",
+    "unlabeled": "unlabelled",
+    "unlabelled": "unlabelled",
+}
+
+
+def splits_of_directories(names: Collection[str]) -> dict[str, str]:
+    """The split of each of some sibling directories.
+
+    A word of `split_named` counts in any case. Other forms, such as trn, dev, extra, trainset,
+    TrainImages and train2017, count only if the directories are two splits or more, one of them
+    train.
+
+    Args:
+      names: names of all directories below one directory.
+
+    Returns:
+      Name -> split; {} if a name states no split, since the directories are then classes.
+    """
+    splits = {name: split_named(name) for name in names}
+    if UNSPLIT not in splits.values():
+        return splits
+    splits = {name: split_beside_train(name) for name in names}
+    stated = set(splits.values())
+    return splits if UNSPLIT not in stated and "train" in stated and len(stated) > 1 else {}
+
+
+def split_beside_train(name: str) -> str:
+    """The split that a directory's name states beside a directory of train, or UNSPLIT."""
+    if (split := split_named(name)) != UNSPLIT:
+        return split
+    words = _SPLIT_WORDS | _WORDS_BESIDE_TRAIN
+    for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name):
+        split = words.get(word.lower()) or words.get(word.lower().removesuffix("set"))
+        if split:
+            return split
     return UNSPLIT

@@ -58,7 +58,7 @@ def folder(tmp_path):
     Image.new("L", (9, 12)).save(paths[3])
     Image.new("RGB", (8, 12)).save(paths[4])
     Image.new("RGBA", (8, 12), (1, 2, 3, 0)).save(paths[5])
-    Image.new("I;16", (8, 12)).save(paths[6])
+    Image.new("F", (8, 12)).save(paths[6], "TIFF")
     (directory / "train" / "stray.png").write_bytes(whole)
     return directory
 
@@ -70,7 +70,7 @@ REASONS = [
     r"is 12×9×1, expected 12×8×1; --image_size scales",
     r"is 12×8×3, expected 12×8×1; --grayscale makes",
     "transparent",
-    "mode I;16",
+    "mode F",
 ]
 
 

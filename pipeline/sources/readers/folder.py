@@ -1,12 +1,15 @@
-"""Folders of image files: `train/<class>/*` or `<class>/*`."""
+"""Folders of image files: `train/<class>/*`, `<class>/*`, `train/*` or images alone."""
 
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import io
+import itertools
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -15,48 +18,67 @@ import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
-from pipeline.sources.image_file import decode, shape_of
+from pipeline.sources.image_file import EXTENSIONS, Header, decode, read_header
 from pipeline.sources.options import DEFAULTS, SourceOptions
-from pipeline.sources.splits import UNSPLIT, in_order, split_named
+from pipeline.sources.readers.folder_layout import Place, directory_of, find_layout
+from pipeline.sources.splits import in_order
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
 
-# A file with one of these extensions is a record; other files are ignored.
-_EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm"),
-)
-# Files read in parallel for the fingerprint: enough to keep an object store busy.
+# A directory that macOS adds to an archive; its files describe the others.
+_NO_IMAGES = "__MACOSX"
+# An ending in the account of files that are not read. "scan.0001" and "at 10.30 o'clock" have none.
+_ENDING = re.compile(r"(?=.*[a-z])\.[a-z0-9]{1,8}")
+# Files read in parallel for the fingerprint: enough to keep an object store or a network disk busy.
 _NUM_THREADS = 8
-_HASH_BYTES = 1 << 20
-_NO_CLASS = "lies in no class directory, expected <class>/FILE or <split>/<class>/FILE"
+# Files that a thread reads in one task: a task a file costs as much as a small file does.
+_FILES_AT_A_TIME = 32
+_HASH_BYTES = 1 << 16
 # Allowance for data beside the pixels: profiles, thumbnails, text.
 _EXTRA_BYTES = 1 << 20
-# Skipped links that a message names.
-_MAX_SHOWN = 3
+# Skipped links, and image shapes, that a note names.
+_MAX_SHOWN, _MAX_SHAPES = 3, 5
 
 
 class FolderSource:
-    """A source over image files; the directory of a file is its class."""
+    """A source over image files; their directories are splits and classes."""
 
-    def __init__(self, directory: str, max_pixels: int = source.MAX_IMAGE_PIXELS):
+    def __init__(self, directory: str, options: SourceOptions = DEFAULTS):
         """Lists the files.
 
         Args:
           directory: local path or URL.
-          max_pixels: limit on height × width of an image; a larger one is `Unreadable`.
+          options: see SourceOptions.
 
         Raises:
-          StageError: no images, or ambiguous class directories.
+          UsageError: directories that have more than one meaning.
+          StageError: no images.
         """
         # Pillow warns of damage, which is quarantined, and of harmless oddities.
         warnings.filterwarnings("ignore", module="PIL")
-        self._directory, self._max_pixels = directory, max_pixels
+        self._directory, self._options = directory, options
+        self._is_url, self._prefix = files_lib.is_url(directory), files_lib.join(directory, "")
         # Uncompressed, a pixel with 8 bits a channel takes at most 4 bytes. Larger files are not
         # read.
-        self._max_bytes = 4 * max_pixels + _EXTRA_BYTES
+        self._max_bytes = 4 * options.max_image_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
+        self.ignored = collections.Counter(
+            _ending(path) for path in tree.stamps if path not in self.listed
+        )
+        where = f"--source=folder:{directory}"
+        if not self.listed:
+            others = ", ".join(
+                f"{number:,} {ending or 'without an ending'}"
+                for ending, number in self.ignored.most_common()
+            )
+            raise StageError(
+                f"{where}: 0 images among {self.ignored.total():,} files"
+                f"{f' ({others})' if others else ''}; expected files that end in "
+                f"{', '.join(EXTENSIONS[:3])} or another of Pillow's endings: name another "
+                "directory, or convert the images"
+            )
+        layout = find_layout(self.listed, options, where)
         self.notes: list[str] = []
         if tree.skipped_links:
             shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
@@ -66,49 +88,25 @@ class FolderSource:
                 f"{len(tree.skipped_links)} links to directories that are already listed under "
                 f"another path are skipped: {shown}"
             )
-        files = list(self.listed)
-        parts, skipped = _below_single_directories([path.split("/") for path in files])
-        if skipped:
-            self.notes.append(f"reads {skipped}/, the only directory")
-        tops = {part[0] for part in parts if len(part) > 1}
-        if not tops:
-            raise StageError(
-                f"--source=folder:{directory}: {len(files)} images and no class directories; "
-                "expected <class>/FILE or <split>/<class>/FILE: make a directory for each class, "
-                "even for a single one"
-            )
-        splits = {top: split_named(top) for top in tops}
-        has_splits = UNSPLIT not in splits.values()
-        deep = {part[0] for part in parts if len(part) > 2 and splits[part[0]] in ("train", "test")}
-        if deep and not has_splits:
-            others = sorted(top for top in tops if splits[top] == UNSPLIT)
-            raise StageError(
-                f"--source=folder:{directory}: {min(deep)}/ looks like a split, {others[0]}/ like "
-                "a class; expected only splits or only classes at the top level: move one of them"
-            )
-        num_levels = 2 if has_splits else 1
-        default = in_order(splits.values())[0] if has_splits else UNSPLIT
-        records = []  # (split, path, class)
-        for path, part in zip(files, parts, strict=True):
-            class_name = part[num_levels - 1] if len(part) > num_levels else ""
-            split = splits[part[0]] if has_splits and len(part) > 1 else default
-            records.append((split, path, class_name))
-        order = {split: i for i, split in enumerate(in_order({r[0] for r in records}))}
-        records.sort(key=lambda record: (order[record[0]], record[1]))
-        classes = sorted({record[2] for record in records} - {""})
-        # Part of the fingerprint, so that a set which an earlier version read differently from the
-        # same files has another id.
-        self._choices = b"below " + os.fsencode(skipped) if skipped else b""
-        if all(re.fullmatch("[0-9]+", name) for name in classes):
-            by_number = sorted(classes, key=int)  # Class "10" is number 10 and not number 2.
-            self._choices += b" classes by number" if by_number != classes else b""
-            classes = by_number
-        self.class_names = [name.encode(errors="backslashreplace").decode() for name in classes]
-        labels = {name: label for label, name in enumerate(classes)}
-        self._paths = [record[1] for record in records]
-        self._labels = np.array([labels.get(record[2], -1) for record in records], np.int64)
-        self.split_sizes = dict(collections.Counter(record[0] for record in records))
-        self._scanned: tuple[str, tuple[int, int, int]] | None = None
+        self.notes += layout.notes
+        self._choices = layout.choices
+        self.class_names = [
+            name.encode(errors="backslashreplace").decode() for name in layout.class_names
+        ]
+        labels = {name: label for label, name in enumerate(layout.class_names)}
+        self._places = layout.places
+        paths = collections.defaultdict(list)  # Split -> its files in order.
+        for path in self.listed:
+            paths[self._place(path).split].append(path)
+        self.split_sizes = {split: len(paths[split]) for split in in_order(paths)}
+        self._paths = [path for split in self.split_sizes for path in paths[split]]
+        self._labels = np.array(
+            [labels.get(self._place(path).class_name, source.UNLABELLED) for path in self._paths],
+            np.int64,
+        )
+
+    def _place(self, path: str) -> Place:
+        return self._places[directory_of(path)]
 
     def listing(self) -> dict[str, str]:
         """Path below the directory -> current stamp of each image file."""
@@ -137,9 +135,9 @@ class FolderSource:
           SourceChanged: the file does not match its listed stamp.
           OSError: the file cannot be read.
         """
-        full, listed = files_lib.join(self._directory, path), self.listed[path]
+        full, listed = self._prefix + path, self.listed[path]
         try:
-            if files_lib.is_url(full):
+            if self._is_url:
                 data = files_lib.read_bytes(full)
                 if not stamps.may_be_of(data, listed):
                     raise source.changed(full)
@@ -154,61 +152,94 @@ class FolderSource:
             try:
                 yield file
             finally:  # After a failure too.
-                if not files_lib.is_url(full) and stamps.of_open(file) != listed:
+                if not self._is_url and stamps.of_open(file) != listed:
                     raise source.changed(full)
 
+    def _scan_file(self, path: str) -> tuple[bytes, Header | str]:
+        """A digest of a file, and its header or the reason why the image is not read."""
+        if refusal := self._refusal(path):
+            size = stamps.num_bytes(self.listed[path])
+            return hashlib.sha256(str(size).encode()).digest(), refusal
+        digest = hashlib.sha256()
+        options = self._options
+        try:
+            with self._opened(path) as file:
+                block = file.read(_HASH_BYTES)
+                # Most files fit in a block, and are not read again for the header.
+                image = io.BytesIO(block) if len(block) < _HASH_BYTES else file
+                while block:
+                    digest.update(block)
+                    block = file.read(_HASH_BYTES)
+                image.seek(0)
+                header = read_header(image, options.max_image_pixels, options.background)
+                # Earlier versions stored turned images as they lie, and refused 16 bits.
+                digest.update(b"upright" if header.is_turned else b"")
+                digest.update(b"16 bits" if header.is_of_16_bits else b"")
+        except OSError as error:  # A broken link; its record will be quarantined.
+            return b"", str(error)
+        except ValueError as error:
+            header = str(error)
+        return digest.digest(), header
+
+    def _scan_files(self, paths: list[str]) -> list[tuple[bytes, Header | str]]:
+        return [self._scan_file(path) for path in paths]
+
+    def _num_threads(self) -> int:
+        """Several if reading waits for a disk or a network; else threads slow each other down."""
+        if self._is_url:
+            return _NUM_THREADS
+        self._scan_file(self._paths[0])  # Imports Pillow.
+        start, busy_start = time.perf_counter(), time.thread_time()
+        self._scan_files(self._paths[1 : 1 + _FILES_AT_A_TIME])
+        waits = time.perf_counter() - start > 2 * (time.thread_time() - busy_start)
+        return _NUM_THREADS if waits else 1
+
+    @functools.cached_property
     def _scan(self) -> tuple[str, tuple[int, int, int]]:
-        """Fingerprint and most frequent shape, from one pass over all files."""
-        if self._scanned is None:
+        """Fingerprint and most frequent shape, from one pass over all files.
 
-            def scan_file(path: str) -> tuple[bytes, tuple[int, ...] | str]:
-                if refusal := self._refusal(path):
-                    size = stamps.num_bytes(self.listed[path])
-                    return hashlib.sha256(str(size).encode()).digest(), refusal
-                digest = hashlib.sha256()
-                try:
-                    with self._opened(path) as file:
-                        while block := file.read(_HASH_BYTES):
-                            digest.update(block)
-                        file.seek(0)
-                        shape, is_turned = shape_of(file, self._max_pixels)
-                        if is_turned:  # An earlier version stored these images as they lie.
-                            digest.update(b"upright")
-                except OSError as error:  # A broken link; its record will be quarantined.
-                    return b"", str(error)
-                except ValueError as error:
-                    shape = str(error)
-                return digest.digest(), shape
-
-            digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
-            digest.update(self._choices)
-            with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-                for path, (content, shape) in zip(
-                    self._paths, pool.map(scan_file, self._paths), strict=True
-                ):
-                    digest.update(os.fsencode(path) + b"\0" + content)
-                    if isinstance(shape, str):
-                        reason = reason or f"{path}: {shape}"
-                    else:
-                        shapes[shape] += 1
-            if not shapes:
-                raise StageError(
-                    f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
-                    f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
-                    "reads: convert the images, or name another directory"
-                )
-            shape, _ = max(shapes.items(), key=lambda item: (item[1], item[0]))
-            self._scanned = digest.hexdigest(), shape
-        return self._scanned
+        The pass also adds to `notes`.
+        """
+        digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
+        num_of_16_bits = 0
+        digest.update(self._choices)
+        starts = range(0, len(self._paths), _FILES_AT_A_TIME)
+        tasks = [self._paths[start : start + _FILES_AT_A_TIME] for start in starts]
+        with concurrent.futures.ThreadPoolExecutor(self._num_threads()) as pool:
+            scanned = itertools.chain.from_iterable(pool.map(self._scan_files, tasks))
+            for path, (content, header) in zip(self._paths, scanned, strict=True):
+                digest.update(os.fsencode(path) + b"\0" + content)
+                if isinstance(header, str):
+                    reason = reason or f"{path}: {header}"
+                else:
+                    shapes[header.shape] += 1
+                    num_of_16_bits += header.is_of_16_bits
+        if not shapes:
+            raise StageError(
+                f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
+                f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
+                "reads: convert the images, or name another directory"
+            )
+        ordered = sorted(shapes, key=lambda shape: (shapes[shape], shape), reverse=True)
+        if len(ordered) > 1:
+            shown = [f"{'×'.join(map(str, s))} ({shapes[s]:,})" for s in ordered[:_MAX_SHAPES]]
+            if len(ordered) > _MAX_SHAPES:
+                shown.append(f"and {len(ordered) - _MAX_SHAPES:,} other shapes")
+            self.notes.append(f"images are {', '.join(shown)}")
+        if num_of_16_bits:
+            self.notes.append(
+                f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
+            )
+        return digest.hexdigest(), ordered[0]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The most frequent image shape."""
-        return self._scan()[1]
+        return self._scan[1]
 
     def fingerprint(self) -> str:
         """sha256 over paths and contents of all images, and over choices made in reading them."""
-        return self._scan()[0]
+        return self._scan[0]
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """Paths below the directory."""
@@ -216,7 +247,7 @@ class FolderSource:
 
     def where(self, index: int) -> str:
         """The file."""
-        return files_lib.join(self._directory, self._paths[index])
+        return self._prefix + self._paths[index]
 
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
         """Decodes the files at `indices`, each on access."""
@@ -225,40 +256,29 @@ class FolderSource:
 
     def _image(self, index: int) -> np.ndarray | source.Unreadable:
         path = self._paths[index]
-        if self._labels[index] < 0:
-            return source.Unreadable(_NO_CLASS)
-        if refusal := self._refusal(path):
-            return source.Unreadable(refusal)
+        if reason := self._place(path).fault or self._refusal(path):
+            return source.Unreadable(reason)
         try:
             with self._opened(path) as file:
                 data = file.read()
-            return decode(data, self._max_pixels)
+            return decode(data, self._options.max_image_pixels, self._options.background)
         except (ValueError, OSError) as error:
             return source.Unreadable(str(error))
 
 
-def _below_single_directories(parts: list[list[str]]) -> tuple[list[list[str]], str]:
-    """Paths without the directories that hold all others, as an archive leaves them.
-
-    Args:
-      parts: directories and file name of each path.
-
-    Returns:
-      The paths below those directories.
-      The directories that are left out, with slashes; "" if there are none.
-    """
-    skipped = []
-    while parts and all(len(part) > 2 for part in parts):
-        tops = {part[0] for part in parts}
-        if len(tops) > 1 or split_named(parts[0][0]) != UNSPLIT:
-            break
-        skipped.append(parts[0][0])
-        parts = [part[1:] for part in parts]
-    return parts, "/".join(skipped)
-
-
 def _images_of(tree: trees.Tree) -> dict[str, str]:
-    return {p: stamp for p, stamp in tree.stamps.items() if p.lower().endswith(_EXTENSIONS)}
+    """Path -> stamp of the images in a tree."""
+    return {
+        path: stamp
+        for path, stamp in tree.stamps.items()
+        if path.lower().endswith(EXTENSIONS) and _NO_IMAGES not in path.split("/")
+    }
+
+
+def _ending(path: str) -> str:
+    """The ending of a file's name in lower case, such as .txt; "" without an ending."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending if _ENDING.fullmatch(ending) else ""
 
 
 def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSource:
@@ -267,10 +287,12 @@ def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSour
     Args:
       directory: local path or URL. If all its subdirectories are named after splits (train,
         test, val, …), they hold the class directories; else they are the class directories.
+        Without class directories, images have no labels. See folder_layout.py.
       options: see SourceOptions.
 
     Raises:
-      StageError: no such directory, no images, or ambiguous class directories.
+      UsageError: directories that have more than one meaning.
+      StageError: no such directory, or no images.
     """
     if not directory:
         raise UsageError("--source=folder: names no directory; write --source=folder:DIR")
@@ -279,4 +301,4 @@ def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSour
             f"--source=folder:{directory}: no such directory; expected a directory of "
             "images: name another one"
         )
-    return FolderSource(directory.rstrip("/") or "/", options.max_image_pixels)
+    return FolderSource(directory.rstrip("/") or "/", options)
