@@ -58,6 +58,16 @@ def _is_stdout_broken() -> bool:
     return is_broken
 
 
+def _use_utf8() -> None:
+    """Starts the program again in Python's UTF-8 mode, if file names are read in another encoding.
+
+    Ids and class names come from file names, and must not depend on the locale.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run(
     main: Callable[[list[str]], None],
     *,
@@ -79,6 +89,7 @@ def run(
       beam: whether other flags go to Beam.
       arguments: whether positional arguments are allowed.
     """
+    _use_utf8()
     proxies.reach_directly()
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)

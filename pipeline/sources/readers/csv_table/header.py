@@ -17,7 +17,7 @@ _LEAST_RUN = 16
 _MOST_BESIDE = 3
 # The first bytes of files that are no text in UTF-8; the longer mark comes first.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_PACKED = (b"\x1f\x8b", b"PK\3\4")
+_PACKED = (b"PK\3\4",)
 
 
 class Head(NamedTuple):
@@ -35,10 +35,7 @@ def refuse_encoding(path: str, data: bytes) -> None:
     if mark:
         found, encoding = f"text in {_MARKS[mark]}", _MARKS[mark]
     elif data.startswith(_PACKED):
-        raise StageError(
-            f"{path}: is a packed file; expected text in UTF-8: unpack it, or let the name of a "
-            "gzip file end in .csv.gz"
-        )
+        raise StageError(f"{path}: is a packed file; expected text in UTF-8: unpack it")
     elif b"\0" in data.partition(b"\n")[0]:
         found, encoding = "no text, or UTF-16 without a mark: it holds zero bytes", "UTF-16LE"
     else:
