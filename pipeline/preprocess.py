@@ -106,6 +106,8 @@ def run(beam_args: list[str]) -> None:
 
 def _total(manifest: dict) -> str:
     """The number of records by outcome, in one line."""
+    from pipeline.datasets.building.reading import ignored_text
+
     splits = ", ".join(f"{split} {count:,}" for split, count in manifest["splits"].items())
     records = manifest["records"]
     state = "already finished" if manifest.get("reused") else "finished"
@@ -120,7 +122,7 @@ def _total(manifest: dict) -> str:
     if records.get("there"):
         counts += f" + {records['there']:,} already in the data set"
     if records.get("ignored"):
-        counts += f"; {sum(records['ignored'].values()):,} files ignored"
+        counts += f"; ignored {ignored_text(records['ignored'])}"
     return f"{state}: {counts} ({splits}), {_id(manifest)}"
 
 

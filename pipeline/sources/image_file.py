@@ -32,6 +32,8 @@ _MAX_TEXT_BYTES = 4 << 20
 # Limit on Pillow's read calls for a header: normally a few hundred. A GIF with 10 MB of comments
 # takes 80,000 calls, and a minute and a half.
 _MAX_HEADER_READS = 10_000
+# The first bytes of PNG and JPEG.
+_READ_ONCE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 # A header read may total twice the file and these bytes: parts of a header are read again.
 _MORE_HEADER_BYTES = 1 << 16
 # Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
@@ -103,7 +105,7 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
     Raises:
       ValueError: not an image, or an image that must not be decoded.
     """
-    header = _Header(file)
+    header = file if _is_bounded(file) else _Header(file)
     try:
         image = _pillow().open(header, formats=_FORMATS)
     except _pillow().UnidentifiedImageError as error:
@@ -111,7 +113,8 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
         raise ValueError(f"{num_bytes} bytes that are no image") from error
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"a damaged image ({error})") from error
-    header.end()
+    if isinstance(header, _Header):
+        header.end()
     width, height = image.size
     _check_size(height, width, max_pixels)
     if tags := getattr(image, "tag_v2", None):
@@ -121,6 +124,18 @@ def _opened(file: BinaryIO, max_pixels: int) -> Any:
         # A tile is decoded completely, even if the image uses little of it.
         _check_size(*tile, max_pixels, prefix="tiles of ")
     return image
+
+
+def _is_bounded(file: BinaryIO) -> bool:
+    """Whether a file cannot make Pillow read much more than the file: a small PNG or JPEG.
+
+    Their headers are read once, from the start to the end. (`_pillow` bounds a JPEG's metadata.)
+    """
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(len(_READ_ONCE[0]))
+    file.seek(0)
+    return num_bytes <= _MORE_HEADER_BYTES and start.startswith(_READ_ONCE)
 
 
 def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> None:

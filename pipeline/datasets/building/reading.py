@@ -71,10 +71,11 @@ def _conversions(spec: conversion.SourceSpec) -> str:
 
 
 def ignored_text(ignored: Mapping[str, int]) -> str:
-    """Files that are not read: "20 files without an ending, 3 .txt"."""
+    """Files that are not read: "23 files: 20 without an ending, 3 .txt"."""
     parts = [
         f"{count:,} {ending}" if ending else f"{count:,} without an ending"
         for ending, count in sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
     ]
     shown = parts[:_MAX_SHOWN] + (["…"] if len(parts) > _MAX_SHOWN else [])
-    return f"{sum(ignored.values()):,} files: {', '.join(shown)}"
+    total = sum(ignored.values())
+    return f"{total:,} file{'s' if total > 1 else ''}: {', '.join(shown)}"

@@ -201,7 +201,7 @@ class FolderSource:
         The pass also adds to `notes`.
         """
         digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
-        num_of_16_bits = 0
+        num_of_16_bits, num_refused = 0, 0
         digest.update(self._choices)
         starts = range(0, len(self._paths), _FILES_AT_A_TIME)
         tasks = [self._paths[start : start + _FILES_AT_A_TIME] for start in starts]
@@ -211,6 +211,7 @@ class FolderSource:
                 digest.update(os.fsencode(path) + b"\0" + content)
                 if isinstance(header, str):
                     reason = reason or f"{path}: {header}"
+                    num_refused += 1
                 else:
                     shapes[header.shape] += 1
                     num_of_16_bits += header.is_of_16_bits
@@ -226,6 +227,10 @@ class FolderSource:
             if len(ordered) > _MAX_SHAPES:
                 shown.append(f"and {len(ordered) - _MAX_SHAPES:,} other shapes")
             self.notes.append(f"images are {', '.join(shown)}")
+        if num_refused:
+            self.notes.append(
+                f"images that go to quarantine by their headers: {num_refused:,}, such as {reason}"
+            )
         if num_of_16_bits:
             self.notes.append(
                 f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"

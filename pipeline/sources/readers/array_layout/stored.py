@@ -4,6 +4,7 @@ import io
 import math
 import tempfile
 import tokenize
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -128,7 +129,9 @@ def read_npy_header(head: bytes, where: str) -> tuple[tuple[int, ...], bool, np.
     }
     file: BinaryIO = io.BytesIO(head)
     try:
-        header = readers[np.lib.format.read_magic(file)](file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Headers of Python 2 are read as any other.
+            header = readers[np.lib.format.read_magic(file)](file)
     except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
         raise StageError(
             f"{where}: not a NumPy array ({error}); save it with numpy.savez or numpy.save"
