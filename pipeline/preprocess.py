@@ -49,7 +49,7 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
 flags.mark_flags_as_required(["source"])
 flags.register_multi_flags_validator(
     ["output_dir", "dry_run", "append"],
-    lambda values: values["output_dir"] or (values["dry_run"] and not values["append"]),
+    lambda values: values["output_dir"] is not None or (values["dry_run"] and not values["append"]),
     message="Flag --output_dir must have a value, except with --dry_run and without --append.",
 )
 _SUBJECTS = {

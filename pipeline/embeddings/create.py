@@ -6,6 +6,7 @@ The Beam job is in job.py.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,8 @@ def make_export(request: Request) -> dict[str, Any]:
             output.tidy(base)
             return {**base, "reused": True, "done": {}}
         output.begin_job()
+        for note in input_.notes:
+            print(f"export: {note}", file=sys.stderr, flush=True)
         embed = job.EmbedShard(
             input_,
             model_dir=request.model_dir,

@@ -103,6 +103,7 @@ class Input(Protocol):
     sizes: dict[str, int]  # Names of the shards, in order -> approximate number of records.
     settings: dict[str, Any]  # Fixed for an output directory until it is overwritten.
     identity: dict[str, Any]  # May change from one run to the next.
+    notes: Sequence[str]  # What is read, a line each.
 
     def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
         """(task, argument of `records`) for every shard."""
@@ -126,7 +127,7 @@ class ShardsInput:
         Raises:
           StageError: no such data set or split.
         """
-        self.directory = data_dir
+        self.directory, self.notes = data_dir, ()
         self._dataset = dataset = reader.Dataset(data_dir, on_corrupt=on_corrupt)
         entries = {split: dataset.shards(split) for split in splits}
         # In the order of the data set, whatever the order of `splits`.
@@ -200,7 +201,7 @@ class SourceInput:
         self.directory = path if kind == "folder" else ""
         settings = create_set.resolve(settings, source)
         create_set.check(settings, source)
-        reading.announce("export", source, settings.validation_fraction)
+        self.notes = reading.lines(source, settings.validation_fraction)
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
         for split in splits:

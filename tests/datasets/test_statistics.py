@@ -36,6 +36,7 @@ def test_statistics_are_numpy_s_and_the_sum_of_those_of_any_parts(records, data)
     assert (summary["min"], summary["max"]) == (images.min(), images.max())
     assert summary["num_blank"] == sum(np.ptp(image) == 0 for image in images)
     counted = [*summary["num_per_class"].values(), *summary["num_outside_classes"].values()]
+    counted.append(summary.get("num_unlabelled", 0))
     assert sum(counted) == summary["num_examples"] == len(images)
     assert summary["num_per_class"]["b"] == (labels == 1).sum()
     for label in set(labels.tolist()) & set(range(6)):
@@ -124,7 +125,7 @@ def test_blank_images_missing_classes_and_labels_outside_the_list(tmp_path):
 
 def test_negative_labels_are_outside_the_list(tmp_path):
     (x, y), (u, v) = blobs().values()
-    manifest, _ = of_set(tmp_path, {"train": (x, y), "test": (u, np.full(50, -1))})
+    manifest, _ = of_set(tmp_path, {"train": (x, y), "test": (u, np.full(50, -2))})
     assert any("test has 50 images with a label outside" in w for w in manifest["warnings"])
 
 

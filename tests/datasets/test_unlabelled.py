@@ -155,7 +155,10 @@ def test_what_contradicts_is_refused(tmp_path):
         (["--grayscale", "--rgb"], "contradict each other; set one of them"),
         (["--background=grey"], "expected white, black or #rrggbb"),
         (["--pixel_range=1,0"], "expected LOW,HIGH, two numbers with LOW < HIGH"),
-        (["--pixel_range=0,1"], "applies to npz:… and npy:… only, and the source is sample"),
+        (
+            ["--pixel_range=0,1"],
+            "applies to npz:… and npy:… and idx:… only, and the source is sample",
+        ),
         (["--class_level=0"], "class_level"),
     ):
         command = ["--source=sample", f"--output_dir={tmp_path}/out", *flags]

@@ -30,8 +30,9 @@ def test_a_cluster_that_cannot_be_had_is_said_at_once(tmp_path, flags, status, m
     out = f"--output_dir={tmp_path / 'out'}"
     done = run_command("pipeline.preprocess", "--source=sample", out, *flags, check=False)
     assert done.returncode == status, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert message.replace("PORT", str(port)) in done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert len(lines) in (0, 3)  # What is read, if the job has begun.
+    assert message.replace("PORT", str(port)) in last
     assert "expected" in done.stderr
 
 

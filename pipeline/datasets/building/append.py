@@ -40,7 +40,6 @@ def append_records(request: Request) -> dict[str, Any]:
     base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
     request, source = opened(request, base)
     identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
-    reading.announce("preprocess", source, request.settings.validation_fraction)
     directory = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
     with (
         directory.locked(),
@@ -76,6 +75,7 @@ def append_records(request: Request) -> dict[str, Any]:
 
         if _is_in(base, identity):
             return nothing_new()
+        reading.announce("preprocess", source, request.settings.validation_fraction)
         try:
             blocks, num_new, num_existing = new_records.find(
                 source_spec=source.for_workers(),

@@ -182,7 +182,6 @@ def create_dataset(request: Request) -> dict[str, Any]:
         )
     request, source = opened(request)
     settings = request.settings
-    reading.announce("preprocess", source, settings.validation_fraction)
     sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
     counts = num_shards(settings, sizes, source.image_shape)
     made_from = {
@@ -195,6 +194,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
     with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
+        reading.announce("preprocess", source, settings.validation_fraction)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
             return write_dataset(
