@@ -20,7 +20,8 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.image_file import EXTENSIONS, Header, decode, read_header
 from pipeline.sources.options import DEFAULTS, SourceOptions
-from pipeline.sources.readers.folder_layout import Place, directory_of, find_layout
+from pipeline.sources.readers.folder_tree.layout import find_layout
+from pipeline.sources.readers.folder_tree.places import Place, directory_of
 from pipeline.sources.splits import in_order
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
@@ -292,7 +293,7 @@ def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSour
     Args:
       directory: local path or URL. If all its subdirectories are named after splits (train,
         test, val, …), they hold the class directories; else they are the class directories.
-        Without class directories, images have no labels. See folder_layout.py.
+        Without class directories, images have no labels. See folder_tree/.
       options: see SourceOptions.
 
     Raises:
