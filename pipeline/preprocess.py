@@ -64,7 +64,6 @@ def run(beam_args: list[str]) -> None:
     quiet.import_beam()
     from pipeline.datasets.building import append as append_set
     from pipeline.datasets.building import create as create_set
-    from pipeline.datasets.building import reading
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
     from pipeline.stages import output_directory, quarantine
@@ -81,17 +80,13 @@ def run(beam_args: list[str]) -> None:
             seed=source_flags.SEED.value,
             compression=_COMPRESSION.value,
         ),
-        output_dir=_OUTPUT_DIR.value,
+        output_dir=_OUTPUT_DIR.value or "",
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
         options=options,
     )
     if _DRY_RUN.value:
-        opened = append_set.opened if _APPEND.value else create_set.opened
-        request, source = opened(request)
-        for line in reading.lines(source, request.settings.validation_fraction):
-            print(f"preprocess: {line}")
-        print("preprocess: --dry_run: nothing is written")
+        _dry_run(request)
         return
     make = append_set.append_records if _APPEND.value else create_set.create_dataset
     try:
@@ -102,6 +97,22 @@ def run(beam_args: list[str]) -> None:
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
     print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")
+
+
+def _dry_run(request) -> None:
+    """Prints what the job would read; refuses what the job would refuse before it reads images."""
+    from pipeline.datasets.building import append, create, reading
+
+    if _APPEND.value:
+        request, source = append.opened(request)
+    else:
+        request, source, _, output = create.plan(request)
+        if request.output_dir and not request.overwrite:
+            output.check()
+    for line in reading.lines(source, request.settings.validation_fraction):
+        print(f"preprocess: {line}")
+    ending = "records are compared with those of the data set when they are appended"
+    print(f"preprocess: --dry_run: nothing is written{f'; {ending}' if _APPEND.value else ''}")
 
 
 def _total(manifest: dict) -> str:

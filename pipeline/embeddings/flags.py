@@ -8,7 +8,12 @@ from pipeline.sources import flags as source_flags
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Data set to read: output directory of pipeline.preprocess."
 )
-_SPLIT = flags.DEFINE_list("split", "test", "Splits to read, separated by commas.")
+_SPLIT = flags.DEFINE_list(
+    "split",
+    None,
+    "Splits to read, separated by commas; if not set, test, but all records of a --source without "
+    "splits.",
+)
 MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model to run: the directory export/ in the trainer's workdir."
 )
@@ -19,7 +24,7 @@ RUN_DIR = flags.DEFINE_string(
 )
 flags.register_validator(
     "split",
-    lambda splits: bool(splits) and all(splits),
+    lambda splits: splits is None or (bool(splits) and all(splits)),
     message="expected names of splits separated by commas, such as train,test",
 )
 
@@ -65,7 +70,7 @@ def image_set(on_corrupt: str):
         )
     if source_spec is None:
         source_flags.refuse_without_source()
-        return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value, on_corrupt)
+        return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value or ["test"], on_corrupt)
     settings = create_set.Settings(
         name=source_flags.NAME.value,
         num_shards=source_flags.num_shards(),

@@ -20,6 +20,7 @@ from pipeline.datasets.building.source_records import SourceRecords
 from pipeline.formats import tf_example
 from pipeline.formats.tfrecord import Fault
 from pipeline.sources import conversion
+from pipeline.sources.splits import UNSPLIT
 from pipeline.stages import manifest as manifest_lib
 
 # Identifies a record: the name of its shard, and its id.
@@ -188,9 +189,14 @@ class SourceInput:
         self,
         source_spec: conversion.SourceSpec,
         settings: create_set.Settings,
-        splits: Sequence[str],
+        splits: Sequence[str] | None,
     ):
         """Opens the source.
+
+        Args:
+          source_spec: the source.
+          settings: as for preprocess.
+          splits: those to export; None for test, or for all records of a source without splits.
 
         Raises:
           StageError: the source cannot be read, or has no such split.
@@ -201,9 +207,10 @@ class SourceInput:
         self.directory = path if kind == "folder" else ""
         settings = create_set.resolve(settings, source)
         create_set.check(settings, source)
-        self.notes = reading.lines(source, settings.validation_fraction)
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
+        if splits is None:
+            splits = list(counts) if UNSPLIT in source.split_sizes else ["test"]
         for split in splits:
             if split not in counts:
                 raise UsageError(
@@ -215,6 +222,10 @@ class SourceInput:
         self._layout = shard_writer.Layout(
             **settings.shared(), num_shards=num_shards, first_shard=zeros, num_in_names=num_shards
         )
+        self.notes = [
+            *reading.lines(source, settings.validation_fraction),
+            f"embeds {', '.join(num_shards)}",
+        ]
         self._reading = source.for_workers()
         self._num_records = source.num_records
         self.image_shape, self.class_names = source.image_shape, source.class_names

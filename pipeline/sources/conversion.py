@@ -82,6 +82,7 @@ class ConvertedSource:
         self.is_labelled = source_spec.labels != "none"
         names = source_spec.class_names or tuple(source.class_names if self.is_labelled else ())
         self.source_class_names = list(names)  # In the order of the source's labels.
+        self.num_source_classes = len(source.class_names)
         if len(set(names)) < len(names):
             repeated = next(name for name in names if names.count(name) > 1)
             raise StageError(

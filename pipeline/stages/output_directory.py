@@ -126,24 +126,33 @@ class OutputDirectory:
                 f"directory, or output of {self.stage}"
             )
 
+    def check(self) -> None:
+        """Raises the StageErrors that `opened` raises without --overwrite; changes no file."""
+        self._refuse_foreign()
+        self._refuse_other(manifest_of(self.directory), self._job())
+
+    def _refuse_other(self, manifest: Manifest | None, job: Job | None) -> None:
+        existing = manifest or job
+        differing = differences(existing["made_from"], self.made_from) if existing else []
+        if differing:
+            state, error = "finished", StageError
+            if not manifest:
+                state, error = "unfinished", UnfinishedConflict
+            raise error(
+                f"--output_dir={self.directory}: holds {state} output of other inputs "
+                f"({'; '.join(differing)}); name another directory, or pass --overwrite"
+            )
+
     def _begin(self, names: Sequence[str], *, overwrite: bool) -> Manifest | None:
         """Removes or keeps existing output; returns the manifest if the job is finished."""
         manifest = manifest_of(self.directory)
         job = self._job()
         existing = manifest or job
-        if existing:
-            differing = differences(existing["made_from"], self.made_from)
-            if differing and not overwrite:
-                state, error = "finished", StageError
-                if not manifest:
-                    state, error = "unfinished", UnfinishedConflict
-                raise error(
-                    f"--output_dir={self.directory}: holds {state} output of other inputs "
-                    f"({'; '.join(differing)}); name another directory, or pass --overwrite"
-                )
-            if overwrite:
-                self._clear(existing, job)
-                manifest = job = None
+        if not overwrite:
+            self._refuse_other(manifest, job)
+        elif existing:
+            self._clear(existing, job)
+            manifest = job = None
         if manifest and self.is_complete(manifest["files"]):
             self.forget_finished(manifest)
             return manifest

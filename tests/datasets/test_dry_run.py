@@ -62,6 +62,14 @@ def test_nothing_of_an_append_is_written(idx_dir, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
     done = dry_run(f"idx:{idx_dir}", f"--output_dir={out}", "--append", "--name=blobs")
     assert "train 300, test 50; 25% of train becomes validation" in done.stdout
+    assert "compared with those of the data set when they are appended" in done.stdout
+    # What a job would refuse, a dry run refuses.
+    done = dry_run("sample", f"--output_dir={out}", check=False)
+    assert done.returncode == 1 and "holds finished output of other inputs" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    done = dry_run("sample", f"--output_dir={tmp_path}/mine", check=False)
+    assert done.returncode == 1 and "is no output of this command" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
     # What an append would refuse, a dry run refuses.
     flags = [f"--output_dir={out}", "--append", "--name=other"]

@@ -165,3 +165,25 @@ def test_what_contradicts_is_refused(tmp_path):
         done = run_command("pipeline.preprocess", *command, check=False)
         assert (done.returncode, message in done.stderr) == (2, True), (flags, done.stderr)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_source_without_splits_all_is_embedded(trained, tmp_path):
+    """And of one with splits the test split, unless others are named."""
+    images, _ = blobs()["train"]
+    np.save(tmp_path / "one.npy", images[:40])
+    flags = [f"--model_dir={trained}/export", "--noreport", "--num_shards=1"]
+    source = [f"--source=npy:{tmp_path}/one.npy", f"--output_dir={tmp_path}/all"]
+    done = run_command("pipeline.export", *source, *flags)
+    assert "40 read = 40 written" in done.stdout
+    assert "export: embeds train, validation, test" in done.stderr
+    source[1] = f"--output_dir={tmp_path}/test"
+    done = run_command("pipeline.export", *source, *flags, "--split=test")
+    assert "40 read" not in done.stdout and "export: embeds test" in done.stderr
+
+
+def test_a_split_that_lacks_some_labels_is_said(tmp_path):
+    (images, labels), _ = blobs().values()
+    labels = np.where(np.arange(len(labels)) % 3, labels.astype(np.int64), UNLABELLED)
+    np.savez(tmp_path / "set.npz", x=images, y=labels)
+    manifest = make_shards(f"npz:{tmp_path}/set.npz", tmp_path / "out", num_shards=1)
+    assert any("without a label among" in warning for warning in manifest["warnings"])

@@ -59,7 +59,7 @@ class Request:
 
     source_spec: conversion.SourceSpec  # The source, and how it is converted.
     settings: Settings
-    output_dir: str  # Local path or fsspec URL.
+    output_dir: str  # Local path or fsspec URL; "" for a dry run without one.
     max_quarantined: quarantine.Limit  # Limit on unreadable records.
     overwrite: bool  # Whether to replace output of other inputs; see OutputDirectory.
     options: PipelineOptions  # Beam's.
@@ -164,18 +164,21 @@ def opened(
     return dataclasses.replace(request, settings=settings), source
 
 
-def create_dataset(request: Request) -> dict[str, Any]:
-    """Creates a data set directory from an image set.
+def plan(request: Request) -> tuple[Request, conversion.ConvertedSource, Layout, OutputDirectory]:
+    """All that `create_dataset` decides before it writes.
 
     Returns:
-      The manifest, with the key "reused" if the data set was already finished.
+      The request, with a share of train that goes to validation.
+      The open source.
+      The shards to write.
+      The output directory, untouched.
 
     Raises:
       UsageError: settings that do not fit the source.
-      StageError: the source or the output directory cannot be used.
+      StageError: the source cannot be used.
     """
     kind, _, path = request.source_spec.source.partition(":")
-    if kind == "folder" and files.is_within(request.output_dir, path):
+    if kind == "folder" and request.output_dir and files.is_within(request.output_dir, path):
         raise UsageError(
             f"--output_dir={request.output_dir}: lies inside the source {path}; name a directory "
             "outside of the source"
@@ -191,10 +194,24 @@ def create_dataset(request: Request) -> dict[str, Any]:
     zeros = dict.fromkeys(counts, 0)
     layout = Layout(**settings.shared(), num_shards=counts, first_shard=zeros, num_in_names=counts)
     output = OutputDirectory(request.output_dir, stage="preprocess", made_from=made_from)
+    return request, source, layout, output
+
+
+def create_dataset(request: Request) -> dict[str, Any]:
+    """Creates a data set directory from an image set.
+
+    Returns:
+      The manifest, with the key "reused" if the data set was already finished.
+
+    Raises:
+      UsageError: settings that do not fit the source.
+      StageError: the source or the output directory cannot be used.
+    """
+    request, source, layout, output = plan(request)
     with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
         if finished is not None:
             return {**finished, "reused": True}
-        reading.announce("preprocess", source, settings.validation_fraction)
+        reading.announce("preprocess", source, request.settings.validation_fraction)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
             return write_dataset(

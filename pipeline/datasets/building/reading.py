@@ -54,7 +54,9 @@ def _classes(source: conversion.ConvertedSource) -> str:
     if not names:
         return "no labels: --labels=none" if not source.is_labelled else "no labels"
     shown = ", ".join(names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
-    return f"{len(names):,} class{'es' if len(names) > 1 else ''}: {shown}"
+    fewer = source.num_source_classes > len(names)
+    more = f"; the source has {source.num_source_classes:,} classes" if fewer else ""
+    return f"{len(names):,} class{'es' if len(names) > 1 else ''}: {shown}{more}"
 
 
 def _conversions(spec: conversion.SourceSpec) -> str:

@@ -73,6 +73,11 @@ def find(
                 f"{split} has {_images(count)} with a label outside the class list: "
                 f"{_shown(outside)}"
             )
+        if 0 < part.num_unlabelled < part.num_examples:
+            warnings.append(
+                f"{split} has {_images(part.num_unlabelled)} without a label among "
+                f"{part.num_examples:,}"
+            )
         if part.num_blank:
             warnings.append(
                 f"{split} has {_images(part.num_blank)} of one value everywhere, with nothing on "
