@@ -100,7 +100,7 @@ class ParquetSource:
             self.notes.append(
                 f"warning: pixels are at most {self._copy.highest} of 255, nearly black, and "
                 "stored as they are; a column that is written again with "
-                f"(x * (255 / {dark})).round() makes {dark} white"
+                f"(255 * x / {dark}).round() makes {dark} white"
             )
         self._shape: tuple[int, int, int] | None = None
 

@@ -69,18 +69,20 @@ def find(
         if candidates := [name for name, kind in kinds.items() if kind in taken]:
             break
     if not candidates:
+        remedy = (
+            "floats in [0, 1] become such a column with "
+            'table["image"] = [(255 * np.stack(x)).round().astype("uint8").tolist() for x in '
+            'table["image"]] in pandas'
+        )
         if flat := next((name for name, kind in kinds.items() if kind == _FLAT), None):
-            raise StageError(
-                f"{where}: the column {flat!r} is {fields[flat].type}, and nothing says that these "
-                "numbers are pixels; expected images in a column that is named image: "
-                f"pq.write_table(pq.read_table(FILE).rename_columns({{{flat!r}: 'image'}}), "
-                "OTHER_FILE) with pyarrow.parquet as pq"
+            remedy = (
+                f"nothing says that the numbers in {flat!r} are pixels; if they are, name the "
+                f"column image, pq.write_table(pq.read_table(FILE).rename_columns({{{flat!r}: "
+                "'image'}), OTHER_FILE) with pyarrow.parquet as pq"
             )
         raise StageError(
             f"{where}: holds {column_types.listed(fields)}; expected a column of image files "
-            "(binary, or a struct with bytes), or of whole numbers 0 to 255 in lists: floats in "
-            '[0, 1] become such a column with table["image"] = [(255 * np.stack(x)).round().astype('
-            '"uint8").tolist() for x in table["image"]] in pandas'
+            f"(binary, or a struct with bytes), or of whole numbers 0 to 255 in lists: {remedy}"
         )
     if len(candidates) > 1:
         raise StageError(

@@ -58,7 +58,11 @@ def find(
                 "images; expected the name of a column"
             )
         return requested, ""
-    described = [name for name in fields if features.get(name, {}).get("_type") == "ClassLabel"]
+    described = [
+        name
+        for name in fields
+        if features.get(name, {}).get("_type") == "ClassLabel" and name.lower() not in SPLIT_NAMES
+    ]
     named = [name for name in fields if name.lower() in NAMES]
     others = [
         name

@@ -42,33 +42,35 @@ def refuse_splits_in_rows(
                 if name not in schema.names:
                     continue
                 classes = column_types.names_of(column_types.features_of(schema).get(name, {}))
-                words: dict[str, str] = {}  # Split -> the word that states the split.
+                values: dict[str, str | int] = {}  # Split -> the value that states the split.
                 for batch in reading.batches(parquet, [name]):
-                    for text in _texts(batch.column(name), classes):
-                        words.setdefault(split_named(text[:_MAX_NAME_LENGTH]), text)
-                words.pop(UNSPLIT, None)
-                if words and set(words) != {splits[path]}:
-                    _refuse_split(path, name, [words[split] for split in in_order(words)])
+                    for value, text in _texts(batch.column(name), classes):
+                        values.setdefault(split_named(text[:_MAX_NAME_LENGTH]), value)
+                values.pop(UNSPLIT, None)
+                if values and set(values) != {splits[path]}:
+                    _refuse_split(path, name, values)
 
 
-def _texts(column: pa.Array, classes: list[str]) -> Iterator[str]:
-    """The distinct texts of a column, in which numbers stand for classes."""
+def _texts(column: pa.Array, classes: list[str]) -> Iterator[tuple[str | int, str]]:
+    """The distinct values of a column and their texts: numbers stand for classes."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column_types.is_text(column.type):
-        yield from filter(None, pc.unique(column).to_pylist())
+        yield from ((text, text) for text in pc.unique(column.drop_null()).to_pylist())
     elif pa.types.is_integer(column.type) and classes:
         numbers = pc.unique(column.drop_null()).to_pylist()
-        yield from (classes[number] for number in numbers if 0 <= number < len(classes))
+        yield from ((n, classes[n]) for n in numbers if 0 <= n < len(classes))
 
 
-def _refuse_split(path: str, name: str, words: list[str]) -> None:
-    shown = ", ".join(map(repr, words))
+def _refuse_split(path: str, name: str, values: Mapping[str, str | int]) -> None:
+    first, *_ = splits = in_order(values)
+    shown = ", ".join(repr(values[split]) for split in splits)
+    shown += f" for {' and '.join(splits)}"
     raise UsageError(
         f"{path}: the column {name!r} holds {shown}, and splits are read from the names of files; "
-        "expected one file for each split: for each word, "
-        f"pq.write_table(pq.read_table({path!r}, filters=[({name!r}, '==', {words[0]!r})]), "
-        f"'{split_named(words[0])}.parquet') with pyarrow.parquet as pq; or, to ignore the column, "
+        "expected one file for each split: "
+        f"pq.write_table(pq.read_table({path!r}, filters=[({name!r}, '==', {values[first]!r})]), "
+        f"'{first}.parquet') with pyarrow.parquet as pq, and so on; or, to ignore the column, "
         f"a file without it, pq.write_table(pq.read_table({path!r}).drop_columns([{name!r}]), "
         "OTHER_FILE)"
     )
