@@ -495,6 +495,9 @@ def test_texts_of_a_missing_label_are_no_class(tmp_path, text):
     features = {"label": {"_type": "ClassLabel", "names": ["10", text, "9"]}}
     source, _, read_labels = read(write(tmp_path / "b.parquet", features, image=HUB, label=labels))
     assert source.class_names == ["10", text, "9"] and read_labels[:3] == [1, -1, -1]
+    assert source.notes[-1].endswith(
+        "2 of 30 records are unlabelled: a label is missing, null or -1"
+    )
     source, _, read_labels = read(
         write(tmp_path / "c.parquet", image=HUB, label=pa.array([text] * 30))
     )
