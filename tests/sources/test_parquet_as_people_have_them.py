@@ -115,6 +115,8 @@ COLOURS = [np.dstack([image, 255 - image, image // 2]) for image in IMAGES]
 )
 @pytest.mark.parametrize("name", ["image", "jpg"])
 def test_images_are_found_by_their_type(tmp_path, column, expected, name):
+    if expected is SQUARES:  # Flat lists, which only a name makes pixels.
+        name = {"jpg": "Pixels"}.get(name, name)
     spec = write(tmp_path / "set.parquet", **{"label": LABELS, name: column})
     source, images, labels = read(spec)
     assert_are_the_blobs(images, expected)
@@ -201,11 +203,10 @@ def test_rows_without_an_image_are_quarantined(tmp_path):
     assert labels == LABELS.tolist()
     lists = [image.tolist() for image in IMAGES]
     lists[1], lists[2] = None, [[0, 1], [2]]
-    lists[3] = (IMAGES[3].astype(int) + 300).tolist()
-    lists[4], lists[5], lists[6] = [[0, None]], [], [[], []]
+    lists[3], lists[4], lists[5], lists[6] = [[0]], [[0, None]], [], [[], []]
     _, images, _ = read(write(tmp_path / "b.parquet", image=pa.array(lists)))
     assert images[1] == "no image (null)" and "different lengths" in images[2]
-    assert "expected 0 to 255" in images[3] and "null, expected whole" in images[4]
+    assert images[3].shape == (1, 1, 1) and "null, expected whole" in images[4]
     assert images[5] == images[6] == "a list without pixels"
     assert_are_the_blobs([images[0], *images[7:]], [IMAGES[0], *IMAGES[7:]])
 
@@ -220,6 +221,111 @@ def test_transparent_and_large_images_as_the_flags_say(tmp_path):
         _ = open_source(spec, SourceOptions(max_image_pixels=95)).image_shape
     lists = write(tmp_path / "b.parquet", image=nested(IMAGES, pa.uint8()))
     assert "12×8 = 96 pixels, expected at most 95" in read(lists, max_image_pixels=95)[1][0]
+
+
+FLAT = pa.array([image.ravel().tolist() for image in SQUARES])
+BOXES = pa.array([[1, 2, 30, 40]] * 30)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"bbox": BOXES},
+        {"input_ids": pa.array([list(range(64))] * 30)},
+        {"hist": pa.array([[1] * 256] * 30, pa.list_(pa.uint8()))},
+        {"image": pa.array(["a.png"] * 30), "image_sizes": BOXES},
+        {"image_id": BOXES, "label": LABELS},
+    ],
+)
+def test_short_lists_are_no_images(tmp_path, columns):
+    [flat] = columns.keys() - {"image", "label"}
+    message = f"nothing says that the numbers in '{flat}' are pixels; if they are, name the "
+    with pytest.raises(StageError, match=message):
+        open_source(write(tmp_path / "set.parquet", **columns))
+    # Beside images they are not read, and named.
+    spec = write(tmp_path / "beside.parquet", **columns | {"image": HUB, "label": LABELS})
+    source, images, _ = read(spec)
+    assert_are_the_blobs(images)
+    assert f"columns that are not read: '{flat}'" in source.notes
+
+
+@pytest.mark.parametrize(
+    "name", ["image", "images", "img", "pixels", "pixel_values", "data", "x", "Image_Raw"]
+)
+def test_a_name_or_the_metadata_makes_a_flat_list_pixels(tmp_path, name):
+    spec = write(tmp_path / "a.parquet", **{"bbox": BOXES, name: FLAT})
+    assert_are_the_blobs(read(spec)[1], SQUARES)
+    features = {"vector": {"_type": "Array2D"}}
+    spec = write(tmp_path / "b.parquet", features, **{"vector": FLAT})
+    assert_are_the_blobs(read(spec)[1], SQUARES)
+
+
+def test_lists_of_lists_are_pixels_if_nothing_else_is(tmp_path):
+    pixels = nested(IMAGES, pa.uint8())
+    assert_are_the_blobs(read(write(tmp_path / "a.parquet", bbox=BOXES, digit=pixels))[1])
+    spec = write(tmp_path / "b.parquet", image=HUB, label=LABELS, boxes=pixels)
+    assert "columns that are not read: 'boxes'" in read(spec)[0].notes
+    with pytest.raises(StageError, match="'digit', 'boxes' may all hold the images"):
+        open_source(write(tmp_path / "c.parquet", digit=pixels, boxes=pixels))
+
+
+def test_image_files_of_two_types_are_two_candidates(tmp_path):
+    columns = {"image": pa.array(PNGS), "thumb": HUB, "label": LABELS}
+    digests = pa.array([bytes(16)] * 30, pa.binary(16))
+    with pytest.raises(
+        StageError, match=r"'image', 'thumb' may all hold .*drop_columns\(\['thumb'"
+    ):
+        open_source(write(tmp_path / "a.parquet", **columns, md5=digests))
+    with pytest.raises(StageError, match="'image', 'thumb' may all hold"):
+        open_source(write(tmp_path / "b.parquet", **columns | {"thumb": HUB, "image": FLAT}))
+    spec = write(tmp_path / "c.parquet", {"image": {"_type": "Image"}}, **columns, md5=digests)
+    assert_are_the_blobs(read(spec)[1])
+    spec = write(tmp_path / "d.parquet", image=HUB, label=LABELS, md5=digests)
+    assert "columns that are not read: 'md5'" in read(spec)[0].notes
+
+
+@pytest.mark.parametrize("value_type", [pa.int8(), pa.int16(), pa.uint16(), pa.int32(), pa.int64()])
+def test_numbers_that_are_no_pixels_are_refused_early(tmp_path, value_type):
+    pixels = [image.astype(np.int16) // 3 for image in IMAGES]
+    pixels[-1][0, 0] = bad = 256 if value_type in (pa.int16(), pa.uint16()) else -1
+    spec = write(tmp_path / "a.parquet", image=nested(pixels, value_type))
+    with pytest.raises(StageError, match=r"holds numbers -?\d+ to \d+; expected pixels 0 to 255: "):
+        open_source(spec)
+    pixels[-1][0, 0] = min(max(bad, 0), 255)
+    column = nested(pixels, value_type if bad < 0 else pa.int16())
+    images = read(write(tmp_path / "b.parquet", image=column))[1]
+    assert_are_the_blobs(images, np.stack(pixels).astype(np.uint8))
+
+
+@pytest.mark.parametrize("highest, limit", [(1, 1), (2, 16), (16, 16), (17, None), (0, None)])
+def test_lists_that_are_nearly_black_are_said(tmp_path, highest, limit):
+    pixels = [np.minimum(image, highest) for image in IMAGES]
+    for name, column in (("a", nested(pixels, pa.uint8())), ("b", HUB)):
+        source, images, _ = read(write(tmp_path / f"{name}.parquet", image=column))
+        assert_are_the_blobs(images, pixels if name == "a" else IMAGES)
+        warnings = [note for note in source.notes if note.startswith("warning")]
+        assert len(warnings) == (name == "a" and limit is not None)
+        for note in warnings:
+            assert f"at most {highest} of 255, nearly black, and stored as they are" in note
+            assert f"(255 * x / {limit}).round() makes {limit} white" in note
+
+
+def test_images_of_16_bits_are_said(tmp_path):
+    files = [png(image.astype(np.uint16) * 257) for image in IMAGES[:20]]
+    source, images, _ = read(write(tmp_path / "a.parquet", image=pa.array([*files, *PNGS[20:]])))
+    assert_are_the_blobs(images)
+    assert source.image_shape == (12, 8, 1)
+    assert source.notes[-1] == "20 images of 16 bits are scaled to 8 bits: 65535 becomes 255"
+    source = open_source(hub(tmp_path / "b.parquet"))
+    assert source.image_shape and not any("16 bits" in note for note in source.notes)
+
+
+def test_grey_images_before_a_coloured_background_have_the_shape_that_is_read(tmp_path):
+    pixels = np.dstack([IMAGES[0], 255 - IMAGES[0]])
+    source, images, _ = read(
+        write(tmp_path / "a.parquet", image=pa.array([png(pixels)])), background="#ff0000"
+    )
+    assert source.image_shape == images[0].shape == (12, 8, 3)
 
 
 def test_lists_of_labels_are_no_images(tmp_path):
@@ -292,6 +398,8 @@ def test_labels_that_are_none_are_quarantined_and_missing_ones_are_not(tmp_path)
         ({"digit": LABELS}, "'digit' holds the labels, the only one that can"),
         ({"Label": LABELS, "caption": pa.array(["x"] * 30)}, "'Label' holds the labels"),
         ({"cls": LABELS, "__key__": pa.array(["x"] * 30), "json": pa.array([b"{}"] * 30)}, "'cls'"),
+        ({"fold": LABELS}, "no column holds labels; of 'fold'"),
+        ({"digit": LABELS, "fold": LABELS}, "'digit' holds the labels, the only one that can"),
         ({"id": LABELS, "file_name": pa.array(["x"] * 30)}, "no column holds labels; of 'id'"),
         ({"boxes": pa.array([[1.5, 2.5]] * 30)}, "no column holds labels; of 'boxes' (list<"),
         ({}, "no column holds labels"),
@@ -311,6 +419,12 @@ def test_the_column_of_labels_is_found(tmp_path, others, taken):
     [
         ({"text": pa.array(["x"] * 30)}, UsageError, "'text' is string, and may hold classes or "),
         ({"score": LABELS / 10}, UsageError, "'score' is double, and may hold classes or"),
+        (
+            {"time": np.arange(30) + 1_700_000_000},
+            UsageError,
+            "'time' differs in all 30 rows; expected labels, which repeat: --label_column=time",
+        ),
+        ({"a": pa.array([*range(29), None])}, UsageError, "'a' differs in all 29 rows"),
         ({"a": LABELS, "b": LABELS}, UsageError, r"'a', 'b' may hold the labels; .*_column=a or"),
         ({"label": LABELS, "class": LABELS}, UsageError, "'label', 'class' may hold the labels"),
         ({"label": pa.array([[1, 2]] * 30)}, StageError, r"'label' is list<.*--labels=none"),
@@ -339,6 +453,116 @@ def test_the_column_of_labels_is_not_guessed(tmp_path, others, error, message):
         open_source(spec)
     assert type(raised.value) is error
     assert_are_the_blobs(read(spec, labels="none")[1][:30])
+
+
+def test_numbers_that_all_differ_are_labels_if_something_says_so(tmp_path):
+    numbers = np.arange(30)
+    for name, options in (("age", {"label_column": "age"}), ("label", {})):
+        spec = write(tmp_path / f"{name}.parquet", image=HUB, **{name: numbers})
+        assert read(spec, **options)[2] == numbers.tolist()
+    spec = write(tmp_path / "few.parquet", image=HUB[:19], age=numbers[:19])
+    assert read(spec)[2] == numbers[:19].tolist()
+    # A value repeats in another file.
+    write(tmp_path / "set" / "train.parquet", image=HUB, digit=numbers)
+    write(tmp_path / "set" / "test.parquet", image=HUB[:5], digit=numbers[:5])
+    assert len(read(f"parquet:{tmp_path}/set")[0].class_names) == 30
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    columns = {"image": HUB, "label": LABELS, "age": LABELS, "fine_label": LABELS}
+    spec = write(tmp_path / "a.parquet", **columns)
+    assert "columns that are not read: 'age', 'fine_label'" in read(spec)[0].notes
+    notes = read(spec, labels="none")[0].notes
+    assert "columns that are not read: 'label', 'age', 'fine_label'" in notes
+    assert not any("not read" in note for note in read(hub(tmp_path / "b.parquet"))[0].notes)
+    many = {f"of_{number}": LABELS for number in range(25)}
+    note = next(
+        n for n in read(write(tmp_path / "c.parquet", **columns | many))[0].notes if "…" in n
+    )
+    assert note.endswith("'of_17', … (27 in all)")
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "NA", "None"])
+def test_texts_of_a_missing_label_are_no_class(tmp_path, text):
+    labels = pa.array([text, "", None, *("10" if n % 2 else "9" for n in LABELS[3:])])
+    source, images, read_labels = read(write(tmp_path / "a.parquet", image=HUB, label=labels))
+    assert_are_the_blobs(images)
+    assert source.class_names == ["9", "10"] and read_labels[:3] == [-1, -1, -1]
+    assert read_labels[3:] == (LABELS[3:] % 2).tolist()
+    assert source.notes[-1] == (
+        "3 of 30 records are unlabelled: a label is missing, null or -1, or the text " + repr(text)
+    )
+    features = {"label": {"_type": "ClassLabel", "names": ["10", text, "9"]}}
+    source, _, read_labels = read(write(tmp_path / "b.parquet", features, image=HUB, label=labels))
+    assert source.class_names == ["10", text, "9"] and read_labels[:3] == [1, -1, -1]
+    assert source.notes[-1].endswith(
+        "2 of 30 records are unlabelled: a label is missing, null or -1"
+    )
+    source, _, read_labels = read(
+        write(tmp_path / "c.parquet", image=HUB, label=pa.array([text] * 30))
+    )
+    assert source.class_names == [] and set(read_labels) == {-1}
+
+
+@pytest.mark.parametrize(
+    "column, shown",
+    [
+        (LABELS, "4; expected one of the 4 classes"),
+        (pa.array([NAMES[n] for n in LABELS]), "'e'; expected one of the 4 classes"),
+        (pa.array([n if n < 4 else 2.5 for n in LABELS]), "2.5"),
+    ],
+    ids=["numbers", "texts", "fractions"],
+)
+def test_labels_beyond_the_names_of_the_metadata_are_counted(tmp_path, column, shown):
+    features = {"label": {"_type": "ClassLabel", "names": NAMES[:4]}}
+    source, images, _ = read(write(tmp_path / "a.parquet", features, image=HUB, label=column))
+    count = int((LABELS >= 4).sum())
+    assert source.class_names == NAMES[:4]
+    assert sum(isinstance(image, str) for image in images) == count > 0
+    such_as = f", such as {shown}" if shown != "2.5" else "; expected one of the 4 classes"
+    assert f"{count} of 30 records go to quarantine by their labels{such_as}" in source.notes
+
+
+WORDS = pa.array(["train"] * 20 + ["test"] * 10)
+
+
+@pytest.mark.parametrize("name", ["split", "Subset", "fold", "partition"])
+@pytest.mark.parametrize("labels", ["auto", "none"])
+def test_splits_in_a_column_are_refused_and_the_remedy_works(tmp_path, monkeypatch, name, labels):
+    columns = {"image": HUB, "label": LABELS, name: WORDS}
+    spec = write(tmp_path / "all.parquet", **columns)
+    expected = f"column '{name}' holds 'train', 'test' for train and test, and splits are"
+    with pytest.raises(UsageError, match=expected) as raised:
+        open_source(spec, SourceOptions(labels=labels))
+    assert type(raised.value) is UsageError
+    lines = str(raised.value).split("pq.write_table")
+    monkeypatch.chdir(tmp_path)
+    exec("pq.write_table" + lines[1].partition(" with ")[0])
+    source, images, _ = read("parquet:train.parquet")
+    assert_are_the_blobs(images, IMAGES[:20])  # The file's name says the same.
+    assert source.split_sizes == {"train": 20}
+    assert f"columns that are not read: '{name}'" in source.notes
+    exec("pq.write_table" + lines[2].replace("OTHER_FILE", "'other.parquet'"))
+    assert_are_the_blobs(read("parquet:other.parquet")[1])
+
+
+def test_splits_in_a_column_in_other_forms(tmp_path):
+    features = {"split": {"_type": "ClassLabel", "names": ["test", "train"]}}
+    numbers = pa.array([1] * 20 + [0] * 10)
+    spec = write(tmp_path / "a.parquet", features, image=HUB, split=numbers)
+    with pytest.raises(UsageError, match=r"holds 1, 0 for train and test, .*'split', '==', 1\)"):
+        open_source(spec)
+    spec = write(tmp_path / "b.parquet", image=HUB, split=WORDS.dictionary_encode())
+    with pytest.raises(UsageError, match="holds 'train', 'test' for"):
+        open_source(spec)
+    # A file whose name states another split, and one whose words are the split of its name.
+    with pytest.raises(UsageError, match="holds 'train' for train, and splits"):
+        open_source(write(tmp_path / "test.parquet", image=HUB[:20], split=WORDS[:20]))
+    # The requested labels; words that are no splits.
+    spec = write(tmp_path / "c.parquet", image=HUB, split=WORDS)
+    assert read(spec, label_column="split")[0].class_names == ["test", "train"]
+    spec = write(tmp_path / "d.parquet", image=HUB, label=LABELS, subset=pa.array(["a", None] * 15))
+    assert "columns that are not read: 'subset'" in read(spec)[0].notes
 
 
 def test_two_levels_of_labels_need_a_flag(tmp_path):

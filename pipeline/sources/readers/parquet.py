@@ -9,22 +9,30 @@ import hashlib
 import io
 import json
 import os
-import re
-from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
-from pipeline.sources.image_file import decode, shape_of
+from pipeline.sources.image_file import decode, read_header
 from pipeline.sources.local_file import OpenFile
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
+from pipeline.sources.readers.parquet_files import (
+    classes,
+    copying,
+    listing,
+    looking,
+    reading,
+    values,
+)
 from pipeline.sources.readers.parquet_files import columns as columns_lib
-from pipeline.sources.readers.parquet_files import copying, listing, reading, values
 from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import files
+
+# Pixels in lists that never exceed one of these are probably not of 0 to 255, as in npz files.
+_DARK = (1, 16)
 
 
 class ParquetSource:
@@ -38,7 +46,7 @@ class ParquetSource:
           options: see SourceOptions.
 
         Raises:
-          UsageError: --label_column has to name a column.
+          UsageError: --label_column has to name a column, or a column states splits.
           StageError: no files, damaged files, or files that are no image set.
           SourceChanged: a file changed while it was copied.
         """
@@ -64,11 +72,14 @@ class ParquetSource:
         columns = columns_lib.find(
             schemas,
             self._where,
-            label_column=options.label_column,
+            requested=options.label_column,
             is_labelled=options.labels != "none",
         )
         if columns.label is None and options.labels != "none":
             listing.refuse_labels_in_names(found, self._where)
+        split_by_path = dict(zip(stamp_by_path, splits.values(), strict=True))
+        looking.refuse_splits_in_rows(split_by_path, stamp_by_path, columns)
+        looking.refuse_distinct(stamp_by_path, columns, self._where)
         self._copy = copying.copy_rows(stamp_by_path, columns, options)
         self._labels = self._copy.labels
         sizes = collections.Counter[str]()
@@ -78,46 +89,20 @@ class ParquetSource:
         self.notes = [*found.notes, *columns.notes]
         self.class_names: list[str] = []
         if columns.label is not None:
-            self._name_classes(columns.label, columns.class_names, schemas)
+            named = classes.name_classes(self._copy, columns, schemas, self._where)
+            self._labels, self.class_names = named.labels, named.class_names
+            self.notes += named.notes
         if UNSPLIT not in sizes:
             counts = collections.Counter(splits.values())
             shown = ", ".join(f"{n:,} of {split}" for split, n in counts.items())
             self.notes.append(f"files are of the splits that their paths name: {shown}")
-        self._shape: tuple[int, int, int] | None = None
-
-    def _name_classes(self, label: str, names: list[str], schemas: Mapping[str, pa.Schema]) -> None:
-        """Sets the class names, in which labels become positions, and says where they come from.
-
-        Args:
-          label: the column of the labels.
-          names: the class names of the metadata; empty if there are none.
-          schemas: of all files.
-        """
-        origin = "the metadata of the schema"
-        if texts := self._copy.texts:
-            by_number = all(re.fullmatch("[0-9]+", text) for text in texts)
-            found = sorted(texts, key=int if by_number else str)
-            if not names:
-                names, origin = found, "the texts, sorted"
-            numbers = {name: n for n, name in enumerate(dict.fromkeys([*names, *found]))}
-            own = np.array([*(numbers[text] for text in texts), source.UNLABELLED], np.int64)
-            self._labels = own[self._labels]
-        highest = int(self._labels.max(initial=source.UNLABELLED))
-        fields = [schema.field(label) for schema in schemas.values() if label in schema.names]
-        if highest < 0:
-            names, origin = [], "nothing: no record has a label"
-        elif not names and all(pa.types.is_boolean(field.type) for field in fields):
-            names, origin = ["false", "true"], "the booleans"
-        elif not names:
-            names = arrays.class_names_up_to(highest, f"{self._where}: the column {label!r}")
-            origin = "the highest label"
-        self.class_names = names
-        self.notes.append(f"the class names come from {origin}")
-        if num_unlabelled := int((self._labels == source.UNLABELLED).sum()):
+        if dark := next((limit for limit in _DARK if 0 < self._copy.highest <= limit), None):
             self.notes.append(
-                f"{num_unlabelled:,} of {len(self._labels):,} records are unlabelled: a label is "
-                "missing, null or -1"
+                f"warning: pixels are at most {self._copy.highest} of 255, nearly black, and "
+                "stored as they are; a column that is written again with "
+                f"(255 * x / {dark}).round() makes {dark} white"
             )
+        self._shape: tuple[int, int, int] | None = None
 
     def listing(self) -> dict[str, str]:
         """Path -> current stamp of each file."""
@@ -130,7 +115,8 @@ class ParquetSource:
     def image_shape(self) -> tuple[int, int, int]:
         """The most frequent image shape, by the headers of all images."""
         if self._shape is None:
-            shapes, reason = collections.Counter[tuple[int, int, int]](), ""
+            shapes, reason, num_of_16_bits = collections.Counter[tuple[int, int, int]](), "", 0
+            options = self._options
             for index, shape in enumerate(self._copy.shapes.tolist()):
                 if not values.is_fault(shape) and not values.is_encoded(shape):
                     shapes[tuple(shape)] += 1
@@ -139,9 +125,13 @@ class ParquetSource:
                 try:
                     if values.is_fault(shape):
                         raise ValueError(data.decode())
-                    shapes[shape_of(io.BytesIO(data), self._options.max_image_pixels)[0]] += 1
+                    image = io.BytesIO(data)
+                    header = read_header(image, options.max_image_pixels, options.background)
                 except ValueError as error:
                     reason = reason or f"{self.where(index)}: {error}"
+                else:
+                    shapes[header.shape] += 1
+                    num_of_16_bits += header.is_of_16_bits
             if not shapes:
                 raise StageError(
                     f"{self._where}: none of its {len(self._labels):,} images can be read "
@@ -152,6 +142,10 @@ class ParquetSource:
                 shown = (f"{'×'.join(map(str, s))} ({n:,})" for s, n in shapes.most_common(5))
                 more = ", …" if len(shapes) > 5 else ""
                 self.notes.append(f"images are of {len(shapes):,} shapes: {', '.join(shown)}{more}")
+            if num_of_16_bits:
+                self.notes.append(
+                    f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
+                )
             self._shape = max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
         return self._shape
 

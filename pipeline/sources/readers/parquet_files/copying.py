@@ -32,6 +32,7 @@ class Copy(NamedTuple):
     shapes: np.ndarray  # (n, 3) int32, see values.Cells
     labels: np.ndarray  # (n,) int64; numbers of `texts` if these are not empty
     texts: dict[str, int]  # Text of a label -> its number
+    highest: int  # Of the pixels in lists; 0 for image files.
 
     def read(self, first: int, end: int) -> bytes:
         """The bytes first to end − 1 of the file; nobody else can change it."""
@@ -47,13 +48,14 @@ def copy_rows(stamp_by_path: Mapping[str, str], columns: Columns, options: Sourc
       options: see SourceOptions.
 
     Raises:
-      StageError: a damaged file, labels that name no classes, or a full disk.
+      StageError: a damaged file, numbers that are no pixels, labels that name no classes, or a
+        full disk.
       SourceChanged: a file changed while it was copied.
     """
     file, texts, max_pixels = tempfile.TemporaryFile(), dict[str, int](), options.max_image_pixels
     # Uncompressed, a pixel with 8 bits a channel takes at most 4 bytes.
     max_bytes = 4 * max_pixels + _EXTRA_BYTES
-    starts = [0]
+    starts, highest = [0], 0
     lengths, shapes, labels = [np.zeros(1, np.int64)], [np.zeros((0, 3), np.int32)], [starts[:0]]
     for path, stamp in stamp_by_path.items():
         starts.append(starts[-1])
@@ -61,7 +63,15 @@ def copy_rows(stamp_by_path: Mapping[str, str], columns: Columns, options: Sourc
         with reading.opened(path, stamp) as parquet:
             names = set(parquet.schema_arrow.names) & {columns.image, columns.label}
             for batch in reading.batches(parquet, sorted(names)):
-                cells = values.cells(batch.column(columns.image), max_pixels, max_bytes)
+                try:
+                    cells = values.cells(batch.column(columns.image), max_pixels, max_bytes)
+                except values.OutOfRange as error:
+                    raise StageError(
+                        f"{path}: the column {columns.image!r} holds {error}; expected pixels 0 to "
+                        "255: write the column again with (255 * (x - BLACK) / (WHITE - BLACK))"
+                        ".round(), or without this column if its numbers are no pixels"
+                    ) from error
+                highest = max(highest, cells.highest)
                 file.write(cells.data)
                 reading.check_unpacked(file.tell() - begin, num_packed, f"{columns.image!r}")
                 lengths.append(cells.lengths)
@@ -86,4 +96,5 @@ def copy_rows(stamp_by_path: Mapping[str, str], columns: Columns, options: Sourc
         np.concatenate(shapes),
         np.concatenate(labels).astype(np.int64),
         texts,
+        highest,
     )

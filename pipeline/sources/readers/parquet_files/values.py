@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sources.readers.parquet_files import columns as columns_lib
+from pipeline.sources.readers.parquet_files import column_types
 
 # A longer text is a caption and names no class.
 _MAX_NAME_BYTES = 1_000
@@ -20,12 +20,17 @@ NOT_WHOLE = np.iinfo(np.int64).min
 _FAULT, _ENCODED = (-1, 0, 0), (0, 0, 0)
 
 
+class OutOfRange(Exception):
+    """The numbers of a column of lists, in words, of which some are no pixels."""
+
+
 class Cells(NamedTuple):
     """The images in n rows of a column."""
 
     data: bytes | memoryview  # Of all rows, joined.
     lengths: np.ndarray  # (n,) int64, bytes of each row
     shapes: np.ndarray  # (n, 3) int32, (H, W, C) of pixels; see `is_fault` and `is_encoded`
+    highest: int = 0  # Of the pixels in lists.
 
 
 def is_fault(shape: Sequence[int]) -> bool:
@@ -55,7 +60,7 @@ def label_numbers(column: pa.Array, numbers: dict[str, int]) -> np.ndarray:
         column = column.dictionary_decode()
     if pa.types.is_null(column.type):
         return np.full(len(column), -1, np.int64)
-    if columns_lib.is_text(column.type):
+    if column_types.is_text(column.type):
         encoded = column.cast(pa.large_string()).dictionary_encode()
         longest = pc.max(pc.binary_length(encoded.dictionary)).as_py() or 0
         if longest > _MAX_NAME_BYTES:
@@ -81,6 +86,9 @@ def cells(column: pa.Array, max_pixels: int, max_bytes: int) -> Cells:
       column: (n,), structs with bytes, bytes, or lists of whole numbers.
       max_pixels: limit on height × width of pixels in lists.
       max_bytes: limit on the bytes of an image file.
+
+    Raises:
+      OutOfRange: numbers in lists that are no pixels.
     """
     dims: list[int] = []
     if isinstance(column, pa.ExtensionArray):
@@ -88,14 +96,26 @@ def cells(column: pa.Array, max_pixels: int, max_bytes: int) -> Cells:
         dims = list(getattr(about, "shape", ()))  # Of Arrow's fixed_shape_tensor.
         if list(getattr(about, "permutation", None) or range(len(dims))) != list(range(len(dims))):
             raise ValueError("a tensor whose dimensions are permuted, expected them in order")
-    if columns_lib.is_list(column.type):
-        return _pixel_cells(column, dims, max_pixels)
+    if column_types.is_list(column.type):
+        highest = _highest(column)
+        return _pixel_cells(column, dims, max_pixels)._replace(highest=highest)
     paths = None
     if pa.types.is_struct(column.type):
         if column.type.get_field_index("path") >= 0:
             paths = pc.struct_field(column, "path")
         column = pc.struct_field(column, "bytes")
     return _encoded_cells(column.cast(pa.large_binary()), paths, max_bytes)
+
+
+def _highest(column: pa.Array) -> int:
+    """The highest number in lists; raises OutOfRange for numbers that are no pixels."""
+    while column_types.is_list(column.type):
+        column = column.flatten()
+    found = pc.min_max(column).as_py()
+    lowest, highest = found["min"] or 0, found["max"] or 0  # None without numbers.
+    if lowest < 0 or highest > 255:
+        raise OutOfRange(f"numbers {lowest} to {highest}")
+    return highest
 
 
 def _encoded_cells(column: pa.Array, paths: pa.Array | None, max_bytes: int) -> Cells:
@@ -126,7 +146,7 @@ def _pixel_cells(column: pa.Array, dims: list[int], max_pixels: int) -> Cells:
     except ValueError as error:
         if len(column) > 1:
             rows = [_pixel_cells(column.slice(i, 1), dims, max_pixels) for i in range(len(column))]
-            data, lengths, shapes = zip(*rows, strict=True)
+            data, lengths, shapes, _ = zip(*rows, strict=True)
             return Cells(b"".join(data), np.concatenate(lengths), np.concatenate(shapes))
         reason = str(error).encode()
         return Cells(reason, np.array([len(reason)]), np.array([_FAULT], np.int32))
@@ -138,7 +158,7 @@ def _stacked(column: pa.Array, dims: list[int], max_pixels: int) -> np.ndarray:
     """The pixels in lists of lists.
 
     Args:
-      column: (n,), n > 0.
+      column: (n,), n > 0, of numbers 0 to 255.
       dims: the shape of flat lists, or [].
       max_pixels: limit on height × width.
 
@@ -149,7 +169,7 @@ def _stacked(column: pa.Array, dims: list[int], max_pixels: int) -> np.ndarray:
       ValueError: the lists differ in length, or are no image.
     """
     num_rows, shape = len(column), []
-    while columns_lib.is_list(column.type):
+    while column_types.is_list(column.type):
         if column.null_count:
             raise ValueError("no image (null)")
         if pa.types.is_fixed_size_list(column.type):
@@ -171,8 +191,6 @@ def _stacked(column: pa.Array, dims: list[int], max_pixels: int) -> np.ndarray:
     if column.null_count:
         raise ValueError("a pixel that is null, expected whole numbers 0 to 255")
     values = column.to_numpy(zero_copy_only=False)
-    if values.min() < 0 or values.max() > 255:
-        raise ValueError(f"pixels {values.min()} to {values.max()}, expected 0 to 255")
     return values.astype(np.uint8, copy=False).reshape(num_rows, height, width, channels)
 
 
