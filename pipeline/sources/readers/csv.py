@@ -4,7 +4,7 @@ import collections
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
-from pipeline.sources.readers.csv_table import columns, fields, header, label_column
+from pipeline.sources.readers.csv_table import columns, fields, header, label_column, sample
 from pipeline.sources.readers.csv_table.table import Table
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
@@ -67,6 +67,11 @@ class CsvSource:
         num_labels = sum(table.num_labels for table in self._labelled)
         num_words = sum(table.num_words for table in self._labelled)
         self._are_words = num_words > _LEAST_WORDS * num_labels
+        _check_order(self._tables)
+        for table in self._labelled:
+            if not self._are_words and table.num_words > _LEAST_WORDS * table.num_labels:
+                other = next(t for t in self._labelled if t is not table)
+                raise _of_two_kinds(table, other)
         self._scanned: tuple[list[str], set[str]] | None = None
         self.listed = {table.path: table.stamp for table in self._tables}
         of_tables = [f"{table.path}: {note}" for table in self._tables for note in table.notes]
@@ -80,29 +85,72 @@ class CsvSource:
     def _scan(self) -> tuple[list[str], set[str]]:
         """Names of the classes, and paths of files in which more rows are read than before."""
         if self._scanned is None:
-            names: set[str] = set()
-            found, read_now = [], set()
-            for table in self._labelled:
-                highest = -1
-                for label_field, is_new in table.labels(are_words=self._are_words):
-                    if self._are_words:
-                        names.add(fields.name_of(label_field))
-                        continue
-                    label = fields.label_of(label_field)
-                    if label is not None:
-                        highest = max(highest, label)
-                        if is_new:
-                            read_now.add(table.path)
-                found.append((highest, table.path))
+            read_now: set[str] = set()
             if self._are_words:
-                classes = self._sorted(names)
-                numbers = {name: number for number, name in enumerate(classes)}
-                for table in self._labelled:
-                    table.classes = numbers
+                classes = self._word_classes()
             else:
-                classes = arrays.class_names_up_to(*max(found)) if found else []
+                counts, highest = collections.Counter(), []
+                for table in self._labelled:
+                    of_table = collections.Counter()
+                    for label_field, is_new in table.labels(are_words=False):
+                        label = fields.label_of(label_field)
+                        if label is not None:
+                            of_table[label] += 1
+                            if is_new:
+                                read_now.add(table.path)
+                    counts += of_table
+                    highest.append((max(of_table, default=-1), table.path))
+                self._tell_unlabelled(counts)
+                classes = arrays.class_names_up_to(*max(highest)) if highest else []
             self._scanned = classes, read_now
         return self._scanned
+
+    def _tell_unlabelled(self, counts: Mapping[int, int]) -> None:
+        """Adds a note on records with the label -1.
+
+        Args:
+          counts: label -> number of records.
+
+        Raises:
+          UsageError: the labels are -1 and 1, so that -1 is a class.
+        """
+        num_unlabelled = counts.get(source.UNLABELLED, 0)
+        if set(counts) == {-1, 1}:
+            table = self._labelled[0]
+            code = f"c = t.columns[{table.columns.label}]; t[c] = t[c].replace(-1, 0)"
+            raise UsageError(
+                f"{table.path}: the labels are -1 and 1, and -1 means no label; expected the "
+                f"classes 0 and 1: {sample.pandas_edit(table.head, table.separator, code)}; or "
+                "ignore labels with --labels=none"
+            )
+        if num_unlabelled:
+            total = sum(counts.values())
+            self.notes.append(f"{num_unlabelled:,} of {total:,} records have no label (-1)")
+
+    def _word_classes(self) -> list[str]:
+        """Names of the classes of labels that are words; tells the tables their numbers.
+
+        Raises:
+          StageError: a name is no class, or one split has words and another one other numbers.
+        """
+        of_table = [
+            {
+                fields.name_of(field)
+                for field, _ in table.labels(are_words=True)
+                if not fields.is_missing(field)
+            }
+            for table in self._labelled
+        ]
+        worded = [table for table in self._labelled if table.num_words]
+        of_words = set().union(*(n for t, n in zip(self._labelled, of_table) if t.num_words))
+        for table, names in zip(self._labelled, of_table, strict=True):
+            if not table.num_words and not names <= of_words:  # As "7" may be beside "b".
+                raise _of_two_kinds(worded[0], table)
+        classes = self._sorted(set().union(*of_table))
+        numbers = {name: number for number, name in enumerate(classes)}
+        for table in self._labelled:
+            table.classes = numbers
+        return classes
 
     def _sorted(self, names: set[str]) -> list[str]:
         """Class names, numbers first and by number.
@@ -110,7 +158,6 @@ class CsvSource:
         Raises:
           StageError: a name is not UTF-8, or too many names.
         """
-        names = names - {""}
         shown = f"{self._labelled[0].path}: labels are words"
         if len(names) > arrays.MAX_LABEL + 1:
             raise StageError(
@@ -146,6 +193,8 @@ class CsvSource:
                 digest.update(b"labels are words;")
             elif table.path in self._scan()[1]:
                 digest.update(b"numbers as decimals or in quotes;")
+            if table.order.places is not None:
+                digest.update(b"pixels in the order of names;" + table.order.places.tobytes())
             table.hash_into(digest)
         return digest.hexdigest()
 
@@ -181,6 +230,27 @@ class CsvSource:
             image, labels[position] = table.read(row, self.image_shape)
             images.append(image)
         return images, labels
+
+
+def _of_two_kinds(words: Table, numbers: Table) -> StageError:
+    return StageError(
+        f"{words.path}: labels are words, and those of {numbers.path} are numbers; expected the "
+        "same classes in all files: write words in both, or ignore labels with --labels=none"
+    )
+
+
+def _check_order(tables: Sequence[Table]) -> None:
+    """Raises a StageError if two files may hold the pixels in different orders."""
+    for table in tables:
+        for other in tables:
+            mine, others = table.pixel_names, other.pixel_names
+            is_unknown = table.order.places is not None and others is None
+            if is_unknown or (mine and others and mine != others and set(mine) == set(others)):
+                raise StageError(
+                    f"{table.path} and {other.path}: the pixel columns are not in the same order; "
+                    "expected one order in the whole set: write the columns of both in one order, "
+                    "with names"
+                )
 
 
 def _is_text(name: str) -> bool:
@@ -241,6 +311,13 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
             f"--source=csv:{path}: no .csv or .tsv files of images in this directory"
             f"{''.join(f'; {note}' for note in notes)}; expected at least one: name another "
             "directory, or the file itself"
+        )
+    if UNSPLIT in tables and len(tables) > 1:
+        others = ", ".join(table.path for split, table in tables.items() if split != UNSPLIT)
+        raise StageError(
+            f"--source=csv:{path}: the name of {tables[UNSPLIT].path} states no split (train, "
+            f"validation or test), beside {others}; expected one file for each split, since images "
+            "in two files would be in two splits: name one file, or move the file away"
         )
     return CsvSource(
         {s: tables[s] for s in in_order(tables)}, options, notes=notes, ignored=ignored
