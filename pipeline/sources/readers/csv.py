@@ -70,8 +70,7 @@ class CsvSource:
         _check_order(self._tables)
         for table in self._labelled:
             if not self._are_words and table.num_words > _LEAST_WORDS * table.num_labels:
-                other = next(t for t in self._labelled if t is not table)
-                raise _of_two_kinds(table, other)
+                raise _of_two_kinds(table, min(self._labelled, key=lambda t: t.num_words))
         self._scanned: tuple[list[str], set[str]] | None = None
         self.listed = {table.path: table.stamp for table in self._tables}
         of_tables = [f"{table.path}: {note}" for table in self._tables for note in table.notes]
@@ -142,8 +141,9 @@ class CsvSource:
             for table in self._labelled
         ]
         worded = [table for table in self._labelled if table.num_words]
-        of_words = set().union(*(n for t, n in zip(self._labelled, of_table) if t.num_words))
-        for table, names in zip(self._labelled, of_table, strict=True):
+        found = list(zip(self._labelled, of_table, strict=True))
+        of_words = set().union(*(names for table, names in found if table.num_words))
+        for table, names in found:
             if not table.num_words and not names <= of_words:  # As "7" may be beside "b".
                 raise _of_two_kinds(worded[0], table)
         classes = self._sorted(set().union(*of_table))

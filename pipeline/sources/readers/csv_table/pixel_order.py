@@ -1,4 +1,4 @@
-"""The order of the pixel columns of a CSV: their names state another one, or the file's is taken."""
+"""The order of the pixel columns of a CSV: that of their names if they state one."""
 
 import math
 import re
@@ -61,7 +61,7 @@ def find(
                 f"{renaming}"
             )
         places = _by_colour(stems, numbers, colours, shape)
-        note = ""
+        notes = []
     elif len({len(of_name) for of_name in numbers}) > 1:
         return plain
     else:
@@ -75,27 +75,32 @@ def find(
                 return Order(None, f"pixel columns ({first}, …) are read in the file's order")
             places = None
         num_axes = sum(len(np.unique(axis)) > 1 for axis in table.T)
-        note = plain.note if num_axes == 1 else ""
-        rows = "the first number is the row" if num_axes == 2 and shape[2] == 1 else ""
+        notes = [plain.note] if num_axes == 1 and plain.note else []
+        if num_axes == 2 and shape[2] == 1 and not _is_plain(places):
+            notes.append("the first number is the row")
     if places is None:
         raise StageError(
-            f"{head.path}: the pixel columns {listed(names)} are not in the order of their numbers, "
-            "and the numbers state no order of a square image; expected numbers that count pixels, "
-            f"or rows and columns: {renaming}"
+            f"{head.path}: the pixel columns {listed(names)} are in an order that their numbers do "
+            "not tell; expected numbers that count the pixels of a square image, or its rows and "
+            f"columns: {renaming}"
         )
     if _is_plain(places):
-        return Order(None, note)
+        return Order(None, "; ".join(notes))
     shown = ", ".join(repr(names[place]) for place in places[:4])
-    told = [f"pixel columns are read in the order of their names ({shown}, …), not of the file"]
-    told += [line for line in (note, rows if len(kinds) == 1 else "") if line]
-    return Order(places, "; ".join(told))
+    told = f"pixel columns are read in the order of their names ({shown}, …), not of the file"
+    return Order(places, "; ".join([told, *notes]))
 
 
 def _told(shape: tuple[int, int, int]) -> str:
     """What is said of columns of RGB whose names do not tell the channels."""
     if shape[2] == 1:
         return ""
-    return f"images are RGB of {shape[0]}×{shape[1]}, read with the channels last: r, g, b, r, g, b"
+    side = shape[0]
+    return (
+        f"warning: images are RGB of {side}×{side}, and no name tells the channels, which are read "
+        "as the last axis: r, g, b, r, g, b, …; if all of r is first, save "
+        f"x.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1) as .npz"
+    )
 
 
 def _number(text: str) -> int:

@@ -10,7 +10,8 @@ from pipeline.sources.readers.csv_table import fields as fields_lib
 from pipeline.sources.readers.csv_table.header import Head
 
 _MOST_ROWS, _LEAST_ROWS, _MOST_BYTES = 200, 20, 1 << 23
-_STRIDE = 7919  # A prime.
+# 2**32 times the golden ratio: its multiples, modulo 2**32, spread evenly and without a period.
+_SPREAD = 2_654_435_769
 # A share of rows. If more of them are bad, the file holds something else than its columns say.
 _MOST_BAD = 0.9
 # Pixels that never exceed this are probably not of 0 to 255; as of NumPy arrays.
@@ -44,7 +45,7 @@ def rows_of(num_rows: int, num_bytes: int) -> list[int]:
     step = -(-num_rows // num_sampled)
     # Another place in each part: rows in a period, such as of classes, must not all be one class.
     return [
-        first + part * _STRIDE % min(step, num_rows - first)
+        first + (part * _SPREAD % (1 << 32) * min(step, num_rows - first) >> 32)
         for part, first in enumerate(range(0, num_rows, step))
     ]
 

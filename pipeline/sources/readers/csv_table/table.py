@@ -47,8 +47,8 @@ class Table:
         num_bytes = int(self._ends[0] - self._starts[0]) if len(self) else 0
         if num_bytes > _MOST_LINE_BYTES:
             raise StageError(
-                f"{path}: the first line is longer than {_MOST_LINE_BYTES} bytes; expected an image "
-                "in each line: check how lines end, or save the images as .npz"
+                f"{path}: the first line is longer than {_MOST_LINE_BYTES:,} bytes; expected an "
+                "image in each line: check how lines end, or save the images as .npz"
             )
         first_lines = [self._line(row) for row in range(min(len(self), _HEAD_LINES))]
         self.separator = header.separator_of(path, first_lines)
@@ -84,7 +84,7 @@ class Table:
         self._label, self._no_pixels = self.columns.label, self.columns.no_pixels
         self.num_pixels = self.head.num_columns - len(self._no_pixels)
         self.notes = list(self.columns.notes)
-        pixels = [c for c in range(self.head.num_columns) if c not in {*self._no_pixels}]
+        pixels = np.delete(np.arange(self.head.num_columns), self._no_pixels).tolist()
         self.order = pixel_order.find(
             self.head, self.separator, pixels, header.shape_of(self.num_pixels)
         )
