@@ -162,7 +162,10 @@ def _by_colour(
         of_channel = [numbers[place] for place in places]
         if len(places) != shape[0] * shape[1] or len({len(n) for n in of_channel}) > 1:
             return None
-        order = _by_number(np.array(of_channel, np.int64), (*shape[:2], 1))
+        table = np.array(of_channel, np.int64)
+        if table.shape[1] == 1 and (np.diff(np.unique(table)) == 3).all():
+            table //= 3  # Numbers that go through all channels: r0, g1, b2, r3.
+        order = _by_number(table, (*shape[:2], 1))
         if order is None:
             return None
         parts.append(places[order])
