@@ -12,14 +12,12 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
-from pipeline.sources.readers.csv_table import columns, fields, header, label_column, sample
+from pipeline.sources.readers.csv_table import classes, columns, header, label_column
 from pipeline.sources.readers.csv_table.table import Table
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
 
 _NAME = re.compile(r".*\.(csv|tsv)(\.gz)?", re.IGNORECASE)
-# A share of labels. Fewer labels that are words are faults among numbers.
-_LEAST_WORDS = 0.1
 
 
 class CsvSource:
@@ -64,13 +62,8 @@ class CsvSource:
         self.split_sizes = dict(zip(tables, map(len, self._tables), strict=True))
         self._starts = np.cumsum([0, *self.split_sizes.values()])
         self._labelled = [t for t in self._tables if t.columns.label is not None]
-        num_labels = sum(table.num_labels for table in self._labelled)
-        num_words = sum(table.num_words for table in self._labelled)
-        self._are_words = num_words > _LEAST_WORDS * num_labels
+        self._are_words = classes.are_words(self._labelled)
         _check_order(self._tables)
-        for table in self._labelled:
-            if not self._are_words and table.num_words > _LEAST_WORDS * table.num_labels:
-                raise _of_two_kinds(table, min(self._labelled, key=lambda t: t.num_words))
         self._scanned: tuple[list[str], set[str]] | None = None
         self.listed = {table.path: table.stamp for table in self._tables}
         of_tables = [f"{table.path}: {note}" for table in self._tables for note in table.notes]
@@ -84,94 +77,12 @@ class CsvSource:
     def _scan(self) -> tuple[list[str], set[str]]:
         """Names of the classes, and paths of files in which more rows are read than before."""
         if self._scanned is None:
-            read_now: set[str] = set()
             if self._are_words:
-                classes = self._word_classes()
+                self._scanned = classes.of_words(self._labelled), set()
             else:
-                counts, highest = collections.Counter(), []
-                for table in self._labelled:
-                    of_table = collections.Counter()
-                    for label_field, is_new in table.labels(are_words=False):
-                        label = fields.label_of(label_field)
-                        if label is not None:
-                            of_table[label] += 1
-                            if is_new:
-                                read_now.add(table.path)
-                    counts += of_table
-                    highest.append((max(of_table, default=-1), table.path))
-                self._tell_unlabelled(counts)
-                classes = arrays.class_names_up_to(*max(highest)) if highest else []
-            self._scanned = classes, read_now
+                *self._scanned, note = classes.of_numbers(self._labelled)
+                self.notes += [note] if note else []
         return self._scanned
-
-    def _tell_unlabelled(self, counts: Mapping[int, int]) -> None:
-        """Adds a note on records with the label -1.
-
-        Args:
-          counts: label -> number of records.
-
-        Raises:
-          UsageError: the labels are -1 and 1, so that -1 is a class.
-        """
-        num_unlabelled = counts.get(source.UNLABELLED, 0)
-        if set(counts) == {-1, 1}:
-            table = self._labelled[0]
-            code = f"c = t.columns[{table.columns.label}]; t[c] = t[c].replace(-1, 0)"
-            raise UsageError(
-                f"{table.path}: the labels are -1 and 1, and -1 means no label; expected the "
-                f"classes 0 and 1: {sample.pandas_edit(table.head, table.separator, code)}; or "
-                "ignore labels with --labels=none"
-            )
-        if num_unlabelled:
-            total = sum(counts.values())
-            self.notes.append(f"{num_unlabelled:,} of {total:,} records have no label (-1)")
-
-    def _word_classes(self) -> list[str]:
-        """Names of the classes of labels that are words; tells the tables their numbers.
-
-        Raises:
-          StageError: a name is no class, or one split has words and another one other numbers.
-        """
-        of_table = [
-            {
-                fields.name_of(field)
-                for field, _ in table.labels(are_words=True)
-                if not fields.is_missing(field)
-            }
-            for table in self._labelled
-        ]
-        worded = [table for table in self._labelled if table.num_words]
-        found = list(zip(self._labelled, of_table, strict=True))
-        of_words = set().union(*(names for table, names in found if table.num_words))
-        for table, names in found:
-            if not table.num_words and not names <= of_words:  # As "7" may be beside "b".
-                raise _of_two_kinds(worded[0], table)
-        classes = self._sorted(set().union(*of_table))
-        numbers = {name: number for number, name in enumerate(classes)}
-        for table in self._labelled:
-            table.classes = numbers
-        return classes
-
-    def _sorted(self, names: set[str]) -> list[str]:
-        """Class names, numbers first and by number.
-
-        Raises:
-          StageError: a name is not UTF-8, or too many names.
-        """
-        shown = f"{self._labelled[0].path}: labels are words"
-        if len(names) > arrays.MAX_LABEL + 1:
-            raise StageError(
-                f"{shown}, and {len(names)} of them differ; expected at most "
-                f"{arrays.MAX_LABEL + 1} classes: name another column with --label_column"
-            )
-        bad = next((name for name in names if not _is_text(name)), None)
-        if bad is not None:
-            raise StageError(
-                f"{shown}, and {bad.encode(errors='surrogateescape')!r} is not UTF-8; convert the "
-                "file, for example with iconv -f LATIN1 -t UTF-8 FILE > NEW.csv"
-            )
-        is_number = {name: bool(re.fullmatch(r"-?\d+", name)) for name in names}
-        return sorted(names, key=lambda n: (not is_number[n], int(n) if is_number[n] else 0, n))
 
     @property
     def class_names(self) -> list[str]:
@@ -232,13 +143,6 @@ class CsvSource:
         return images, labels
 
 
-def _of_two_kinds(words: Table, numbers: Table) -> StageError:
-    return StageError(
-        f"{words.path}: labels are words, and those of {numbers.path} are numbers; expected the "
-        "same classes in all files: write words in both, or ignore labels with --labels=none"
-    )
-
-
 def _check_order(tables: Sequence[Table]) -> None:
     """Raises a StageError if two files may hold the pixels in different orders."""
     for table in tables:
@@ -251,14 +155,6 @@ def _check_order(tables: Sequence[Table]) -> None:
                     "expected one order in the whole set: write the columns of both in one order, "
                     "with names"
                 )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Bytes that are not UTF-8 were decoded as surrogates.
-        return False
-    return True
 
 
 def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
