@@ -947,7 +947,7 @@ def test_long_lines_and_empty_lines_take_little_memory(tmp_path):
         assert "4718593 columns; expected at most 4194304" in refusal(StageError, f"csv:{path}")
         lines = [",".join(map(str, row)) for row in np.c_[np.arange(NUM) % 5, noise()].tolist()]
         text = "\n".join([",".join(["label", *SMALL]), *lines[:30], "\n" * (1 << 25), *lines[30:]])
-        path.write_bytes((text + "\n" + "1" * (1 << 25) + "\n\r\n").encode())
+        path.write_bytes((text + "\n" + "1," * (1 << 24) + "\n\r\n").encode())
         del text
         tracemalloc.reset_peak()
         source = open_source(f"csv:{path}")
@@ -957,7 +957,7 @@ def test_long_lines_and_empty_lines_take_little_memory(tmp_path):
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal([image.reshape(-1) for image in images[:NUM]], noise())
-    assert images[NUM].reason == "1 columns, expected 65" and labels[7] == 2
+    assert images[NUM].reason == "8388609 columns, expected 65" and labels[7] == 2
     assert source.where(30) == f"{path} line {32 + (1 << 25) + 1}"
     assert peak < 250e6
 
