@@ -8,6 +8,7 @@ import hashlib
 import shlex
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -719,6 +720,260 @@ def test_a_directory_without_images(tmp_path):
     assert "sub.csv is not read" in refusal(StageError, f"csv:{tmp_path}")
     message = refusal(StageError, f"csv:{tmp_path}/sub.csv")
     assert "holds the columns 'imageid', 'label' and no pixels" in message
+
+
+# The order of pixel columns.
+
+SIDE = range(8)
+CELLS = [(y, x) for y in SIDE for x in SIDE]
+COLOURS = ["r", "g", "b"]
+# The names of 8×8 pixels, row by row and channels last; the image has the pixels in this order.
+NAMED = {
+    "counted": SMALL,
+    "counted from 1": [f"p.{i + 1:02}" for i in range(64)],
+    "cells": [f"{y + 1}x{x + 1}" for y, x in CELLS],
+    "rgb counted": [f"{c}{i}" for i in range(64) for c in COLOURS],
+    "rgb counted through": [f"{'rgb'[i % 3]}_{i}" for i in range(192)],
+    "rgb cells": [f"pixel_{y}_{x}_{c}" for y, x in CELLS for c in ("Red", "green", "blue")],
+    "rgb numbers": [f"pixel_{y}_{x}_{c}" for y, x in CELLS for c in range(3)],
+    "rgb numbers first": [f"{c}_{y}_{x}" for y, x in CELLS for c in range(3)],
+}
+
+
+def written_as(order: str, names: list[str]) -> list[int]:
+    """Places of names in the order that a file has."""
+    channels = len(names) // 64
+    places = np.arange(len(names))
+    return {
+        "text": lambda: sorted(places.tolist(), key=lambda place: names[place]),
+        "reverse": lambda: places[::-1].tolist(),
+        "by column": lambda: places.reshape(8, 8, channels).swapaxes(0, 1).ravel().tolist(),
+        "by channel": lambda: places.reshape(64, channels).T.ravel().tolist(),
+        "shuffled": lambda: np.random.default_rng(3).permutation(places).tolist(),
+    }[order]()
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("order", ["text", "reverse", "by column", "by channel", "shuffled"])
+def test_pixels_are_read_in_the_order_of_their_names(tmp_path, kind, order):
+    names, labels = NAMED[kind], np.arange(NUM) % 5
+    pixels, places = noise(len(names)), written_as(order, names)
+    columns = np.c_[pixels[:, places], labels]
+    found = read(write(tmp_path / "set.csv", columns, [*(names[p] for p in places), "label"]))
+    assert_holds(found, pixels, labels)
+    is_changed = places != sorted(places)
+    told = f"are read in the order of their names ({names[0].lower()!r}, {names[1].lower()!r}, "
+    assert (told in found.notes) == is_changed
+    before = plain_fingerprint(tmp_path / "set.csv", NUM)
+    assert (found.source.fingerprint() != before) == is_changed
+    if kind == "cells" and is_changed:
+        assert "the first number is the row" in found.notes
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ([f"p{i * i}" for i in reversed(range(64))], "an order that their numbers do not tell"),
+        ([f"p{i}" for i in range(63)] + ["p5"], "an order that their numbers do not tell"),
+        ([f"{y}_{x}" for x in range(16) for y in range(4)], "an order that their numbers do not"),
+        ([f"x{x}y{y}" for x, y in np.random.default_rng(1).permutation(CELLS)], "do not tell"),
+        ([f"{c}{i}" for i in range(16) for c in "rgba"], "columns of 4 kinds ('r0', 'g0', 'b0', "),
+        ([f"class_{i}" for i in range(16)] + SMALL[:48], "64 columns of 2 kinds ('class_0', 'pix"),
+        (["mean", *SMALL[:63]], "64 columns of 2 kinds ('mean', 'pixel0') would be the pixels"),
+    ],
+)
+def test_names_that_tell_no_order_are_refused(tmp_path, names, told):
+    labels = np.arange(NUM) % 5
+    spec = write(tmp_path / "set.csv", np.c_[labels, noise()], ["label", *names])
+    message = refusal(StageError, spec)
+    assert told in message
+    if "p5" in names or "mean" in names:
+        remedied(message, tmp_path / "set.csv")
+        assert_holds(read(f"csv:{tmp_path}/new.csv"), noise(), labels)
+
+
+@pytest.mark.parametrize("first", ["x", "y"])
+def test_columns_and_rows_in_either_order_are_as_in_the_file(tmp_path, first):
+    cells = CELLS if first == "x" else [cell[::-1] for cell in CELLS]
+    names = [f"x{x}y{y}" for x, y in cells]
+    found = read(write(tmp_path / "set.csv", np.c_[np.arange(NUM) % 5, noise()], ["y", *names]))
+    assert_holds(found, noise(), np.arange(NUM) % 5)
+    assert found.source.fingerprint() == plain_fingerprint(tmp_path / "set.csv", NUM)
+
+
+def test_all_files_of_a_set_have_one_order(tmp_path):
+    pixels, order = noise(), written_as("text", SMALL)
+    names = [SMALL[place] for place in order]
+    write(tmp_path / "train.csv", pixels[:, order], names)
+    write(tmp_path / "test.csv", pixels, SMALL)
+    np.testing.assert_array_equal(read(f"csv:{tmp_path}").images, np.r_[pixels, pixels])
+    write(tmp_path / "test.csv", pixels[:, order])
+    assert "are not in the same order" in refusal(StageError, f"csv:{tmp_path}")
+    for name, cells in (("train", CELLS), ("test", [cell[::-1] for cell in CELLS])):
+        write(tmp_path / f"{name}.csv", pixels, [f"x{x}y{y}" for x, y in cells])
+    assert "are not in the same order" in refusal(StageError, f"csv:{tmp_path}")
+
+
+@pytest.mark.parametrize("header", [None, range(192), [f"p{i}" for i in range(192)]])
+def test_rgb_whose_channels_no_name_tells_is_read_with_a_warning(tmp_path, header):
+    found = read(write(tmp_path / "set.csv", noise(192), header))
+    assert_holds(found, noise(192))
+    assert "warning: images are RGB of 8×8, and no name tells the channels" in found.notes
+    assert "reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)" in found.notes
+
+
+# Labels.
+
+
+@pytest.mark.parametrize("num_rows", [15, 40, 1000])
+@pytest.mark.parametrize("classes", [range(3), range(1, 11), range(100)])
+@pytest.mark.parametrize("is_numbered", [True, False])
+def test_labels_that_look_like_labels_in_the_last_column(tmp_path, num_rows, classes, is_numbered):
+    pixels = np.random.default_rng(4).integers(0, 256, (num_rows, 64))
+    labels = np.arange(num_rows) % len(classes) + classes[0]
+    header = range(65) if is_numbered else None
+    spec = write(tmp_path / "set.csv", np.c_[pixels, labels], header)
+    if num_rows <= len(classes):  # No label repeats, so nothing tells.
+        return
+    assert "--label_column=last, or =first" in refusal(UsageError, spec)
+    assert_holds(read(spec, label_column="last"), pixels, labels)
+    spec = write(tmp_path / "first.csv", np.c_[labels, pixels], header)
+    assert_holds(read(spec), pixels, labels)
+
+
+@pytest.mark.parametrize("num_rows", [12, 60, 600])
+@pytest.mark.parametrize("classes", [2, 10, 26, 47, 62, 100])
+@pytest.mark.parametrize("edge", ["black", "nearly black", "dark", "noise"])
+def test_labels_first_stay_so_whatever_the_edge(tmp_path, num_rows, classes, edge):
+    generator = np.random.default_rng(5)
+    pixels = generator.integers(0, 256, (num_rows, 64))
+    is_lit = generator.random(num_rows) < 0.05
+    pixels[:, 63] = {
+        "black": 0,
+        "nearly black": is_lit * pixels[:, 63] % 3,
+        "dark": is_lit * pixels[:, 63],
+        "noise": pixels[:, 63],
+    }[edge]
+    labels = generator.integers(0, classes, num_rows)
+    found = read(write(tmp_path / "set.csv", np.c_[labels, pixels]))
+    assert_holds(found, pixels, labels)
+
+
+@pytest.mark.parametrize("labels", [[-1, 3, 0], [-1], [-1, 1], [-1, 0, 1], [-1.0, 1]])
+def test_records_without_a_label_are_counted(tmp_path, labels):
+    column = [labels[i % len(labels)] for i in range(NUM)]
+    rows = [[label, *row] for label, row in zip(column, noise().tolist(), strict=True)]
+    spec = write(tmp_path / "set.csv", rows, ["label", *SMALL])
+    if set(labels) == {-1, 1}:
+        with pytest.raises(UsageError, match="the labels are -1 and 1") as caught:
+            _ = open_source(spec).class_names
+        remedied(str(caught.value), tmp_path / "set.csv")
+        new = read(f"csv:{tmp_path}/new.csv")
+        np.testing.assert_array_equal(new.labels, [max(label, 0) for label in column])
+        assert_holds(read(spec, labels="none"), noise())
+        return
+    found = read(spec)
+    assert list(found.source.class_names) == [str(n) for n in range(max(labels) + 1)]
+    assert f"{NUM // len(labels)} of {NUM} records have no label (-1)" in found.notes
+
+
+@pytest.mark.parametrize("missing", ["NA", "nan", "NaN", "n/a", "NULL", ""])
+@pytest.mark.parametrize("names", [["0", "1"], ["cat", "dog"]])
+def test_a_missing_label_is_a_fault_and_no_class(tmp_path, missing, names):
+    rows = [[names[i % 2], *row] for i, row in enumerate(noise().tolist())]
+    for row in rows[::4]:
+        row[0] = missing
+    source = open_source(write(tmp_path / "set.csv", rows, ["label", *SMALL]))
+    assert list(source.class_names) == names
+    images, _ = source.read(np.arange(NUM))
+    faults = [place for place, image in enumerate(images) if not isinstance(image, np.ndarray)]
+    assert faults == list(range(0, NUM, 4))
+    assert f"label {missing!r}, expected" in images[0].reason
+
+
+@pytest.mark.parametrize("num_words", [NUM, 5])
+def test_words_in_one_file_and_numbers_in_another(tmp_path, num_words):
+    rows = noise().tolist()
+    write(tmp_path / "train.csv", [[i % 2, *r] for i, r in enumerate(rows)], ["label", *SMALL])
+    words = [["cat", *row] for row in rows[:num_words]]
+    write(tmp_path / "test.csv", words, ["label", *SMALL])
+    spec = f"csv:{tmp_path}"
+    with pytest.raises(StageError, match="test.csv: labels are words, and those of .*train.csv"):
+        _ = open_source(spec).class_names
+    assert (read(spec, labels="none").labels == -1).all()
+    # Numbers that are classes beside words are those classes.
+    words = [["01b"[i % 3], *row] for i, row in enumerate(rows)]
+    write(tmp_path / "test.csv", words, ["label", *SMALL])
+    assert list(read(spec).source.class_names) == ["0", "1", "b"]
+
+
+@pytest.mark.parametrize("highest, told", [(2, True), (16, True), (17, False)])
+def test_dark_pixels_are_read_with_a_warning(tmp_path, highest, told):
+    rows = np.c_[np.arange(NUM) % 5, noise() % (highest + 1)]
+    found = read(write(tmp_path / "set.csv", rows, ["label", *SMALL]))
+    assert_holds(found, rows[:, 1:], rows[:, 0])
+    warning = f"warning: pixels are at most {highest} of 255 in all {NUM} rows looked at, nearly"
+    assert (warning in found.notes) == told
+    if told:
+        remedied(found.notes, tmp_path / "set.csv")
+        scaled = np.rint(rows[:, 1:] * 15.9375)
+        assert_holds(read(f"csv:{tmp_path}/new.csv"), scaled, rows[:, 0])
+
+
+# Files of a directory, and greedy files.
+
+
+@pytest.mark.parametrize("name", ["all.csv", "mnist.csv", "Dig-MNIST.csv", "train1.csv"])
+def test_a_file_without_a_split_beside_one_with_a_split_is_refused(tmp_path, name):
+    rows = np.c_[np.arange(NUM) % 5, noise()]
+    for file in (name, "test.csv"):
+        write(tmp_path / file, rows, ["label", *SMALL])
+    message = refusal(StageError, f"csv:{tmp_path}")
+    assert f"{name} states no split" in message and f"beside {tmp_path}/test.csv" in message
+    assert "name one file, or move the file away" in message
+    (tmp_path / "test.csv").unlink()
+    assert read(f"csv:{tmp_path}").source.split_sizes == {"unsplit": NUM}
+
+
+def test_long_lines_and_empty_lines_take_little_memory(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_bytes(b"1," * (1 << 24))
+    tracemalloc.start()
+    try:
+        assert "the first line is longer than 16,777,216 bytes" in refusal(
+            StageError, f"csv:{path}"
+        )
+        path.write_bytes(b"1," * (9 << 19))
+        assert "4718593 columns; expected at most 4194304" in refusal(StageError, f"csv:{path}")
+        lines = [",".join(map(str, row)) for row in np.c_[np.arange(NUM) % 5, noise()].tolist()]
+        text = "\n".join([",".join(["label", *SMALL]), *lines[:30], "\n" * (1 << 25), *lines[30:]])
+        path.write_bytes((text + "\n" + "1," * (1 << 24) + "\n\r\n").encode())
+        del text
+        tracemalloc.reset_peak()
+        source = open_source(f"csv:{path}")
+        images, labels = source.read(np.arange(NUM + 1))
+        assert list(source.class_names) == [*"01234"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal([image.reshape(-1) for image in images[:NUM]], noise())
+    assert images[NUM].reason == "8388609 columns, expected 65" and labels[7] == 2
+    assert source.where(30) == f"{path} line {32 + (1 << 25) + 1}"
+    assert peak < 250e6
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("at", [-2, -1, 0, 1])
+def test_lines_at_the_end_of_a_block(tmp_path, end, at):
+    head = ",".join(["label", *SMALL]).encode() + end
+    rows = [b",".join(b"%d" % value for value in [i, *noise()[i]]) + end for i in range(4)]
+    blanks = end * (((1 << 22) + at - len(head + rows[0])) // len(end))
+    (tmp_path / "set.csv").write_bytes(head + rows[0] + blanks + rows[1] + end + rows[2] + rows[3])
+    found = read(f"csv:{tmp_path}/set.csv")
+    assert_holds(found, noise()[:4], range(4))
+    num_blanks = len(blanks) // len(end)
+    assert found.source.where(1).endswith(f"line {3 + num_blanks}")
+    assert found.source.where(2).endswith(f"line {5 + num_blanks}")
 
 
 # Whole sets.

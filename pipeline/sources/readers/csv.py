@@ -4,7 +4,7 @@ import collections
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,14 +12,12 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
-from pipeline.sources.readers.csv_table import columns, fields, header, label_column
+from pipeline.sources.readers.csv_table import classes, columns, header, label_column
 from pipeline.sources.readers.csv_table.table import Table
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 from pipeline.storage import files, stamps
 
 _NAME = re.compile(r".*\.(csv|tsv)(\.gz)?", re.IGNORECASE)
-# A share of labels. Fewer labels that are words are faults among numbers.
-_LEAST_WORDS = 0.1
 
 
 class CsvSource:
@@ -64,9 +62,8 @@ class CsvSource:
         self.split_sizes = dict(zip(tables, map(len, self._tables), strict=True))
         self._starts = np.cumsum([0, *self.split_sizes.values()])
         self._labelled = [t for t in self._tables if t.columns.label is not None]
-        num_labels = sum(table.num_labels for table in self._labelled)
-        num_words = sum(table.num_words for table in self._labelled)
-        self._are_words = num_words > _LEAST_WORDS * num_labels
+        self._are_words = classes.are_words(self._labelled)
+        _check_order(self._tables)
         self._scanned: tuple[list[str], set[str]] | None = None
         self.listed = {table.path: table.stamp for table in self._tables}
         of_tables = [f"{table.path}: {note}" for table in self._tables for note in table.notes]
@@ -80,51 +77,12 @@ class CsvSource:
     def _scan(self) -> tuple[list[str], set[str]]:
         """Names of the classes, and paths of files in which more rows are read than before."""
         if self._scanned is None:
-            names: set[str] = set()
-            found, read_now = [], set()
-            for table in self._labelled:
-                highest = -1
-                for label_field, is_new in table.labels(are_words=self._are_words):
-                    if self._are_words:
-                        names.add(fields.name_of(label_field))
-                        continue
-                    label = fields.label_of(label_field)
-                    if label is not None:
-                        highest = max(highest, label)
-                        if is_new:
-                            read_now.add(table.path)
-                found.append((highest, table.path))
             if self._are_words:
-                classes = self._sorted(names)
-                numbers = {name: number for number, name in enumerate(classes)}
-                for table in self._labelled:
-                    table.classes = numbers
+                self._scanned = classes.of_words(self._labelled), set()
             else:
-                classes = arrays.class_names_up_to(*max(found)) if found else []
-            self._scanned = classes, read_now
+                *self._scanned, note = classes.of_numbers(self._labelled)
+                self.notes += [note] if note else []
         return self._scanned
-
-    def _sorted(self, names: set[str]) -> list[str]:
-        """Class names, numbers first and by number.
-
-        Raises:
-          StageError: a name is not UTF-8, or too many names.
-        """
-        names = names - {""}
-        shown = f"{self._labelled[0].path}: labels are words"
-        if len(names) > arrays.MAX_LABEL + 1:
-            raise StageError(
-                f"{shown}, and {len(names)} of them differ; expected at most "
-                f"{arrays.MAX_LABEL + 1} classes: name another column with --label_column"
-            )
-        bad = next((name for name in names if not _is_text(name)), None)
-        if bad is not None:
-            raise StageError(
-                f"{shown}, and {bad.encode(errors='surrogateescape')!r} is not UTF-8; convert the "
-                "file, for example with iconv -f LATIN1 -t UTF-8 FILE > NEW.csv"
-            )
-        is_number = {name: bool(re.fullmatch(r"-?\d+", name)) for name in names}
-        return sorted(names, key=lambda n: (not is_number[n], int(n) if is_number[n] else 0, n))
 
     @property
     def class_names(self) -> list[str]:
@@ -146,6 +104,8 @@ class CsvSource:
                 digest.update(b"labels are words;")
             elif table.path in self._scan()[1]:
                 digest.update(b"numbers as decimals or in quotes;")
+            if table.order.places is not None:
+                digest.update(b"pixels in the order of names;" + table.order.places.tobytes())
             table.hash_into(digest)
         return digest.hexdigest()
 
@@ -183,12 +143,18 @@ class CsvSource:
         return images, labels
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Bytes that are not UTF-8 were decoded as surrogates.
-        return False
-    return True
+def _check_order(tables: Sequence[Table]) -> None:
+    """Raises a StageError if two files may hold the pixels in different orders."""
+    for table in tables:
+        for other in tables:
+            mine, others = table.pixel_names, other.pixel_names
+            is_unknown = table.order.places is not None and others is None
+            if is_unknown or (mine and others and mine != others and set(mine) == set(others)):
+                raise StageError(
+                    f"{table.path} and {other.path}: the pixel columns are not in the same order; "
+                    "expected one order in the whole set: write the columns of both in one order, "
+                    "with names"
+                )
 
 
 def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
@@ -241,6 +207,13 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
             f"--source=csv:{path}: no .csv or .tsv files of images in this directory"
             f"{''.join(f'; {note}' for note in notes)}; expected at least one: name another "
             "directory, or the file itself"
+        )
+    if UNSPLIT in tables and len(tables) > 1:
+        others = ", ".join(table.path for split, table in tables.items() if split != UNSPLIT)
+        raise StageError(
+            f"--source=csv:{path}: the name of {tables[UNSPLIT].path} states no split (train, "
+            f"validation or test), beside {others}; expected one file for each split, since images "
+            "in two files would be in two splits: name one file, or move the file away"
         )
     return CsvSource(
         {s: tables[s] for s in in_order(tables)}, options, notes=notes, ignored=ignored

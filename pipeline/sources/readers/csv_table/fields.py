@@ -12,6 +12,7 @@ INTEGER = re.compile(rb"\s*-?\d+\s*")
 # Whole numbers are written as 5, 5.0 and 5.000e+00 too.
 _DECIMAL = re.compile(rb"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NUMBER = re.compile(rb'\s*"?[-+]?(\d*(\.\d*)?|(\d+\.?\d*|\.\d+)[eE][-+]?\d+)"?\s*')
+_MISSING = (b"", b"na", b"n/a", b"nan", b"null", b"<na>")
 _DECIMAL_BYTES = b"0123456789.eE+-,"
 
 
@@ -31,6 +32,16 @@ def split(line: bytes, separator: bytes) -> list[bytes]:
 def is_word(field: bytes) -> bool:
     """Whether a field is neither a number nor empty."""
     return not _NUMBER.fullmatch(field)
+
+
+def is_missing(field: bytes) -> bool:
+    """Whether a field says that its value is missing, as R and pandas write it."""
+    return unquoted(field).lower() in _MISSING
+
+
+def is_name(field: bytes) -> bool:
+    """Whether a label is a word that names a class."""
+    return is_word(field) and not is_missing(field)
 
 
 def label_of(field: bytes) -> int | None:
@@ -57,8 +68,8 @@ def bad_label(field: bytes, classes: Mapping[str, int] | None = None) -> str:
 
 
 def is_bad_label(field: bytes) -> bool:
-    """Whether a label is empty, or a number and none of a class."""
-    return not is_word(field) and label_of(field) is None
+    """Whether a label is empty or missing, or a number and none of a class."""
+    return not is_name(field) and label_of(field) is None
 
 
 def numbers(fields: Sequence[bytes]) -> list[float]:

@@ -1,5 +1,6 @@
 """Which column of a CSV holds the labels: named by the user, by the header, or the first one."""
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,8 +18,11 @@ from pipeline.sources.readers.csv_table.header import (
 
 # Fewer rows say nothing about a column, and more values are no classes.
 _LEAST_ROWS, _MOST_CLASSES = 20, 1000
-# Of a column of labels at an edge, the pixel beside it has so many times as many values.
-_FEWER = 5
+# Labels and the pixel beside them differ by such a factor in their number of values, or in the
+# highest one; two pixels side by side do not.
+_UNLIKE = 1.5
+# A share of rows. Of a pixel at the edge, more rows are black.
+_MOST_IN_A_CLASS = 0.9
 _UNLABELLED = "so the images have no labels"
 
 
@@ -152,13 +156,20 @@ def _refuse_by_values(head: Head, columns: Sequence[int], rows: Sequence[Sequenc
       UsageError: the first column differs in each row; or the last one has the values of classes,
         and the first one is constant or has as many values as the pixel beside it.
     """
-    if len(rows) < _LEAST_ROWS:
+    edges = [[row[columns[place]].strip() for row in rows] for place in (0, 1, -2, -1)]
+    first, second, before, last = map(set, edges)
+    found, is_enough = "", len(rows) >= _LEAST_ROWS
+    if _are_labels(edges[3], edges[2]) and not (
+        _are_labels(edges[0], edges[1]) and len(first) >= len(last)
+    ):
+        values = [int(value) for value in last]
+        found = (
+            f"has {len(first)} values in {len(rows)} rows, and the last one, unlike the pixel "
+            f"beside it, {len(last)} values from {min(values)} to {max(values)}"
+        )
+    elif not is_enough:
         return
-    first, second, before, last = (
-        {row[columns[place]].strip() for row in rows} for place in (0, 1, -2, -1)
-    )
-    found = ""
-    if len(first) == len(rows):
+    elif len(first) == len(rows):
         found = f"differs in all {len(rows)} rows looked at, as an id does"
     elif not 2 <= len(last) <= _MOST_CLASSES:
         return
@@ -166,15 +177,6 @@ def _refuse_by_values(head: Head, columns: Sequence[int], rows: Sequence[Sequenc
         value = first.pop().decode(errors="replace")
         found = (
             f"is {value} in all {len(rows)} rows looked at, and the last one has {len(last)} values"
-        )
-    elif (
-        _are_classes(last)
-        and not _are_classes(first)
-        and _FEWER * len(last) <= len(before)
-        and len(second) <= 2 * len(first)
-    ):
-        found = (
-            f"has {len(first)} values in {len(rows)} rows, and the last one 0 to {len(last) - 1}"
         )
     if found:
         raise UsageError(
@@ -184,9 +186,25 @@ def _refuse_by_values(head: Head, columns: Sequence[int], rows: Sequence[Sequenc
         )
 
 
-def _are_classes(values: set[bytes]) -> bool:
-    """Whether values are 0 to n."""
-    return values == {b"%d" % number for number in range(len(values))}
+def _are_labels(column: Sequence[bytes], pixel: Sequence[bytes]) -> bool:
+    """Whether a column at an edge has the values of classes, and not those of the pixel beside it.
+
+    Classes are numbered from 0 or 1, most numbers appear, and no class has nearly all rows, as
+    black has at the edge of images.
+    """
+    numbers, beside = (
+        [fields_lib.whole_number(field) for field in fields] for fields in (column, pixel)
+    )
+    if None in numbers or None in beside or not numbers:
+        return False
+    values, others = set(numbers), set(beside)
+    span = max(values) - min(values) + 1
+    is_run = min(values) in (0, 1) and 2 * len(values) >= min(span, len(numbers))
+    [(_, most)] = collections.Counter(numbers).most_common(1)
+    repeats = 1 < len(values) < len(numbers) and most <= _MOST_IN_A_CLASS * len(numbers)
+    pairs = (len(values), len(others)), (max(values), max(others))
+    is_unlike = any(max(pair) >= _UNLIKE * min(pair) for pair in pairs)
+    return is_run and repeats and is_unlike and len(values) <= _MOST_CLASSES
 
 
 def _refuse_distinct(head: Head, column: int, rows: Sequence[Sequence[bytes]]) -> None:

@@ -10,8 +10,12 @@ from pipeline.sources.readers.csv_table import fields as fields_lib
 from pipeline.sources.readers.csv_table.header import Head
 
 _MOST_ROWS, _LEAST_ROWS, _MOST_BYTES = 200, 20, 1 << 23
+# 2**32 times the golden ratio: its multiples, modulo 2**32, spread evenly and without a period.
+_SPREAD = 2_654_435_769
 # A share of rows. If more of them are bad, the file holds something else than its columns say.
 _MOST_BAD = 0.9
+# Pixels that never exceed this are probably not of 0 to 255; as of NumPy arrays.
+_DARK = 16
 # The file that a remedy writes.
 MADE = "new.csv"
 
@@ -34,11 +38,16 @@ class Sample(NamedTuple):
     notes: list[str]
 
 
-def rows_of(num_rows: int, num_bytes: int) -> range:
-    """The rows to look at, evenly spaced; fewer of long rows."""
+def rows_of(num_rows: int, num_bytes: int) -> list[int]:
+    """The rows to look at, one of each part of the file; fewer of long rows."""
     row_bytes = max(1, num_bytes // num_rows)
     num_sampled = min(_MOST_ROWS, max(_LEAST_ROWS, _MOST_BYTES // row_bytes))
-    return range(0, num_rows, -(-num_rows // num_sampled))
+    step = -(-num_rows // num_sampled)
+    # Another place in each part: rows in a period, such as of classes, must not all be one class.
+    return [
+        first + (part * _SPREAD % (1 << 32) * min(step, num_rows - first) >> 32)
+        for part, first in enumerate(range(0, num_rows, step))
+    ]
 
 
 def look(head: Head, separator: bytes, no_pixels: Sequence[int], rows: Sequence[Row]) -> Sample:
@@ -90,7 +99,13 @@ def look(head: Head, separator: bytes, no_pixels: Sequence[int], rows: Sequence[
             f"pixels are 0 and 1 in all {len(rows)} rows looked at, and are stored so, nearly "
             f"black; {_scaling(head, separator, no_pixels, [0, 1])}"
         )
-    num_words = sum(bool(label) and fields_lib.is_word(label) for label in labels)
+    elif 1 < highest <= _DARK:
+        notes.append(
+            f"warning: pixels are at most {highest} of 255 in all {len(rows)} rows looked at, "
+            "nearly black, and stored as they are; to make 16 white, "
+            f"{_scaling(head, separator, no_pixels, [0, _DARK])}"
+        )
+    num_words = sum(fields_lib.is_name(label) for label in labels)
     return Sample(len(labels), num_words, notes)
 
 
@@ -102,16 +117,23 @@ def _scaling(
     pixels = "t[p]"
     if low < 0 or high > 255:
         pixels = f"((t[p] - {low:g}) * {255 / (high - low):.9g})"
-    elif high <= 1:
-        pixels = "(t[p] * 255)"
+    elif high <= _DARK:
+        pixels = f"(t[p] * {255 / (1 if high <= 1 else _DARK):g})"
+    code = (
+        f"p = t.columns.delete({sorted(no_pixels)}); "
+        f"t[p] = {pixels}.round().clip(0, 255).astype(int)"
+    )
+    return f"scale them: {pandas_edit(head, separator, code)}"
+
+
+def pandas_edit(head: Head, separator: bytes, code: str) -> str:
+    """A command for the shell that reads the table t of a file, runs code, and writes MADE."""
     read = "" if separator == b"," else f", sep={separator.decode()!r}"
     read += "" if head.names else ", header=None"
     written = "index=False" if head.names else "index=False, header=False"
-    code = (
-        f"t = pd.read_csv({head.path!r}{read}); p = t.columns.delete({sorted(no_pixels)}); "
-        f"t[p] = {pixels}.round().clip(0, 255).astype(int); t.to_csv({MADE!r}, {written})"
+    return pandas_line(
+        f"t = pd.read_csv({head.path!r}{read}); {code}; t.to_csv({MADE!r}, {written})"
     )
-    return f"scale them: {pandas_line(code)}"
 
 
 def pandas_line(code: str) -> str:

@@ -11,11 +11,15 @@ from pipeline.sources.local_file import LocalFile
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.readers.csv_table import columns as columns_lib
 from pipeline.sources.readers.csv_table import fields as fields_lib
-from pipeline.sources.readers.csv_table import header, sample
+from pipeline.sources.readers.csv_table import header, pixel_order, sample
 
 _BOM = b"\xef\xbb\xbf"
 # Bytes read or searched for line ends at a time.
 _BLOCK_BYTES = 1 << 24
+# Line ends are searched in fewer bytes: each one takes 30 bytes while a block is searched.
+_SEARCH_BYTES = 1 << 22
+# A longer first line is refused, and a longer row is read no further: images of 1024×1024 RGB fit.
+_MOST_LINE_BYTES, _MOST_COLUMNS = 1 << 24, 1 << 22
 # Bytes that tell how lines end, and lines that tell what separates columns.
 _HEAD_BYTES, _HEAD_LINES = 1 << 20, 5
 
@@ -37,14 +41,27 @@ class Table:
         self.stamp = self._file.stamp
         start = self._file.read(0, min(_HEAD_BYTES, self._file.num_bytes))
         header.refuse_encoding(path, start)
-        self._find_lines(b"\n")
-        if len(self._ends) == 1 and b"\r" in start:  # As old Macs end lines.
+        has_ends = self._find_lines(b"\n")
+        if not has_ends and b"\r" in start:  # As old Macs end lines.
             self._find_lines(b"\r")
-        first_lines = [self._line(line) for line in self._lines[:_HEAD_LINES]]
+        num_bytes = int(self._ends[0] - self._starts[0]) if len(self) else 0
+        if num_bytes > _MOST_LINE_BYTES:
+            raise StageError(
+                f"{path}: the first line is longer than {_MOST_LINE_BYTES:,} bytes; expected an "
+                "image in each line: check how lines end, or save the images as .npz"
+            )
+        first_lines = [self._line(row) for row in range(min(len(self), _HEAD_LINES))]
         self.separator = header.separator_of(path, first_lines)
         self._plain_bytes = b"0123456789- \r" + self.separator
+        num_columns = first_lines[0].count(self.separator) + 1
+        if num_columns > _MOST_COLUMNS:
+            raise StageError(
+                f"{path}: the first line has {num_columns} columns; expected at most "
+                f"{_MOST_COLUMNS}: save the images as .npz"
+            )
         self.head = header.head_of(path, fields_lib.split(first_lines[0], self.separator))
         if self.head.names is not None:
+            self._starts, self._ends = self._starts[1:], self._ends[1:]
             self._lines = self._lines[1:]
         # Class name -> label if the labels of the set are words; else None.
         self.classes: dict[str, int] | None = None
@@ -58,10 +75,7 @@ class Table:
         """
         if not len(self):
             raise StageError(f"{self.path}: holds a header but no rows; expected at least one row")
-        sampled = {
-            row: self._line(self._lines[row])
-            for row in sample.rows_of(len(self), self._file.num_bytes)
-        }
+        sampled = {row: self._line(row) for row in sample.rows_of(len(self), self._file.num_bytes)}
         fields = [self._fields(line) for line in sampled.values()]
         whole = [row for row in fields if len(row) == self.head.num_columns]
         self.columns = columns_lib.decide(
@@ -70,6 +84,16 @@ class Table:
         self._label, self._no_pixels = self.columns.label, self.columns.no_pixels
         self.num_pixels = self.head.num_columns - len(self._no_pixels)
         self.notes = list(self.columns.notes)
+        pixels = np.delete(np.arange(self.head.num_columns), self._no_pixels).tolist()
+        self.order = pixel_order.find(
+            self.head, self.separator, pixels, header.shape_of(self.num_pixels)
+        )
+        self.notes += [self.order.note] if self.order.note else []
+        # The names of the pixels in the order of reading; None if no names tell them.
+        self.pixel_names: list[str] | None = None
+        if self.head.names and not self.head.numbering:
+            places = range(len(pixels)) if self.order.places is None else self.order.places
+            self.pixel_names = [self.head.names[pixels[place]] for place in places]
         if self.separator != b",":
             self.notes.insert(0, f"columns are separated by {self.separator.decode()!r}")
         looked_at = []
@@ -85,29 +109,32 @@ class Table:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def _find_lines(self, line_end: bytes) -> None:
-        """Finds the offsets of all lines; a line that is empty is no row."""
-        size, ends = 0, []
-        for block in self._file.blocks(_BLOCK_BYTES):
-            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord(line_end)) + size)
-            size += len(block)
-        ends = np.concatenate([*ends, [size]]).astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        if self._file.read(0, len(_BOM)) == _BOM:
-            starts[0] = len(_BOM)
-        self._starts, self._ends = starts, ends
-        # An empty line, or a carriage return alone, is not a row.
-        lengths = ends - starts
-        empty = [i for i in np.flatnonzero(lengths == 1) if self._line(i) == b"\r"]
-        lengths[empty] = 0
-        self._lines = np.flatnonzero(lengths > 0)
+    def _find_lines(self, line_end: bytes) -> bool:
+        """Finds the offsets of all rows; a line that is empty, or a carriage return, is no row.
 
-    def _line(self, line: int) -> bytes:
-        return self._file.read(int(self._starts[line]), int(self._ends[line]))
+        Returns:
+          Whether any line ends so.
+        """
+        start = len(_BOM) if self._file.read(0, len(_BOM)) == _BOM else 0
+        size, num_lines, before = 0, 0, b""
+        parts = []
+        for block in self._file.blocks(_SEARCH_BYTES):
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord(line_end)) + size
+            if ends.size:
+                parts.append(_rows(start, ends, num_lines, before=before, block=block, at=size))
+                start, num_lines = int(ends[-1]) + 1, num_lines + len(ends)
+            size, before = size + len(block), block[-1:]
+        end = np.array([size], np.int64)
+        parts.append(_rows(start, end, num_lines, before=before, block=b"", at=size))
+        self._starts, self._ends, self._lines = map(np.concatenate, zip(*parts, strict=True))
+        return num_lines > 0
+
+    def _line(self, row: int) -> bytes:
+        return self._file.read(int(self._starts[row]), int(self._ends[row]))
 
     def _each_line(self) -> Iterator[bytes]:
         """The lines of all rows, read in blocks."""
-        starts, ends = self._starts[self._lines], self._ends[self._lines]
+        starts, ends = self._starts, self._ends
         first = 0
         while first < len(self):
             last = int(np.searchsorted(ends, starts[first] + _BLOCK_BYTES, side="right"))
@@ -131,7 +158,7 @@ class Table:
 
     def id_of(self, row: int) -> bytes:
         """The id that the row states, or its number if its columns are not as in other rows."""
-        return self._id(row, self._line(self._lines[row]), self.columns.ids)
+        return self._id(row, self._line(row), self.columns.ids)
 
     def _id(self, row: int, line: bytes, column: int) -> bytes:
         if b'"' not in line and line.count(self.separator) == self.head.num_columns - 1:
@@ -150,7 +177,7 @@ class Table:
         places = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         for place in places[np.argsort(order[places + 1])].tolist():
             rows = order[place : place + 2].tolist()
-            first, second = (self._id(row, self._line(self._lines[row]), column) for row in rows)
+            first, second = (self._id(row, self._line(row), column) for row in rows)
             if first == second:
                 return first.decode(), *(self._lines[rows] + 1).tolist()
         return None
@@ -198,7 +225,7 @@ class Table:
 
     def read(self, row: int, shape: tuple[int, ...]) -> tuple[np.ndarray | source.Unreadable, int]:
         """Image and label of a row."""
-        line = self._line(self._lines[row])
+        line = self._line(row)
         fields = self._fields(line)
         if len(fields) != self.head.num_columns:
             reason = f"{len(fields)} columns, expected {self.head.num_columns}"
@@ -218,9 +245,38 @@ class Table:
             number, pixel = fields_lib.first_bad(pixel_fields)
             found = f"pixel {number} is {fields_lib.shown(pixel)}"
             return source.Unreadable(f"{found}, expected a whole number 0 to 255"), label
-        return np.frombuffer(pixels, np.uint8).reshape(shape), label
+        image = np.frombuffer(pixels, np.uint8)
+        if self.order.places is not None:
+            image = image[self.order.places]
+        return image.reshape(shape), label
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
         """Adds all the file's bytes to a digest."""
         for block in self._file.blocks(_BLOCK_BYTES):
             digest.update(block)
+
+
+def _rows(
+    start: int, ends: np.ndarray, num_before: int, *, before: bytes, block: bytes, at: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows among some lines.
+
+    Args:
+      start: offset of the first line.
+      ends: int64 (n,), offsets of the lines' ends, all in the block.
+      num_before: number of lines before these.
+      before: the byte before the block; empty at the start of the file.
+      block: bytes of the file.
+      at: offset of the block.
+
+    Returns:
+      Three arrays int64 (rows,): where rows start, where their reading ends, and their lines.
+    """
+    starts = np.concatenate([[start], ends[:-1] + 1]).astype(np.int64)
+    is_row = ends > starts
+    single = np.flatnonzero(ends - starts == 1)
+    data = np.frombuffer(before + block, np.uint8)
+    is_row[single] = data[starts[single] - (at - len(before))] != ord("\r")
+    rows = np.flatnonzero(is_row)
+    starts = starts[rows]
+    return starts, np.minimum(ends[rows], starts + _MOST_LINE_BYTES + 1), rows + num_before
