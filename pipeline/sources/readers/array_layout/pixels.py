@@ -191,7 +191,7 @@ def _check_counted(images: StoredArray, *, counts_first: bool) -> None:
     shape, reason, remedy = images.shape, "", "numpy.moveaxis(x, -1, 0)"
     if len(shape) == 3 and shape[2] in _CHANNELS:
         reason, remedy = "can be one image with channels", "x[None]"
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2] and not counts_first:
+    elif len(shape) == 3 and shape[0] == shape[1] and not counts_first:
         reason = "can be images that the last axis counts"
     elif len(shape) == 4 and shape[2] in _CHANNELS and not {shape[1], shape[3]} & {*_CHANNELS}:
         reason = "looks like images that the last axis counts"
