@@ -158,6 +158,10 @@ def test_features_first_are_not_guessed(tmp_path):
     square = GENERATOR.integers(0, 256, (64, 64), np.uint8)
     with pytest.raises(StageError, match="can be one image, or 64 images of 8×8, or 64 of 8×8 wit"):
         open_source(npz(tmp_path, x=square, y=np.arange(64)))
+    with pytest.raises(StageError, match="can be one image, or 64 images of 10×10"):
+        open_source(npz(tmp_path, x_train=np.zeros((64, 100)), x_test=np.zeros((64, 81))))
+    labelled = npz(tmp_path, x=np.full((64, 100), 9, np.uint8), y=np.arange(64))
+    assert open_source(labelled).image_shape == (10, 10, 1)
     _, pixels, _ = read(npz(tmp_path, x=square[:16]))  # 4×4 is not a likely image.
     np.testing.assert_array_equal(pixels.reshape(16, 64), square[:16])
 
@@ -740,6 +744,7 @@ def test_files_that_may_be_one_image_each_are_refused(tmp_path, shapes):
     [
         [(784, 784), (10_000, 784)],  # Quick, Draw!, the same pixels and other numbers of images.
         [(60, 784), (60, 784)],
+        [(300, 784), (400, 784)],
         [(5_000, 784), (5_000, 784)],
     ],
 )
