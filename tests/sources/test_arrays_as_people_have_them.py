@@ -160,6 +160,9 @@ def test_features_first_are_not_guessed(tmp_path):
         open_source(npz(tmp_path, x=square, y=np.arange(64)))
     with pytest.raises(StageError, match="can be one image, or 64 images of 10×10"):
         open_source(npz(tmp_path, x_train=np.zeros((64, 100)), x_test=np.zeros((64, 81))))
+    arrays = {"x_train": np.ones((64, 100)), "x_test": np.ones((64, 81))}
+    with pytest.raises(StageError, match="image shapes differ between splits"):
+        open_source(npz(tmp_path, **arrays, y_train=np.arange(64), y_test=np.arange(64)))
     labelled = npz(tmp_path, x=np.full((64, 100), 9, np.uint8), y=np.arange(64))
     assert open_source(labelled).image_shape == (10, 10, 1)
     _, pixels, _ = read(npz(tmp_path, x=square[:16]))  # 4×4 is not a likely image.
