@@ -126,7 +126,16 @@ REFUSED_AXES = [
     (np.zeros((40, 6, 6, 4), np.uint8), True, r"\(40, 6, 6, 4\); expected .* save x\[\.\.\., :3"),
     (np.zeros((41, 6, 6), np.uint8), True, "has 41 images and labels int64"),
     (np.zeros((36, 40), np.uint8), True, "counted by the first axis"),
-    (np.zeros((36, 36), np.uint8), False, r"can be one image, or 36 images of 6×6: save x\[None\]"),
+    (
+        np.zeros((36, 36), np.uint8),
+        False,
+        r"can be one image, or 36 images of 6×6, or 36 of 6×6 with an",
+    ),
+    (np.zeros((64, 100), np.uint8), False, r"64 images of 10×10, or 100 of 8×8 with .*T.reshape"),
+    (np.zeros((40, 40), np.uint8), True, r"uint8 \(40, 40\); expected .*: save x.reshape"),
+    (np.zeros((40, 6, 40), np.uint8), True, r"save numpy.moveaxis\(x, -1, 0\)\[..., None\] if"),
+    (np.zeros((40, 40, 40), np.uint8), True, r"first axis and the last have as many .* labels"),
+    (np.zeros((6, 6, 6), np.uint8), False, r"save numpy.moveaxis\(x, -1, 0\)"),
     (np.zeros((6, 6, 3), np.uint8), False, r"can be one image with channels: if so, save x\[None"),
     (np.zeros((6, 6, 40), np.uint8), False, r"save numpy.moveaxis\(x, -1, 0\)"),
     (np.zeros((6, 6, 3, 40), np.uint8), False, r"save numpy.moveaxis\(x, -1, 0\)"),
@@ -143,6 +152,43 @@ def test_axes_are_not_guessed(tmp_path, images, is_labelled, message):
     spec = npz(tmp_path, x=images, **({"y": LABELS} if is_labelled else {}))
     with pytest.raises(StageError, match=message):
         open_source(spec)
+
+
+def test_features_first_are_not_guessed(tmp_path):
+    square = GENERATOR.integers(0, 256, (64, 64), np.uint8)
+    with pytest.raises(StageError, match="can be one image, or 64 images of 8×8, or 64 of 8×8 wit"):
+        open_source(npz(tmp_path, x=square, y=np.arange(64)))
+    with pytest.raises(StageError, match="can be one image, or 64 images of 10×10"):
+        open_source(npz(tmp_path, x_train=np.zeros((64, 100)), x_test=np.zeros((64, 81))))
+    arrays = {"x_train": np.ones((64, 100)), "x_test": np.ones((64, 81))}
+    with pytest.raises(StageError, match="image shapes differ between splits"):
+        open_source(npz(tmp_path, **arrays, y_train=np.arange(64), y_test=np.arange(64)))
+    labelled = npz(tmp_path, x=np.full((64, 100), 9, np.uint8), y=np.arange(64))
+    assert open_source(labelled).image_shape == (10, 10, 1)
+    _, pixels, _ = read(npz(tmp_path, x=square[:16]))  # 4×4 is not a likely image.
+    np.testing.assert_array_equal(pixels.reshape(16, 64), square[:16])
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (6, 6, 6)])
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_another_split_shows_which_axis_counts_images(tmp_path, shape, is_labelled):
+    train = GENERATOR.integers(0, 256, (70, *shape[1:]), np.uint8)
+    test = train[: shape[0]]
+    labels = {"y_train": np.arange(70), "y_test": np.arange(len(test))} if is_labelled else {}
+    source, pixels, _ = read(npz(tmp_path, x_train=train, x_test=test, **labels))
+    assert source.split_sizes == {"train": 70, "test": len(test)}
+    np.testing.assert_array_equal(pixels[70:].reshape(test.shape), test)
+    with pytest.raises(StageError, match="x_train: uint8|x_test: uint8"):
+        open_source(npz(tmp_path, x_train=test, x_test=test))
+
+
+def test_labels_of_one_split_show_which_axis_counts_images(tmp_path):
+    images = GENERATOR.integers(0, 256, (100, 64), np.uint8)
+    arrays = {"x_train": images, "x_test": images}
+    with pytest.raises(StageError, match="x_train: uint8"):
+        open_source(npz(tmp_path, **arrays))
+    _, pixels, _ = read(npz(tmp_path, **arrays, y_train=np.arange(100)))
+    np.testing.assert_array_equal(pixels.reshape(200, 64), [*images, *images])
 
 
 def test_an_array_is_turned_in_pieces(tmp_path, monkeypatch):
@@ -239,6 +285,20 @@ def test_uint8_of_more_is_no_dark_set(tmp_path):
     assert source.notes == []
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("highest", [1, 16])
+def test_a_dark_split_beside_another_is_warned_of(tmp_path, dtype, highest):
+    dark = (GREY.astype(int) * highest // 255).astype(dtype)
+    source, pixels, _ = read(npz(tmp_path, x_train=dark, x_test=GREY.astype(dtype)))
+    np.testing.assert_array_equal(pixels[..., 0], np.concatenate([dark, GREY]))
+    [warning] = [note for note in source.notes if note.startswith("warning: ")]
+    assert warning == (
+        f"warning: pixels of {tmp_path}/set.npz: x_train: {np.dtype(dtype)} (40, 6, 6) are at most "
+        f"{highest} of 255, nearly black, those of other arrays are not, and all are stored as "
+        f"they are; if {highest} is white, save numpy.uint8(x * (255 / {highest}))"
+    )
+
+
 @pytest.mark.parametrize("images", [GREY > 127, (GREY > 127).astype(np.float32)])
 def test_booleans_are_black_and_white(tmp_path, images):
     source, pixels, _ = read(npz(tmp_path, x=images, y=LABELS))
@@ -331,6 +391,29 @@ def test_one_hot_rows_have_a_class_for_each_column(tmp_path):
     source = open_source(npz(tmp_path, x=GREY, y=np.eye(14)[LABELS]))
     assert len(source.class_names) == 14
     assert source.fingerprint() != plain(tmp_path).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_records_of_label_minus_one_are_counted(tmp_path, dtype):
+    labels = np.where(LABELS == 3, -1, LABELS).astype(dtype)
+    source, _, found = read(npz(tmp_path, x_train=GREY, y_train=labels, x_test=GREY, y_test=LABELS))
+    assert source.notes == [f"{(LABELS == 3).sum()} of 80 records have no label (-1)"]
+    assert found == [*labels, *LABELS]
+    source, _, _ = read(npz(tmp_path, x=GREY, y=np.full(40, -1, dtype)))
+    assert source.notes == ["40 of 40 records have no label (-1)"] and source.class_names == []
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float64])
+def test_binary_labels_of_minus_one_and_one_are_refused(tmp_path, dtype):
+    labels = np.where(LABELS > 3, 1, -1).astype(dtype)
+    spec = npz(tmp_path, x_train=GREY, y_train=labels, x_test=GREY, y_test=labels)
+    message = r"binary labels -1 and 1; expected 0 and 1, .*save \(y > 0\).* --labels=none"
+    with pytest.raises(UsageError, match=message):
+        open_source(spec)
+    assert set(read(spec, labels="none")[2]) == {-1}
+    # A split of one of the classes is no set of its own.
+    source = open_source(npz(tmp_path, x_train=GREY, y_train=LABELS, x_test=GREY, y_test=labels))
+    assert source.notes == [f"{(labels == -1).sum()} of 80 records have no label (-1)"]
 
 
 TWO = np.eye(7, dtype=np.uint8)[LABELS]
@@ -530,6 +613,57 @@ def test_names_are_not_guessed(tmp_path, arrays, message):
         open_source(npz(tmp_path, **arrays))
 
 
+WHOLE = {"X": GREY, "y": LABELS}
+SPLITS = {"X_train": GREY[:30], "y_train": LABELS[:30], "X_test": GREY[30:], "y_test": LABELS[30:]}
+
+
+@pytest.mark.parametrize("labels", ["auto", "none"])
+def test_a_set_beside_its_own_splits_is_refused(tmp_path, labels):
+    options = SourceOptions(labels=labels)
+    spec = npz(tmp_path, **WHOLE, **SPLITS)
+    message = f"{spec}: X names no split, and X_train names one; expected a set or its splits, .*"
+    with pytest.raises(StageError, match=message) as error:
+        open_source(spec, options)
+    # The remedy is a line of NumPy that works.
+    line = str(error.value).partition("splits: a")[2]
+    assert "X_train=a['X_train'], y_train=" in line or labels == "none"
+    line = "a" + line.replace("FILE", "file").replace("NEW", "new")
+    names = {"numpy": np, "file": tmp_path / "set.npz", "new": tmp_path / "new.npz"}
+    exec(line, names)
+    names["a"].close()
+    assert open_source(f"npz:{tmp_path}/new.npz", options).split_sizes == {"train": 30, "test": 10}
+
+
+@pytest.mark.parametrize("names", [("all", "train"), ("images", "x_train")])
+def test_a_directory_of_a_set_beside_its_own_splits_is_refused(tmp_path, names):
+    for name in names if names[0] == "all" else ():
+        np.savez(tmp_path / f"{name}.npz", x=GREY, y=LABELS)
+    for name in names if names[0] != "all" else ():
+        np.save(tmp_path / f"{name}.npy", GREY)
+    kind = "npz" if names[0] == "all" else "npy"
+    message = (
+        rf"{names[0]}\S* names no split, and {names[1]}\S* names one; .* move the files of one"
+    )
+    with pytest.raises(StageError, match=message):
+        open_source(f"{kind}:{tmp_path}")
+    (tmp_path / f"{names[0]}.{kind}").unlink()
+    assert open_source(f"{kind}:{tmp_path}").split_sizes == {"train": 40}
+
+
+def test_idx_files_of_a_set_beside_its_own_splits_are_refused(tmp_path):
+    spec = idx(tmp_path)
+    for name in (IMAGES_NAME, LABELS_NAME):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name.replace("train", "train2")).write_bytes(data)
+    message = (
+        rf"train2-images\S* names no split, and {IMAGES_NAME} names one; .* or read {spec}/trai"
+    )
+    with pytest.raises(StageError, match=message):
+        open_source(spec)
+    assert open_source(f"{spec}/train2-").split_sizes == {"unsplit": 40}
+    assert open_source(f"{spec}/train-").split_sizes == {"train": 40}
+
+
 def test_a_single_nameless_array_is_images(tmp_path):
     np.savez(tmp_path / "set.npz", GREY)
     source, pixels, labels = read(f"npz:{tmp_path}/set.npz")
@@ -540,7 +674,7 @@ def test_a_single_nameless_array_is_images(tmp_path):
 # A file for each class.
 
 
-def classes(path: pathlib.Path, *names: str, size=(5, 36)) -> str:
+def classes(path: pathlib.Path, *names: str, size=(5, 100)) -> str:
     for number, name in enumerate(names):
         np.save(path / f"{name}.npy", np.full(size, number + 100, np.uint8))
     return f"npy:{path}"
@@ -581,12 +715,49 @@ def test_the_classes_of_files_are_part_of_the_id(tmp_path):
     [
         (["cat"], r"is a single array; .* --source=npy:.*/cat.npy reads it without labels"),
         (["cat_train", "cat_test", "dog_train"], "name splits and classes"),
+        (["all", "train", "test"], "name splits and classes"),
         ([], "no .npy files in this directory"),
     ],
 )
 def test_classes_are_not_guessed(tmp_path, names, message):
     with pytest.raises(StageError, match=message):
         open_source(classes(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(80, 64)] * 5,
+        [(128, 256)] * 5,
+        [(80, 1024)] * 5,
+        [(1_000, 784)] * 5,
+        [(80, 64), (80, 81)],  # Of various sizes.
+        [(5, 36), (6, 36)],
+    ],
+)
+def test_files_that_may_be_one_image_each_are_refused(tmp_path, shapes):
+    for number, shape in enumerate(shapes):
+        np.save(tmp_path / f"clip{number}.npy", np.full(shape, 99, np.uint8))
+    with pytest.raises(StageError, match=r"can be one image each: save numpy.stack .* x.reshape\("):
+        open_source(f"npy:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(784, 784), (10_000, 784)],  # Quick, Draw!, the same pixels and other numbers of images.
+        [(60, 784), (60, 784)],
+        [(300, 784), (400, 784)],
+        [(5_000, 784), (5_000, 784)],
+    ],
+)
+def test_files_of_rows_are_classes(tmp_path, shapes):
+    for number, shape in enumerate(shapes):
+        np.save(tmp_path / f"class{number}.npy", np.full(shape, number + 99, np.uint8))
+    source = open_source(f"npy:{tmp_path}")
+    assert source.image_shape == (28, 28, 1) and source.class_names == ["class0", "class1"]
+    images, labels = source.read(np.array([0, shapes[0][0]]))
+    assert labels.tolist() == [0, 1] and images[:, 0, 0, 0].tolist() == [99, 100]
 
 
 def test_an_array_alone_has_no_labels(tmp_path):
@@ -686,6 +857,16 @@ def test_qmnist(tmp_path, ending):
     assert source.split_sizes == {"train": 40, "test": 9}
     assert labels == LABELS.tolist() + [-1] * 9
     assert source.notes == ["labels are the first of 8 columns", "test has no labels"]
+
+
+def test_emnist_is_warned_of(tmp_path):
+    source = open_source(idx(tmp_path, prefix="emnist-letters-"))
+    [note] = source.notes
+    assert note.startswith("warning: EMNIST's files") and "--transpose makes" in note
+    other = tmp_path / "other"
+    other.mkdir()
+    assert open_source(idx(other)).fingerprint() == source.fingerprint()
+    assert open_source(f"idx:{other}").notes == []
 
 
 def test_a_directory_named_like_its_file(tmp_path):

@@ -195,6 +195,16 @@ def open_idx(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
             f"--source=idx:{place}: no train-images-idx3-ubyte[.gz] nor "
             f"t10k-images-idx3-ubyte[.gz]; found {', '.join(names[:5]) or 'nothing'}"
         )
+    names = {split: [name for name, _ in kinds.values()] for split, kinds in files.items()}
+    _, prefix = next(iter(files.get(UNSPLIT, {"": ("", "")}).values()))
+    remedy = "move the files of one away"
+    remedy += f", or read idx:{files_lib.join(directory, prefix)}- alone" if prefix else ""
+    pairs_lib.refuse_whole_beside_splits(f"--source=idx:{place}", names, remedy)
+    if any(name.lower().startswith("emnist") for found in names.values() for name in found):
+        notes.append(
+            "warning: EMNIST's files hold the columns of each image as its rows; --transpose makes "
+            "the images upright"
+        )
     is_labelled = options.labels != "none" and any("labels" in kinds for kinds in files.values())
     pairs = {}
     for split in in_order(files):

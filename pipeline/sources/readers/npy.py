@@ -20,6 +20,8 @@ from pipeline.storage import files
 
 # File names that a message shows.
 _MAX_SHOWN = 5
+# A 2-D array with more rows, or a longer one, is not taken for a single image.
+_MAX_HEIGHT, _MAX_ASPECT = 4_096, 13
 
 
 class _NpyFile(stored.StoredArray):
@@ -126,7 +128,7 @@ def _classes(
       ignored: see Source.
 
     Raises:
-      StageError: the names are not those of classes.
+      StageError: the names are not those of classes, or each array may be one image.
     """
     where = f"--source={name}: {', '.join(list(paths)[:_MAX_SHOWN])}"
     if len(paths) == 1:
@@ -135,7 +137,9 @@ def _classes(
             f"{where} is a single array; expected images and labels, or one file for each of "
             f"several classes: --source=npy:{path} reads it without labels"
         )
-    if all(pairs_lib.parse(stem).split != UNSPLIT for stem in paths):
+    splits = {pairs_lib.parse(stem).split for stem in paths}
+    # One of many words may be a class, such as train of Quick, Draw!.
+    if UNSPLIT not in splits or len(splits) > 2:
         raise StageError(
             f"{where} name splits and classes; expected one file for each class, or images and "
             "labels of each split: save x_train.npy, y_train.npy and so on"
@@ -149,8 +153,10 @@ def _classes(
     without = " and ".join(repr(_text(part)) for part in (beginning, ending) if part)
     note = f"reads one file for each of {len(paths)} classes, named after the file"
     try:
+        opened = {stem: _NpyFile(paths[stem]) for stem in stems}
+        _check_rows(list(opened.values()))
         return _parts(
-            {stem: _NpyFile(paths[stem]) for stem in stems},
+            opened,
             [_text(classes[stem]) for stem in stems],
             options,
             name=name,
@@ -164,6 +170,32 @@ def _classes(
             f"--source={name}: holds {len(paths)} arrays, more files than this process may open; "
             "expected fewer: raise the limit with ulimit -n, or save all in one .npz with labels"
         ) from error
+
+
+def _check_rows(opened: list[_NpyFile]) -> None:
+    """Checks that the rows of 2-D arrays are images, and not the arrays themselves.
+
+    Raises:
+      StageError: each array may be one image, such as a spectrogram.
+    """
+    file, shapes = opened[0], {file.shape for file in opened}
+    if {len(shape) for shape in shapes} != {2}:
+        return  # Arrays of other axes are checked one by one.
+    num_rows, num_pixels = max(shapes)
+    side = math.isqrt(num_pixels)
+    if side * side != num_pixels:
+        return  # Such rows are refused in any case.
+    is_one_image = num_rows <= _MAX_HEIGHT and max(num_rows, num_pixels) <= _MAX_ASPECT * min(
+        num_rows, num_pixels
+    )
+    is_flat = len({shape[1] for shape in shapes}) == 1 and side >= pixels.LEAST_SIDE
+    if is_flat and (len(shapes) > 1 or not is_one_image):
+        return
+    raise StageError(
+        f"{file}, the first of {len(opened)} files; expected images (n, H, W) of each class, and "
+        f"these arrays can be one image each: save numpy.stack of all in one x.npy if so, or "
+        f"x.reshape(-1, {side}, {side}) in each file if rows are images of {side}×{side}"
+    )
 
 
 def _common_parts(stems: list[str]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources.readers.array_layout.stored import StoredArray
 from pipeline.sources.readers.arrays import MAX_LABEL, FileRows, class_names_up_to
+from pipeline.sources.source import UNLABELLED
 
 _BLOCK_BYTES = 1 << 23
 _NUMBERS, _WORDS = "biuf", "US"
@@ -33,7 +34,7 @@ def read_labels(
         are not one-hot.
 
     Raises:
-      UsageError: several labels an image, which only --labels=none passes over.
+      UsageError: several labels an image, which only --labels=none passes over, or -1 and 1.
       StageError: anything else that is no label.
     """
     for array in labels.values():
@@ -70,6 +71,7 @@ def read_labels(
                 "image are not read, and --labels=none reads the images alone"
             )
         of_split[split] = numbers
+    notes += _unlabelled_note(labels, of_split)
     highest = max(int(numbers.max()) for numbers in of_split.values())
     class_names = None
     if num_classes:
@@ -94,6 +96,28 @@ def _numbers(array: StoredArray, rows: FileRows) -> np.ndarray:
         class_names_up_to(int(numbers.max()), array.where)
         labels[first : first + len(block)] = numbers
     return labels
+
+
+def _unlabelled_note(
+    labels: Mapping[str, StoredArray], of_split: Mapping[str, np.ndarray]
+) -> list[str]:
+    """A note on labels that mean "without a label", if there are any.
+
+    Raises:
+      UsageError: these are one of two classes.
+    """
+    num_missing = sum(int((numbers == UNLABELLED).sum()) for numbers in of_split.values())
+    if not num_missing:
+        return []
+    if all(np.isin(numbers, (UNLABELLED, 1)).all() for numbers in of_split.values()) and any(
+        (numbers == 1).any() for numbers in of_split.values()
+    ):
+        raise UsageError(
+            f"{next(iter(labels.values()))}: binary labels -1 and 1; expected 0 and 1, since -1 "
+            'means "without a label": save (y > 0).astype(int), or ignore labels with --labels=none'
+        )
+    num_records = sum(map(len, of_split.values()))
+    return [f"{num_missing:,} of {num_records:,} records have no label ({UNLABELLED})"]
 
 
 def _one_hot(rows: FileRows) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 import collections
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ def find_pairs(
       split -> "images" or "labels" -> name, in the order of splits.
 
     Raises:
-      StageError: two names for the same, or labels without images.
+      StageError: two names for the same, labels without images, or a set beside its splits.
     """
     parsed = {name: parse(name) for name in names}
     parsed = {
@@ -140,7 +140,33 @@ def find_pairs(
                 "of each split, such as x_train and y_train, or train_images and train_labels: "
                 "rename the arrays"
             )
+    used = {split: list(kinds.values()) for split, kinds in found.items()}
+    others = [name for split, kinds in used.items() if split != UNSPLIT for name in kinds]
+    remedy = "save one of the two, such as the splits: a = numpy.load(FILE); numpy.savez(NEW, "
+    remedy += ", ".join(f"{name}=a[{name!r}]" for name in others) + ")"
+    refuse_whole_beside_splits(where, used, "move the files of one away" if place else remedy)
     return {split: found[split] for split in in_order(found)}
+
+
+def refuse_whole_beside_splits(where: str, names: Mapping[str, Sequence[str]], remedy: str) -> None:
+    """Refuses arrays of splits beside arrays of no split: these may be the whole set again.
+
+    Args:
+      where: the source, for messages.
+      names: split -> names of its arrays.
+      remedy: end of the message.
+
+    Raises:
+      StageError: there are both.
+    """
+    if UNSPLIT not in names or len(names) == 1:
+        return
+    whole = names[UNSPLIT][0]
+    part = next(found[0] for split, found in names.items() if split != UNSPLIT)
+    raise StageError(
+        f"{where}: {whole} names no split, and {part} names one; expected a set or its splits, "
+        f"since one may hold the images of the other: {remedy}"
+    )
 
 
 def open_pairs(

@@ -15,6 +15,8 @@ _CHANNELS = (1, 3)
 _EXPECTED = "expected uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3)"
 # Bytes of stored pixels that are converted at a time: conversion takes several times as much.
 _PIECE_BYTES = 1 << 22
+# Rows of pixels are not taken for features of smaller images, height and width.
+LEAST_SIDE = 8
 
 
 class _Layout(NamedTuple):
@@ -93,7 +95,11 @@ def open_images(
       UsageError: values that only `pixel_range` explains, or values outside of it.
       StageError: an array that is no images, or whose axes are ambiguous.
     """
-    layouts = {split: _find_layout(array, labels.get(split)) for split, array in images.items()}
+    counts_first = _is_first_axis_counted(images, labels)
+    layouts = {
+        split: _find_layout(array, labels.get(split), counts_first=counts_first)
+        for split, array in images.items()
+    }
     values_lib.check_dtypes(list(images.values()))
     opened = {split: array.rows(layouts[split].axes) for split, array in images.items()}
     stored = [(str(images[split]), rows) for split, (rows, _) in opened.items()]
@@ -105,14 +111,40 @@ def open_images(
     return pixels, [*(layout.note for layout in layouts.values() if layout.note), *notes]
 
 
-def _find_layout(images: StoredArray, labels: StoredArray | None) -> _Layout:
+def _is_first_axis_counted(
+    images: Mapping[str, StoredArray], labels: Mapping[str, StoredArray | None]
+) -> bool:
+    """Whether the arrays of a set show that their first axis counts images.
+
+    They agree in all other axes, and differ in the first, or labels count the first axis alone.
+    """
+    shapes = {array.shape for array in images.values()}
+    is_counted = any(
+        _count(labels.get(split)) == array.shape[0] != array.shape[-1]
+        for split, array in images.items()
+        if array.shape
+    )
+    return len({shape[1:] for shape in shapes}) == 1 and (len(shapes) > 1 or is_counted)
+
+
+def _count(labels: StoredArray | None) -> int | None:
+    """The number of labels; None without labels."""
+    return labels.shape[0] if labels is not None and labels.shape else None
+
+
+def _find_layout(images: StoredArray, labels: StoredArray | None, *, counts_first: bool) -> _Layout:
     """The meaning of each axis of an array.
+
+    Args:
+      images: the array.
+      labels: as many labels as images; None without labels.
+      counts_first: whether other arrays show that the first axis counts images.
 
     Raises:
       StageError: the array is no images, or its axes have more than one meaning.
     """
     shape = images.shape
-    count = labels.shape[0] if labels is not None and labels.shape else None
+    count = _count(labels)
     if not math.prod(shape) or not 2 <= len(shape) <= 4:
         raise StageError(f"{images}; {_EXPECTED} with at least one image")
     is_first, is_last = (count in (None, shape[axis]) for axis in (0, -1))
@@ -124,9 +156,15 @@ def _find_layout(images: StoredArray, labels: StoredArray | None) -> _Layout:
             "--labels=none"
         )
     if len(shape) == 2:
-        return _flat(images, is_counted=count is not None)
+        return _flat(images, is_labelled=count is not None, counts_first=counts_first)
     if count is None:
-        _check_counted(images)
+        _check_counted(images, counts_first=counts_first)
+    elif len(shape) == 3 and is_first and is_last and not counts_first:
+        raise StageError(
+            f"{images}; {_EXPECTED}, and the first axis and the last have as many entries as "
+            "labels: save numpy.moveaxis(x, -1, 0)[..., None] if the last counts the images, or "
+            "x[..., None] if the first does"
+        )
     if len(shape) == 3 and is_first:
         return _Layout("NHW", (*shape[1:], 1))
     if len(shape) == 3:
@@ -148,12 +186,12 @@ def _counted_last(axes: str, shape: tuple[int, int, int]) -> _Layout:
     return _Layout(axes, shape, note)
 
 
-def _check_counted(images: StoredArray) -> None:
+def _check_counted(images: StoredArray, *, counts_first: bool) -> None:
     """Raises a StageError if, without labels, another axis than the first may count images."""
     shape, reason, remedy = images.shape, "", "numpy.moveaxis(x, -1, 0)"
     if len(shape) == 3 and shape[2] in _CHANNELS:
         reason, remedy = "can be one image with channels", "x[None]"
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+    elif len(shape) == 3 and shape[0] == shape[1] and not counts_first:
         reason = "can be images that the last axis counts"
     elif len(shape) == 4 and shape[2] in _CHANNELS and not {shape[1], shape[3]} & {*_CHANNELS}:
         reason = "looks like images that the last axis counts"
@@ -161,18 +199,26 @@ def _check_counted(images: StoredArray) -> None:
         raise StageError(f"{images}; {_EXPECTED}, and this {reason}: if so, save {remedy}")
 
 
-def _flat(images: StoredArray, *, is_counted: bool) -> _Layout:
+def _flat(images: StoredArray, *, is_labelled: bool, counts_first: bool) -> _Layout:
     """The layout of an array (n, pixels)."""
     num_images, num_pixels = images.shape
-    side = math.isqrt(num_pixels)
-    if side * side == num_pixels and (is_counted or num_images != num_pixels):
+    side, other = math.isqrt(num_pixels), math.isqrt(num_images)
+    if side * side == num_pixels:
+        may_be_turned = (
+            other * other == num_images
+            and other >= min(side, LEAST_SIDE)
+            and not counts_first
+            and (not is_labelled or num_images == num_pixels)
+        )
+        if may_be_turned:
+            raise StageError(
+                f"{images}; {_EXPECTED}, and this can be one image, or {num_images} images of "
+                f"{side}×{side}, or {num_pixels} of {other}×{other} with an image in each column: "
+                f"save x[None], or x.reshape(-1, {side}, {side}), or "
+                f"x.T.reshape(-1, {other}, {other})"
+            )
         note = f"arrays (n, {num_pixels}) are images of {side}×{side}, row by row"
         return _Layout("NP", (side, side, 1), note)
-    if side * side == num_pixels:
-        raise StageError(
-            f"{images}; {_EXPECTED}, and this can be one image, or {num_images} images of "
-            f"{side}×{side}: save x[None], or x.reshape(-1, {side}, {side})"
-        )
     side = math.isqrt(num_pixels // 3)
     if side * side * 3 == num_pixels:
         raise StageError(

@@ -101,8 +101,10 @@ def decide(
     is_small = dtype.kind == "f" and highest <= 1
     if are_whole and lowest >= 0 and highest <= 255 and not is_small:
         notes = [] if is_uint8 else [f"{dtype} {values} are whole and stored as they are"]
-        dark = next((limit for limit in _DARK if 0 < highest <= limit), None)
-        if dark:
+        dark = _dark_limit(highest)
+        if dark is None:
+            notes += _dark_parts_notes(arrays, found)
+        else:
             notes.append(
                 f"warning: pixels are at most {int(highest)} of 255, nearly black, and stored as "
                 f"they are; --pixel_range=0,{dark} makes {dark} white"
@@ -116,6 +118,25 @@ def decide(
         f"{where}, {values}; expected whole numbers 0 to 255, or floats 0 to 1: name the values of "
         "black and white, such as --pixel_range={},{}".format(*proposed)
     )
+
+
+def _dark_limit(highest: Any) -> int | None:
+    """The value that is probably white in pixels that reach `highest`; None for 255."""
+    return next((limit for limit in _DARK if 0 < highest <= limit), None)
+
+
+def _dark_parts_notes(arrays: Sequence[tuple[str, FileRows]], found: Sequence[_Found]) -> list[str]:
+    """Warnings of arrays that are nearly black beside others that are not."""
+    names: dict[int, list[str]] = {}
+    for (where, _), values in zip(arrays, found, strict=True):
+        if limit := _dark_limit(values.highest):
+            names.setdefault(limit, []).append(where)
+    return [
+        f"warning: pixels of {parts[0]}{f' and {len(parts) - 1} more' if parts[1:] else ''} are at "
+        f"most {limit} of 255, nearly black, those of other arrays are not, and all are stored as "
+        f"they are; if {limit} is white, save numpy.uint8(x * (255 / {limit}))"
+        for limit, parts in names.items()
+    ]
 
 
 def _scan(where: str, rows: FileRows, *, to_the_end: bool) -> _Found:
