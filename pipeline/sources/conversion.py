@@ -65,7 +65,7 @@ class ConvertedSource:
         self._source = source = opened.source
         self.split_sizes = dict(source.split_sizes)
         self.num_records = sum(self.split_sizes.values())
-        self.notes: Sequence[str] = getattr(source, "notes", ())
+        self._notes: Sequence[str] = getattr(source, "notes", ())
         self.ignored: Mapping[str, int] = getattr(source, "ignored", {})
         if source_spec.num_records not in (None, self.num_records):
             raise SourceChanged(
@@ -129,6 +129,12 @@ class ConvertedSource:
             class_names=tuple(self.source_class_names) or None,
             records_at_a_time=max(1, min(_RECORDS_AT_A_TIME, _BYTES_AT_A_TIME // num_bytes)),
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided in reading the source, without advice that was taken."""
+        is_turned = self.source_spec.transpose
+        return [note for note in self._notes if not (is_turned and "--transpose" in note)]
 
     def fingerprint(self) -> str:
         """The source's fingerprint, without the conversion."""
