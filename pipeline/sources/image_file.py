@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pipeline.sources.image_frames import num_frames
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
@@ -39,7 +40,9 @@ _MORE_HEADER_BYTES = 1 << 16
 # Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
 # write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
-_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # TIFF tags.
+# TIFF tags.
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+_BITS, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES = 258, 262, 284, 338
 # EXIF's tag of the orientation in which a camera was held, and what turns stored pixels upright:
 # CIPA DC-008 (EXIF 2.32), section 4.6.4. Orientation 1 is upright.
 _ORIENTATION = 274
@@ -53,6 +56,10 @@ _UPRIGHT = {
     8: np.rot90,
 }
 _TURNED = (5, 6, 7, 8)  # These orientations swap height and width.
+
+
+class RefusedNow(ValueError):
+    """An image that earlier versions read, and lost something of."""
 
 
 class _Header:
@@ -169,6 +176,8 @@ class Header(NamedTuple):
     shape: tuple[int, int, int]  # (H, W, C) of the decoded image.
     is_turned: bool  # Pillow's pixels are not upright, and `decode` turns them.
     is_of_16_bits: bool  # The pixels are scaled to 8 bits.
+    is_of_deep_colour: bool  # So they are, and are not grey.
+    num_frames: int  # The first is decoded.
 
 
 def read_header(
@@ -187,7 +196,15 @@ def read_header(
             turned_by = image.tag_v2.get(_ORIENTATION)
         size = (width, height) if turned_by in _TURNED else (height, width)
         channels = len(_decoded_mode(image, background))
-        return Header((*size, channels), orientation != 1, image.mode in _DEEP_MODES)
+        is_deep_colour = _is_of_deep_colour(image)
+        is_of_16_bits = image.mode in _DEEP_MODES or is_deep_colour
+        return Header(
+            shape=(*size, channels),
+            is_turned=orientation != 1,
+            is_of_16_bits=is_of_16_bits,
+            is_of_deep_colour=is_deep_colour,
+            num_frames=num_frames(image, file),
+        )
 
 
 def shape_of(
@@ -202,8 +219,41 @@ def _decoded_mode(image: Any, background: str | None) -> str:
     mode = _ALL_MODES.get(image.mode)
     if mode is None:
         raise ValueError(f"is of Pillow's mode {image.mode}, expected 8 or 16 bits a channel")
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if num_lost := sum(kind == 0 for kind in tags.get(_EXTRA_SAMPLES, ())):
+        raise RefusedNow(
+            f"is a TIFF with {num_lost} more channels than its colours and alpha, which would be "
+            "left out (its ExtraSamples are 0); expected grey, RGB or RGBA: save these alone"
+        )
+    if tags.get(_PLANES) == 2 and _is_of_deep_colour(image) and image.tile[0][0] == "raw":
+        raise RefusedNow(
+            "is a TIFF of 16 bits with uncompressed planes for its colours, which Pillow misreads; "
+            "expected the colours of each pixel together, or compression: save the image so"
+        )
     is_grey = not background or len(set(bytes.fromhex(background[1:]))) == 1
     return mode if is_grey or not _has_alpha(image) else "RGB"
+
+
+def _is_of_deep_colour(image: Any) -> bool:
+    """Whether colours, or grey with alpha, are of 16 bits; of these Pillow keeps the high byte."""
+    if image.mode in _DEEP_MODES:
+        return False
+    if image.format == "TIFF":
+        return image.tag_v2.get(_BITS, (1,))[0] > 8
+    args = image.tile[0][3] if image.tile else None
+    if image.format == "PNG":
+        return str(args).endswith(";16B")
+    return image.format == "PPM" and isinstance(args, tuple) and args[-1] > 255  # Its highest.
+
+
+def _check_not_black(image: Any) -> None:
+    """Raises a RefusedNow for 8 bits of deep colours if none is left of these."""
+    *colours, alpha = [band.getextrema() for band in _converted(image, "RGBA").split()]
+    if not any(high for _, high in colours) and alpha[0] == alpha[1]:
+        raise RefusedNow(
+            "is of 16 bits and holds no colour above 255, and would become black; expected "
+            "values up to 65535: save the image with 8 bits"
+        )
 
 
 def _has_alpha(image: Any) -> bool:
@@ -222,11 +272,13 @@ def decode(
 
     Returns:
       uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image, and for a grey image with
-        transparency before a coloured background. 16 bits are scaled to 8: 257 · v becomes v.
+        transparency before a coloured background. 16 bits are scaled to 8: 257 · v becomes v. A
+        grey value is rounded to the nearest, a colour is rounded down: v // 256.
 
     Raises:
       ValueError: not an image, damaged, more than 16 bits a channel, more pixels than allowed, or
         transparent pixels without a background.
+      RefusedNow: a ValueError, for what earlier versions decoded and lost channels or all values.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
         if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
@@ -245,7 +297,7 @@ def decode(
 
 def _pixels(image: Any, background: str | None) -> np.ndarray:
     mode = _decoded_mode(image, background)
-    has_alpha = _has_alpha(image)
+    has_alpha, is_deep_colour = _has_alpha(image), _is_of_deep_colour(image)
     if image.mode in _DEEP_MODES:
         image = _of_8_bits(image)
     if has_alpha:
@@ -256,13 +308,19 @@ def _pixels(image: Any, background: str | None) -> np.ndarray:
                     "has transparent pixels, expected opaque ones: --background=white (or black, "
                     "or #rrggbb) is put behind them"
                 )
+            if is_deep_colour:
+                _check_not_black(image)
             image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, background), image)
+    if is_deep_colour:
+        _check_not_black(image)
     return np.asarray(_converted(image, mode))
 
 
 def _of_8_bits(image: Any) -> Any:
     """A grey image of 16 bits in mode L, or LA if one value is transparent."""
     values = np.asarray(image)
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
+        values = 65_535 - values  # WhiteIsZero, which Pillow inverts only in 8 bits.
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65_535:
         raise ValueError(f"holds values from {low} to {high}, expected 16 bits, 0 to 65535")

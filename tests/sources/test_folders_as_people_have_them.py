@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 import subprocess
 import sys
 import unicodedata
@@ -14,9 +15,10 @@ from PIL import Image, ImageOps
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.sources import SourceOptions, Unreadable, conversion, image_file, open_source
+from pipeline.sources.image_frames import MAX_FRAMES
 from pipeline.sources.splits import splits_of_directories
 from tests.conftest import REPOSITORY, make_shards
-from tests.sources.test_greedy_files import chunk
+from tests.sources.test_greedy_files import chunk, tiff
 
 QUARANTINED = "quarantined"
 
@@ -196,6 +198,19 @@ def test_splits_and_classes_are_found(tmp_path, above, name):
             "train/c/1.png train/d/1.png test/unknown/1.png",
             "warning: no class of test is in train: unknown; train has c, d",
         ),
+        ("cat/1.png dog/2.png test/3.png", "test/ is read as a class; move away what is none"),
+        (
+            "cat/1.png unlabeled/2.png pred/4.png",
+            "pred/, unlabeled/ are read as classes; move away what is none",
+        ),
+        (
+            "cat/1.png 9.png 8.png",
+            "quarantine by their directories: 2, such as 8.png: lies in no class directory",
+        ),
+        (
+            "cat\\1.png cat\\2.png",
+            "warning: 2 paths hold a backslash, such as cat\\1.png, as an archive from Windows",
+        ),
     ],
 )
 def test_what_was_decided_is_said(tmp_path, paths, note):
@@ -205,6 +220,70 @@ def test_what_was_decided_is_said(tmp_path, paths, note):
 def test_where_nothing_was_decided_nothing_is_said(tmp_path):
     spec = make_tree(tmp_path, "train/c/1.png train/d/1.png test/c/1.png test/d/1.png")
     assert notes_of(spec) == ""
+
+
+PAIRS = "JPEGImages/a.jpg JPEGImages/b.jpg JPEGImages/c.jpg"
+
+
+@pytest.mark.parametrize(
+    "paths, is_noted",
+    [
+        ("images/1.png images/2.png images/3.png masks/1.gif masks/2.gif masks/3.gif", True),
+        ("train/HR/1.png train/HR/2.png test/HR/3.png " * 2, False),  # A single class.
+        (
+            "train/HR/1.png train/HR/2.png test/HR/3.png "
+            "train/LR/1.png train/LR/2.png test/LR/3.png",
+            True,
+        ),
+        (
+            "train/HR/1.png train/HR/2.png test/HR/3.png "
+            "train/LR/1.png test/LR/2.png test/LR/3.png",
+            False,
+        ),
+        (f"{PAIRS} Masks/a.png Masks/b.png Masks/c.png", True),
+        (f"{PAIRS} JPEGImages/d.jpg Masks/a.png Masks/b.png Masks/c.png", True),
+        (f"{PAIRS} Masks/a.png Masks/b.png Masks/d.png", False),
+        # Numbered files.
+        ("cat/1.png cat/2.png cat/3.png cat/4.png dog/1.png dog/2.png dog/3.png", False),
+        (" ".join(f"{c}/{n}.png" for c in "abcde" for n in range(3)), False),
+        ("cat/1.png dog/1.png", False),
+    ],
+)
+def test_images_beside_their_masks_are_noted(tmp_path, paths, is_noted):
+    spec = make_tree(tmp_path, paths)
+    found = "hold the same file names, as images and masks do" in notes_of(spec)
+    assert found == is_noted
+    assert "same file names" not in notes_of(spec, labels="none")
+
+
+def test_directories_without_images_are_named(tmp_path):
+    spec = make_tree(tmp_path, "cat/1.png dog/big/2.png dog/small/3.png")
+    assert "no image" not in notes_of(spec, class_level=1)
+    for path in ("cat/a.txt", "frog/a.heic", "frog/b.heic", "__MACOSX/x/y.png", "README"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    assert "a directory holds no image: frog/" in notes_of(spec, class_level=1)
+    for path in ("dog/xml/deep/a.xml", "e/f/a.xml", "g/a.xml"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    assert "4 directories hold no image: dog/xml/, e/, frog/, …" in notes_of(spec, class_level=1)
+
+
+def test_what_is_said_takes_one_line(tmp_path):
+    for path in ("a\nb/x\n1.png", "a\nb/2.png", "test/3.png", "\x1b[2J.png"):
+        save(tmp_path / "in\nside" / path, np.zeros((4, 4), np.uint8))
+    (tmp_path / "in\nside" / "a\nb" / "bad\n.png").write_bytes(b"x")
+    (tmp_path / "in\nside" / "no\nimage").mkdir()
+    (tmp_path / "in\nside" / "no\nimage" / "a.txt").write_bytes(b"x")
+    for spec in (f"folder:{tmp_path}", f"folder:{tmp_path}/in\nside"):
+        source = open_source(spec, SourceOptions(labels="auto" if "\n" in spec else "none"))
+        assert source.image_shape and source.notes
+        assert not [note for note in source.notes if not note.isprintable()]
+    (tmp_path / "in\nside" / "a\nb" / "c\nd").mkdir()
+    save(tmp_path / "in\nside" / "a\nb" / "c\nd" / "1.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(UsageError) as caught:
+        open_source(f"folder:{tmp_path}")
+    assert str(caught.value).isprintable() and "a\\nb/c\\nd" in str(caught.value)
 
 
 OMNIGLOT = "Greek/c1/1.png Greek/c2/2.png Latin/c1/3.png Latin/c3/4.png"
@@ -552,6 +631,131 @@ def test_a_black_image_of_16_bits_is_black():
     assert not assert_header_agrees(data).any()
 
 
+COLOURS = np.random.default_rng(7).integers(0, 65_536, (5, 4, 4)).astype("<u2")
+
+
+def tiff_of(pixels: np.ndarray, photometric: int = 2, planes: int = 1, extra: int = -1) -> bytes:
+    """An uncompressed TIFF of one strip, or of one a channel."""
+    height, width, channels = pixels.shape
+    size = pixels.nbytes // planes if planes == 1 else pixels.nbytes // channels
+    strips = channels if planes == 2 else 1
+    stored = np.moveaxis(pixels, -1, 0) if planes == 2 else pixels
+    bits = struct.pack("<4H", *[8 * pixels.itemsize] * 4)
+    offsets = struct.pack("<4I", *(48 + n * size for n in range(4)))
+    counts = struct.pack("<4I", *[size] * 4)
+    where = (16, 32) if strips > 1 else (48, size)
+    tags = [
+        *[(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1), (262, 3, 1, photometric)],
+        (258, 3, channels, 8 if channels > 2 else 8 * pixels.itemsize),
+        *[(277, 3, 1, channels), (278, 3, 1, height), (284, 3, 1, planes)],
+        *[(273, 4, strips, where[0]), (279, 4, strips, where[1])],
+        *([(338, 3, 1, extra)] if extra >= 0 else []),
+    ]
+    return tiff(*sorted(tags), data=bits + offsets + counts + stored.tobytes())
+
+
+DEEP_COLOURS = {
+    "RGB PNG": lambda c: png_of_16_bits(c[..., :3], colour_type=2),
+    "RGBA PNG": lambda c: png_of_16_bits(c, colour_type=6),
+    "LA PNG": lambda c: png_of_16_bits(c[..., 2:], colour_type=4),
+    "RGB TIFF": lambda c: tiff_of(c[..., :3]),
+    "RGBA TIFF": lambda c: tiff_of(c, extra=2),
+    "CMYK TIFF": lambda c: tiff_of(c, photometric=5),
+    "PPM": lambda c: netpbm("P6", c[..., :3].astype(">u2"), 65_535),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_COLOURS)
+def test_16_bits_of_a_colour_are_the_high_byte(tmp_path, kind):
+    colours = COLOURS.copy()
+    if kind != "CMYK TIFF":
+        colours[..., 3] = 65_535  # Opaque.
+    data = DEEP_COLOURS[kind](colours)
+    header = image_file.read_header(io.BytesIO(data))
+    assert header.is_of_16_bits and header.is_of_deep_colour
+    pixels = assert_header_agrees(data)
+    if kind == "LA PNG":
+        np.testing.assert_array_equal(pixels, np.dstack([colours[..., 2] >> 8] * 3))
+    elif kind not in ("CMYK TIFF", "PPM"):  # Pillow rounds PPM.
+        np.testing.assert_array_equal(pixels, colours[..., :3] >> 8)
+    path = tmp_path / f"1.{'png' if 'PNG' in kind else 'tif' if 'TIFF' in kind else 'ppm'}"
+    path.write_bytes(data)
+    assert "1 images of 16 bits are scaled to 8 bits" in notes_of(f"folder:{tmp_path}")
+    # Earlier versions read the same pixels; of a flat folder they read none.
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    path.rename(tmp_path / "set" / "cat" / path.name)
+    source = open_source(f"folder:{tmp_path}/set")
+    assert source.fingerprint() == plain_fingerprint(tmp_path / "set", [f"cat/{path.name}"])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DEEP_COLOURS if kind[:4] not in ("CMYK", "PPM")])
+@pytest.mark.parametrize("is_opaque", [True, False])
+def test_16_bits_that_would_become_black_are_quarantined(tmp_path, kind, is_opaque):
+    dark = COLOURS >> 8
+    if is_opaque:
+        dark[..., 3] = 65_535
+    data = DEEP_COLOURS[kind](dark)
+    with pytest.raises(ValueError, match="no colour above 255, and would become black"):
+        image_file.decode(data, background="#ffffff")
+    ending = "png" if "PNG" in kind else "tif"
+    save(tmp_path / "cat" / "0.png", OPAQUE)
+    (tmp_path / "cat" / f"1.{ending}").write_bytes(data)
+    paths = ["cat/0.png", f"cat/1.{ending}"]
+    spec = f"folder:{tmp_path}"
+    assert reading(spec, background="#ffffff") == {
+        paths[0]: "unsplit cat",
+        paths[1]: QUARANTINED,
+    }
+    assert "to quarantine by their headers: 1, such as cat/1" in notes_of(
+        spec, background="#ffffff"
+    )
+    source = open_source(spec, SourceOptions(background="#ffffff"))
+    assert source.fingerprint() != plain_fingerprint(tmp_path, paths)
+
+
+def test_black_strokes_in_the_alpha_of_16_bits_are_seen():
+    strokes = COLOURS.copy()
+    strokes[..., :3] = 0
+    data = png_of_16_bits(strokes, colour_type=6)
+    pixels = assert_header_agrees(data, "#ffffff")
+    np.testing.assert_array_equal(pixels[..., 0], 255 - (strokes[..., 3] >> 8))
+
+
+def test_white_is_zero_in_16_bits_too():
+    for dtype, highest in (("<u2", 65_535), ("u1", 255)):
+        values = (COLOURS[..., :1] >> (0 if highest > 255 else 8)).astype(dtype)
+        expected = np.round((highest - values.astype(int)) * (255 / highest))
+        np.testing.assert_array_equal(
+            assert_header_agrees(tiff_of(values, photometric=0)), expected
+        )
+        np.testing.assert_array_equal(
+            assert_header_agrees(tiff_of(values, photometric=1)), 255 - expected
+        )
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (tiff_of(COLOURS.astype(np.uint8), extra=0), "a TIFF with 1 more channels than its colour"),
+        (tiff_of(COLOURS, extra=0), "a TIFF with 1 more channels than its colour"),
+        (tiff_of(COLOURS[..., :3], planes=2), "uncompressed planes for its colours, which Pillow"),
+    ],
+)
+def test_a_tiff_of_which_a_part_would_be_lost_is_quarantined(tmp_path, data, reason):
+    save(tmp_path / "cat" / "0.png", OPAQUE)
+    (tmp_path / "cat" / "1.tif").write_bytes(data)
+    paths = ["cat/0.png", "cat/1.tif"]
+    assert reading(f"folder:{tmp_path}") == {paths[0]: "unsplit cat", paths[1]: QUARANTINED}
+    assert reason in notes_of(f"folder:{tmp_path}")
+    fingerprint = open_source(f"folder:{tmp_path}").fingerprint()
+    assert fingerprint != plain_fingerprint(tmp_path, paths)  # They were read.
+
+
+def test_planes_of_8_bits_are_read():
+    colours = COLOURS[..., :3].astype(np.uint8)
+    np.testing.assert_array_equal(assert_header_agrees(tiff_of(colours, planes=2)), colours)
+
+
 ALPHA = np.random.default_rng(5).integers(0, 256, (6, 4)).astype(np.uint8)
 GREY, OPAQUE = ALPHA[::-1].copy(), np.full_like(ALPHA, 255)
 RGB = np.random.default_rng(6).integers(0, 256, (6, 4, 3)).astype(np.uint8)
@@ -658,6 +862,52 @@ def test_of_an_animation_the_first_frame_is_read(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert not assert_header_agrees(data).any()
+
+
+def animated(kind: str, num_frames: int, mode: str = "L", **options) -> bytes:
+    noise = np.random.default_rng(8).integers(0, 256, (num_frames, 30, 40)).astype(np.uint8)
+    first, *others = (Image.fromarray(frame).convert(mode) for frame in noise)
+    return encoded(first, kind, save_all=True, append_images=others, **options)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "BigTIFF", "MPO"])
+def test_frames_are_counted_without_decoding(kind, num_frames):
+    is_big = kind == "BigTIFF"
+    options = {"big_tiff": True} if is_big else {"lossless": True} if kind == "WEBP" else {}
+    if kind == "GIF":
+        options = {"comment": b"c" * 700}
+    for mode in ("L", "RGB"):
+        data = animated("TIFF" if is_big else kind, num_frames, mode, **options)
+        assert image_file.read_header(io.BytesIO(data)).num_frames == num_frames
+        # A damaged end changes no frame before.
+        if kind in ("GIF", "TIFF"):
+            header = image_file.read_header(io.BytesIO(data[:-20] if kind == "GIF" else data))
+            assert header.num_frames == num_frames
+
+
+def test_a_chain_of_pages_ends():
+    page = tiff_of(COLOURS[..., :1], photometric=1)
+    [start] = struct.unpack("<I", page[4:8])
+    for following in (start, 8, len(page) - 2, 1 << 31):  # Itself, no directory, beyond the end.
+        data = page[:-4] + struct.pack("<I", following)
+        assert 1 <= image_file.read_header(io.BytesIO(data)).num_frames <= 3
+    # Directories without a tag lead each to the next.
+    empty = b"".join(struct.pack("<HI", 0, len(page) + 6 * (n + 1)) for n in range(2 * MAX_FRAMES))
+    data = page[:-4] + struct.pack("<I", len(page)) + empty
+    assert image_file.read_header(io.BytesIO(data)).num_frames == MAX_FRAMES
+
+
+def test_files_of_several_frames_are_noted(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for number in range(1, 4):
+        (tmp_path / "cat" / f"{number}.tif").write_bytes(animated("TIFF", number))
+    (tmp_path / "cat" / "4.gif").write_bytes(animated("GIF", 30))
+    note = "3 files hold more than one frame; the first is read, and 32 are left out"
+    assert note in notes_of(f"folder:{tmp_path}")
+    paths = [*(f"cat/{number}.tif" for number in range(1, 4)), "cat/4.gif"]
+    source = open_source(f"folder:{tmp_path}")
+    assert source.fingerprint() == plain_fingerprint(tmp_path, paths)
 
 
 def test_a_jpeg_of_several_pictures_is_a_jpeg():

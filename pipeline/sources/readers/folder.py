@@ -18,10 +18,11 @@ import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
-from pipeline.sources.image_file import EXTENSIONS, Header, decode, read_header
+from pipeline.sources.image_file import EXTENSIONS, Header, RefusedNow, decode, read_header
 from pipeline.sources.options import DEFAULTS, SourceOptions
+from pipeline.sources.readers.folder_tree import oddities
 from pipeline.sources.readers.folder_tree.layout import find_layout
-from pipeline.sources.readers.folder_tree.places import Place, directory_of
+from pipeline.sources.readers.folder_tree.places import Place, directory_of, printable
 from pipeline.sources.splits import in_order
 from pipeline.storage import files as files_lib
 from pipeline.storage import stamps, trees
@@ -64,9 +65,8 @@ class FolderSource:
         self._max_bytes = 4 * options.max_image_pixels + _EXTRA_BYTES
         tree = trees.read_tree(directory)
         self.listed = _images_of(tree)
-        self.ignored = collections.Counter(
-            _ending(path) for path in tree.stamps if path not in self.listed
-        )
+        ignored = [path for path in tree.stamps if path not in self.listed]
+        self.ignored = collections.Counter(map(_ending, ignored))
         where = f"--source=folder:{directory}"
         if not self.listed:
             others = ", ".join(
@@ -82,7 +82,7 @@ class FolderSource:
         layout = find_layout(self.listed, options, where)
         self.notes: list[str] = []
         if tree.skipped_links:
-            shown = ", ".join(tree.skipped_links[:_MAX_SHOWN])
+            shown = printable(", ".join(tree.skipped_links[:_MAX_SHOWN]))
             if len(tree.skipped_links) > _MAX_SHOWN:
                 shown += ", …"
             self.notes.append(
@@ -90,6 +90,9 @@ class FolderSource:
                 f"another path are skipped: {shown}"
             )
         self.notes += layout.notes
+        self.notes += oddities.of_directories(
+            (path for path in ignored if _NO_IMAGES not in path.split("/")), layout.places
+        )
         self._choices = layout.choices
         self.class_names = [
             name.encode(errors="backslashreplace").decode() for name in layout.class_names
@@ -173,14 +176,30 @@ class FolderSource:
                     block = file.read(_HASH_BYTES)
                 image.seek(0)
                 header = read_header(image, options.max_image_pixels, options.background)
-                # Earlier versions stored turned images as they lie, and refused 16 bits.
+                # Earlier versions stored turned images as they lie, and refused 16 bits of grey.
                 digest.update(b"upright" if header.is_turned else b"")
-                digest.update(b"16 bits" if header.is_of_16_bits else b"")
+                if header.is_of_deep_colour:
+                    self._check_pixels(image)
+                elif header.is_of_16_bits:
+                    digest.update(b"16 bits")
+        except RefusedNow as error:
+            digest.update(b"refused")
+            header = str(error)
         except OSError as error:  # A broken link; its record will be quarantined.
             return b"", str(error)
         except ValueError as error:
             header = str(error)
         return digest.digest(), header
+
+    def _check_pixels(self, image: BinaryIO) -> None:
+        """Raises a RefusedNow if the pixels tell; other faults do not change the fingerprint."""
+        image.seek(0)
+        try:
+            decode(image.read(), self._options.max_image_pixels, self._options.background)
+        except RefusedNow:
+            raise
+        except ValueError:
+            pass
 
     def _scan_files(self, paths: list[str]) -> list[tuple[bytes, Header | str]]:
         return [self._scan_file(path) for path in paths]
@@ -202,7 +221,7 @@ class FolderSource:
         The pass also adds to `notes`.
         """
         digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
-        num_of_16_bits, num_refused = 0, 0
+        num_of_16_bits, num_refused, num_animated, num_left_out = 0, 0, 0, 0
         digest.update(self._choices)
         starts = range(0, len(self._paths), _FILES_AT_A_TIME)
         tasks = [self._paths[start : start + _FILES_AT_A_TIME] for start in starts]
@@ -211,11 +230,13 @@ class FolderSource:
             for path, (content, header) in zip(self._paths, scanned, strict=True):
                 digest.update(os.fsencode(path) + b"\0" + content)
                 if isinstance(header, str):
-                    reason = reason or f"{path}: {header}"
+                    reason = reason or printable(f"{path}: {header}")
                     num_refused += 1
                 else:
                     shapes[header.shape] += 1
                     num_of_16_bits += header.is_of_16_bits
+                    num_animated += header.num_frames > 1
+                    num_left_out += header.num_frames - 1
         if not shapes:
             raise StageError(
                 f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
@@ -236,6 +257,12 @@ class FolderSource:
             self.notes.append(
                 f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
             )
+        if num_animated:
+            self.notes.append(
+                f"{num_animated:,} files hold more than one frame; the first is read, and "
+                f"{num_left_out:,} are left out"
+            )
+        self.notes += oddities.of_files(self._paths, self._places)
         return digest.hexdigest(), ordered[0]
 
     @property

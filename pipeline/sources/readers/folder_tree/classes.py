@@ -4,8 +4,14 @@ import collections
 import unicodedata
 
 from pipeline.cli.errors import UsageError
-from pipeline.sources.readers.folder_tree.places import NO_SPLIT, File, Place, shown
-from pipeline.sources.splits import in_order
+from pipeline.sources.readers.folder_tree.places import (
+    NO_SPLIT,
+    File,
+    Place,
+    printable,
+    shown,
+)
+from pipeline.sources.splits import UNSPLIT, in_order, split_beside_train
 
 _NO_CLASS = "lies in no class directory, expected <class>/FILE or <split>/<class>/FILE"
 # Levels of class directories that a message shows.
@@ -24,7 +30,8 @@ def with_classes(
     if class_level and depth < level:
         raise UsageError(
             f"{where}: --class_level={level}: no image lies so deep"
-            f"{' below its split' if has_splits else ''}, such as {files[0].path}; expected class "
+            f"{' below its split' if has_splits else ''}, such as {printable(files[0].path)}; "
+            "expected class "
             f"directories: {f'--class_level={depth}' if depth else 'remove the flag'}"
         )
     # A split without class directories has no labels. In other splits a file without is a fault.
@@ -41,6 +48,11 @@ def with_classes(
         places.append(Place(file.split, file.path, name, fault))
     places = _with_normal_names(places, notes)
     _note_labels(places, notes)
+    names = {place.class_name for place in places} - {""}
+    a_split = [name for name in names if split_beside_train(name) != UNSPLIT]
+    if a_split and len(names) > 1 and not has_splits and class_level is None:
+        is_read = "are read as classes" if len(a_split) > 1 else "is read as a class"
+        notes.append(f"{shown(a_split, '/')} {is_read}; move away what is none")
     return places
 
 
@@ -53,7 +65,7 @@ def _one_level(files: list[File], where: str, notes: list[str]) -> int:
     if len({d[0] for d in below}) > 1 and is_one_a_split or all(d[1:] == d[:1] for d in below):
         notes.append(
             "the class is the first directory: each holds a single directory, such as "
-            f"{'/'.join(deepest.below)}/"
+            f"{printable('/'.join(deepest.below))}/"
         )
         return 1
     readings = []
@@ -61,8 +73,9 @@ def _one_level(files: list[File], where: str, notes: list[str]) -> int:
         names = {"/".join(d[:level]) for d in below if len(d) >= level}
         readings.append(f"--class_level={level} for {shown(names)} ({len(names):,} in all)")
     raise UsageError(
-        f"{where}: images lie in up to {len(deepest.below)} directories, such as {deepest.path}; "
-        f"expected the class alone: {'; '.join(readings)}; or --labels=none for no classes"
+        f"{where}: images lie in up to {len(deepest.below)} directories, such as "
+        f"{printable(deepest.path)}; expected the class alone: {'; '.join(readings)}; "
+        "or --labels=none for no classes"
     )
 
 

@@ -12,7 +12,12 @@ from typing import NamedTuple
 
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.readers.folder_tree.classes import with_classes
-from pipeline.sources.readers.folder_tree.places import NO_SPLIT, Place, directory_of
+from pipeline.sources.readers.folder_tree.places import (
+    NO_SPLIT,
+    Place,
+    directory_of,
+    printable,
+)
 from pipeline.sources.readers.folder_tree.splits import (
     below_single_directories,
     with_splits,
@@ -47,7 +52,7 @@ def find_layout(paths: Iterable[str], options: SourceOptions, where: str) -> Lay
     paths = list(first.values())
     parts = [path.split("/") for path in paths]
     parts, skipped = below_single_directories(parts, options.class_level or 1)
-    notes = [f"reads {skipped}/, the only directory"] if skipped else []
+    notes = [f"reads {printable(skipped)}/, the only directory"] if skipped else []
     files = with_splits(list(zip(paths, parts, strict=True)), options, where, notes)
     has_splits = any(file.top for file in files)
     if options.labels == "none":

@@ -1,8 +1,11 @@
 """What the directories of a folder are. All files of a directory have the same place."""
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+# Characters that end a line, move a cursor, or are no text.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Names that a message shows.
 _MAX_SHOWN = 3
 # Why a file beside split directories goes to quarantine.
@@ -32,9 +35,14 @@ def directory_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
+def printable(text: str) -> str:
+    """A path or a name as a message shows it, on one line."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def shown(names: Iterable[str], after: str = "") -> str:
     """The first of some names."""
     ordered = sorted(names)
     more = ["…"] if len(ordered) > _MAX_SHOWN else []
-    texts = [name.encode(errors="backslashreplace").decode() + after for name in ordered]
+    texts = [printable(name) + after for name in ordered]
     return ", ".join(texts[:_MAX_SHOWN] + more)

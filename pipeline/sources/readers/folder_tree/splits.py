@@ -4,7 +4,7 @@ import collections
 
 from pipeline.cli.errors import UsageError
 from pipeline.sources.options import SourceOptions
-from pipeline.sources.readers.folder_tree.places import File, shown
+from pipeline.sources.readers.folder_tree.places import File, printable, shown
 from pipeline.sources.splits import (
     UNSPLIT,
     in_order,
@@ -75,9 +75,9 @@ def _check_same_splits(pairs: set[tuple[str, str]], where: str) -> None:
     less = next((top for top in held if len(held[top]) < len(splits)), None)
     if less is not None:
         raise UsageError(
-            f"{where}: the splits differ between classes: {less}/ holds {shown(held[less])} of "
-            f"{shown(splits)}; expected the same splits in each class: move files to "
-            "<split>/<class>/FILE, or --class_level=1 reads these splits as they are"
+            f"{where}: the splits differ between classes: {printable(less)}/ holds "
+            f"{shown(held[less])} of {shown(splits)}; expected the same splits in each class: "
+            "move files to <split>/<class>/FILE, or --class_level=1 reads these splits as they are"
         )
 
 
@@ -108,9 +108,10 @@ def _check_mixture(tops: set[str], deep: set[str], options: SourceOptions, where
     others = [top for top in named if named[top] == UNSPLIT]
     other = next((top for top in others if split_beside_train(top) == UNSPLIT), others[0])
     raise UsageError(
-        f"{where}: {a_split}/ looks like a split, {other}/ like a class; expected only splits or "
-        f"only classes at the top level: move or rename one of them (train, validation and test "
-        "are splits, and extra and unlabelled beside train), or --class_level=1 if all are classes"
+        f"{where}: {printable(a_split)}/ looks like a split, {printable(other)}/ like a class; "
+        "expected only splits or only classes at the top level: move or rename one of them (train, "
+        "validation and test are splits, and extra and unlabelled beside train), or "
+        "--class_level=1 if all are classes"
     )
 
 
@@ -161,7 +162,7 @@ def without_passed_over(files: list[File], class_level: int | None, notes: list[
         if class_level is None and not is_deep(top) and only(top) in containers:
             pass_over(top, only(top))
     if passed:
-        names = ", ".join(f"{name}/" for name in sorted(passed.values()))
+        names = ", ".join(f"{printable(name)}/" for name in sorted(passed.values()))
         notes.append(f"reads {names}: the only directory in its split")
     rest = {top: iter(directories) for top, directories in below.items()}
     return [file._replace(below=next(rest[file.top])) if file.top else file for file in files]
