@@ -1,14 +1,27 @@
 """Notes about files of a folder that may have another meaning than the one they are read with."""
 
 import collections
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.sources.readers.folder_tree.places import Place, directory_of, printable, shown
 
-# With more directories, or fewer common names, equal file names are a coincidence: files of each
-# class are counted from 1.
-_MOST_PAIRED, _FEWEST_NAMES = 4, 3
+# Names, without digits and signs, of directories that hold images and what belongs to each image.
+_PARTS = {
+    *("annotation", "annotations", "depth", "edges", "groundtruth", "gt", "hr"),
+    *("image", "images", "img", "imgs", "input", "inputs", "jpegimages"),
+    *("label", "labels", "lr", "mask", "masks", "original", "originals"),
+    *(
+        "photo",
+        "photos",
+        "picture",
+        "pictures",
+        "segmentation",
+        "segmentationclass",
+        "segmentationobject",
+    ),
+    *("segmentations", "target", "targets"),
+}
 
 
 def of_files(paths: Sequence[str], places: Mapping[str, Place]) -> list[str]:
@@ -36,34 +49,18 @@ def of_files(paths: Sequence[str], places: Mapping[str, Place]) -> list[str]:
             "directories are no splits or classes; in bash, this moves them: for f in *\\\\*; do "
             't=${f//\\\\//}; mkdir -p "${t%/*}"; mv "$f" "$t"; done'
         )
-    return notes + _of_pairs(paths, places)
+    return notes + _of_parts(places)
 
 
-def _of_pairs(paths: Sequence[str], places: Mapping[str, Place]) -> list[str]:
-    """A warning if all classes hold the same file names, as images and their masks do."""
+def _of_parts(places: Mapping[str, Place]) -> list[str]:
+    """A warning if all classes are named like the parts of one set, as images and masks are."""
     names = {place.class_name for place in places.values()} - {""}
-    if not 2 <= len(names) <= _MOST_PAIRED:
-        return []
-    sizes = collections.Counter(places[directory_of(path)].class_name for path in paths)
-    least, most = min(sizes[name] for name in names), max(names, key=sizes.__getitem__)
-
-    def stems(is_of_most: bool) -> Iterable[tuple[str, str]]:
-        for path in paths:
-            place = places[directory_of(path)]
-            if place.class_name and (place.class_name == most) == is_of_most:
-                yield place.split, os.path.splitext(path)[0].rpartition("/")[2]
-
-    if least < _FEWEST_NAMES:
-        return []
-    known = set(stems(True))
-    # Of 900 and 1000 numbered files, the first numbers are equal, whatever the files are.
-    are_numbered = least < sizes[most]
-    if any(s not in known or are_numbered and s[1].isdigit() for s in stems(False)):
+    parts = {re.sub("[^a-z]", "", name.casefold()) for name in names}
+    if len(names) < 2 or not parts <= _PARTS:
         return []
     return [
-        f"warning: the classes {shown(names, '/')} hold the same file names, as images and masks "
-        "do; if they are no classes, name the directory to read, or --labels=none, or "
-        "--class_level for other directories"
+        f"warning: {shown(names, '/')} are read as classes, and are named like the parts of one "
+        "set; if they are no classes, name the directory to read, or --labels=none"
     ]
 
 
