@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -116,6 +116,9 @@ test: $(INSTALLED)  ### runs all tests, in JOBS processes
 test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
+fuzz: $(INSTALLED)  ## reads damaged input for two minutes a reader
+	@for reader in idx npz npz_member npy csv image parquet tfrecord manifest; do $(PY) -m tests.faults.fuzz $$reader 120 || exit 1; done
+
 test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; needs Java 11 or 17, mvn, go
 	$(ALONE) $(PY) -m pytest -m flink
 
@@ -151,6 +154,7 @@ lint: $(INSTALLED)  ## ruff: check and format; mypy: the types of pyproject.toml
 
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work, and the KL routes
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
+	@$(PY) -m tests.benchmarks.bench_sources
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_train
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_export
 	@$(PY) -m trainer.compare_routes

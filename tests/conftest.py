@@ -161,7 +161,8 @@ def make_embeddings(
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     on_corrupt = settings.pop("on_corrupt", "fail")
-    splits = settings.pop("split", "test").split(",")
+    splits = settings.pop("split", "test")
+    splits = splits and splits.split(",")  # None: see SourceInput.
     if ":" in str(data_dir) and "://" not in str(data_dir):
         conversion.open_source_once.cache_clear()  # A test may have changed the files.
         of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}

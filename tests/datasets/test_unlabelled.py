@@ -100,20 +100,20 @@ def test_unlabelled_and_labelled_records_are_appended_to_each_other(tmp_path, fi
 
 
 @pytest.fixture(scope="module")
-def exported(unlabelled, tmp_path_factory):
-    """A run over the unlabelled set, its export of train and test, and the report."""
-    from trainer.runs import train
-
-    directory = tmp_path_factory.mktemp("run")
-    train.train(smoke_config(unlabelled), workdir=str(directory / "run"))
-    model = directory / "run" / "export"
+def exported(unlabelled, trained, tmp_path_factory):
+    """An export of train and test of the unlabelled set, and the report."""
+    directory, model = tmp_path_factory.mktemp("run"), trained / "export"
     make_embeddings(unlabelled, model, directory / "out", split="train,test")
     make_report_of(directory / "out", unlabelled, model, split=["train", "test"])
     return directory
 
 
-def test_a_model_does_not_see_labels(exported, trained):
-    labelled, found = state_of(trained), state_of(exported / "run")
+@pytest.mark.long
+def test_a_model_does_not_see_labels(unlabelled, trained, tmp_path):
+    from trainer.runs import train
+
+    train.train(smoke_config(unlabelled), workdir=str(tmp_path / "run"))
+    labelled, found = state_of(trained), state_of(tmp_path / "run")
     assert labelled.keys() == found.keys()
     for name in (name for name in labelled if labelled[name].dtype == np.float32):
         np.testing.assert_array_equal(labelled[name], found[name], err_msg=name)
@@ -167,18 +167,17 @@ def test_what_contradicts_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_of_a_source_without_splits_all_is_embedded(trained, tmp_path):
+def test_of_a_source_without_splits_all_is_embedded(trained, tmp_path, capsys):
     """And of one with splits the test split, unless others are named."""
     images, _ = blobs()["train"]
     np.save(tmp_path / "one.npy", images[:40])
-    flags = [f"--model_dir={trained}/export", "--noreport", "--num_shards=1"]
-    source = [f"--source=npy:{tmp_path}/one.npy", f"--output_dir={tmp_path}/all"]
-    done = run_command("pipeline.export", *source, *flags)
-    assert "40 read = 40 written" in done.stdout
-    assert "export: embeds train, validation, test" in done.stderr
-    source[1] = f"--output_dir={tmp_path}/test"
-    done = run_command("pipeline.export", *source, *flags, "--split=test")
-    assert "40 read" not in done.stdout and "export: embeds test" in done.stderr
+    source, settings = f"npy:{tmp_path}/one.npy", {"num_shards": 1, "images": "none"}
+    manifest = make_embeddings(source, trained / "export", tmp_path / "all", split=None, **settings)
+    assert manifest["records"]["written"] == 40
+    assert "export: embeds train, validation, test" in capsys.readouterr().err
+    manifest = make_embeddings(source, trained / "export", tmp_path / "test", **settings)
+    assert manifest["records"]["written"] < 20
+    assert "export: embeds test" in capsys.readouterr().err
 
 
 def test_a_split_that_lacks_some_labels_is_said(tmp_path):

@@ -434,10 +434,11 @@ def test_the_column_of_labels_is_found(tmp_path, others, taken):
             "'label' holds a label of 2,000 bytes",
         ),
         ({"label": LABELS.astype(int) + 70_000}, StageError, r"column 'label': labels up to 7000"),
-        (
+        pytest.param(
             {"label": pa.array([str(i) for i in range(69_990)])},
             StageError,
             "'label' holds more than 65,536 different labels",
+            marks=pytest.mark.long,
         ),
         (
             {"label": pa.array([2**64 - 1] * 30, pa.uint64())},
