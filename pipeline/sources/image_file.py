@@ -1,21 +1,18 @@
-"""Decodes image files with Pillow, and bounds the memory and time that a small file can cost.
+"""Decodes image files with Pillow: upright, with 8 bits a channel, before a background.
 
-The header is read first. A header out of proportion to the file is refused, and pixels are decoded
-only if the header states no more than the limit.
+bounded_image.py opens them. Pixels are decoded only if the header states no more than the limit.
 """
 
-import functools
 import io
-import types
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pipeline.sources.bounded_image import open_image, pillow
 from pipeline.sources.image_frames import num_frames
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
-_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
-# Pillow's endings of these formats; a test compares them with Pillow's own list.
+# Pillow's endings of bounded_image.FORMATS; a test compares them with Pillow's own list.
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".apng", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
@@ -27,21 +24,11 @@ _ALPHA_MODES = {"LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "R
 # Grey modes of more than 8 bits. In mode I, Pillow holds 16 bits of some formats in 32.
 _DEEP_MODES = {"I;16": "L", "I;16L": "L", "I;16B": "L", "I;16N": "L", "I": "L"}
 _ALL_MODES = _MODES | _ALPHA_MODES | _DEEP_MODES
-# Limit on a PNG's text, uncompressed. Pillow allows 64 MiB, which a file of 60 kB can hold; the
-# metadata of cameras and programs takes less than one.
-_MAX_TEXT_BYTES = 4 << 20
-# Limit on Pillow's read calls for a header: normally a few hundred. A GIF with 10 MB of comments
-# takes 80,000 calls, and a minute and a half.
-_MAX_HEADER_READS = 10_000
-# The first bytes of PNG and JPEG.
-_READ_ONCE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-# A header read may total twice the file and these bytes: parts of a header are read again.
-_MORE_HEADER_BYTES = 1 << 16
 # Limit on the scans of a progressive JPEG, each of which is decoded over the whole image. Programs
 # write about ten; libjpeg-turbo's own fuzzers stop at 500.
 _SCAN, _MAX_SCANS = b"\xff\xda", 500
 # TIFF tags.
-_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+_WIDTH, _LENGTH = 256, 257
 _BITS, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES = 258, 262, 284, 338
 # EXIF's tag of the orientation in which a camera was held, and what turns stored pixels upright:
 # CIPA DC-008 (EXIF 2.32), section 4.6.4. Orientation 1 is upright.
@@ -60,98 +47,6 @@ _TURNED = (5, 6, 7, 8)  # These orientations swap height and width.
 
 class RefusedNow(ValueError):
     """An image that earlier versions read, and lost something of."""
-
-
-class _Header:
-    """A file that bounds how much Pillow reads while it parses the header.
-
-    The parts of a TIFF header, and of JPEG metadata, state their offsets in the file, and all of
-    them may point to the same megabyte.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file, position = file, file.tell()
-        self._bytes_left = 2 * file.seek(0, io.SEEK_END) + _MORE_HEADER_BYTES
-        self._reads_left = _MAX_HEADER_READS
-        file.seek(position)
-        self.seek, self.tell = file.seek, file.tell  # Faster than through __getattr__.
-
-    def read(self, num_bytes: int = -1) -> bytes:
-        """Reads from the file; raises a ValueError beyond the bounds."""
-        data = self._file.read(num_bytes)
-        self._bytes_left -= len(data)
-        self._reads_left -= 1
-        if self._bytes_left < 0 or self._reads_left < 0:
-            raise ValueError("a header that is out of proportion to the file")
-        return data
-
-    def end(self) -> None:
-        """Ends the header: later reads are unbounded."""
-        self.read = self._file.read
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-@functools.cache
-def _pillow() -> types.ModuleType:
-    """Pillow's Image module, with our bounds instead of Pillow's."""
-    from PIL import Image, PngImagePlugin, TiffImagePlugin
-
-    Image.MAX_IMAGE_PIXELS = None  # `_opened` checks the caller's limit.
-    PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT_BYTES
-    directory = TiffImagePlugin.ImageFileDirectory_v2
-    load = directory.load
-    directory.load = lambda self, file: load(self, _Header(file))
-    return Image
-
-
-def _opened(file: BinaryIO, max_pixels: int) -> Any:
-    """A Pillow image with only the header read.
-
-    Raises:
-      ValueError: not an image, or an image that must not be decoded.
-    """
-    header = file if _is_bounded(file) else _Header(file)
-    try:
-        image = _pillow().open(header, formats=_FORMATS)
-    except _pillow().UnidentifiedImageError as error:
-        num_bytes = file.seek(0, io.SEEK_END)
-        raise ValueError(f"{num_bytes} bytes that are no image") from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"a damaged image ({error})") from error
-    if isinstance(header, _Header):
-        header.end()
-    width, height = image.size
-    _check_size(height, width, max_pixels)
-    if tags := getattr(image, "tag_v2", None):
-        tile = tags.get(_TILE_LENGTH, 0), tags.get(_TILE_WIDTH, 0)
-        if not all(isinstance(size, int) for size in tile):
-            raise ValueError("a damaged image (its tiles have no size)")
-        # A tile is decoded completely, even if the image uses little of it.
-        _check_size(*tile, max_pixels, prefix="tiles of ")
-    return image
-
-
-def _is_bounded(file: BinaryIO) -> bool:
-    """Whether a file cannot make Pillow read much more than the file: a small PNG or JPEG.
-
-    Their headers are read once, from the start to the end. (`_pillow` bounds a JPEG's metadata.)
-    """
-    num_bytes = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    start = file.read(len(_READ_ONCE[0]))
-    file.seek(0)
-    return num_bytes <= _MORE_HEADER_BYTES and start.startswith(_READ_ONCE)
-
-
-def _check_size(height: int, width: int, max_pixels: int, prefix: str = "") -> None:
-    """Raises a ValueError for more pixels than --max_image_pixels."""
-    if height * width > max_pixels:
-        raise ValueError(
-            f"{prefix}{height}×{width} = {height * width:,} pixels, expected at most "
-            f"{max_pixels:,}: --max_image_pixels allows more"
-        )
 
 
 def _orientation(image: Any) -> int:
@@ -188,7 +83,7 @@ def read_header(
     Raises:
       ValueError: as `decode`, where the header alone tells.
     """
-    with _opened(file, max_pixels) as image:
+    with open_image(file, max_pixels) as image:
         orientation = turned_by = _orientation(image)
         height, width = image.height, image.width
         if image.format == "TIFF":  # Some versions of Pillow swap height and width already here.
@@ -280,7 +175,7 @@ def decode(
         transparent pixels without a background.
       RefusedNow: a ValueError, for what earlier versions decoded and lost channels or all values.
     """
-    with _opened(io.BytesIO(data), max_pixels) as image:
+    with open_image(io.BytesIO(data), max_pixels) as image:
         if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
             raise ValueError(
                 f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"
@@ -310,7 +205,7 @@ def _pixels(image: Any, background: str | None) -> np.ndarray:
                 )
             if is_deep_colour:
                 _check_not_black(image)
-            image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, background), image)
+            image = pillow().alpha_composite(pillow().new("RGBA", image.size, background), image)
     if is_deep_colour:
         _check_not_black(image)
     return np.asarray(_converted(image, mode))
@@ -335,10 +230,10 @@ def _of_8_bits(image: Any) -> Any:
     values *= 255
     values += 32_767  # So that the quotient is rounded, and 257·v becomes v.
     values //= 65_535
-    grey = _pillow().fromarray(values.astype(np.uint8))
+    grey = pillow().fromarray(values.astype(np.uint8))
     if alpha is None:
         return grey
-    return _pillow().merge("LA", (grey, _pillow().fromarray(alpha.astype(np.uint8))))
+    return pillow().merge("LA", (grey, pillow().fromarray(alpha.astype(np.uint8))))
 
 
 def _converted(image: Any, mode: str) -> Any:

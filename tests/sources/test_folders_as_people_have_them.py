@@ -14,7 +14,14 @@ from PIL import Image, ImageOps
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
-from pipeline.sources import SourceOptions, Unreadable, conversion, image_file, open_source
+from pipeline.sources import (
+    SourceOptions,
+    Unreadable,
+    bounded_image,
+    conversion,
+    image_file,
+    open_source,
+)
 from pipeline.sources.image_frames import MAX_FRAMES
 from pipeline.sources.splits import splits_of_directories
 from tests.conftest import REPOSITORY, make_shards
@@ -476,7 +483,7 @@ def test_each_reading_of_the_same_files_has_its_own_id(tmp_path):
 def test_the_endings_are_pillow_s():
     Image.init()
     of_formats = {
-        e for e, kind in Image.registered_extensions().items() if kind in image_file._FORMATS
+        e for e, kind in Image.registered_extensions().items() if kind in bounded_image.FORMATS
     }
     assert set(image_file.EXTENSIONS) == of_formats
 

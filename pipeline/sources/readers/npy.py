@@ -14,6 +14,7 @@ from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers.array_layout import pairs as pairs_lib
 from pipeline.sources.readers.array_layout import pixels, stored
+from pipeline.sources.readers.array_layout.names import Name, parse
 from pipeline.sources.source import UNLABELLED
 from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import files
@@ -71,14 +72,14 @@ def open_npy(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
         stem = place.rpartition("/")[2].removesuffix(".npy")
         return _parts({stem: _NpyFile(place)}, [], options, name=name)
     directory, beginning = pairs_lib.set_at(place)
-    found, ignored = pairs_lib.files_of(directory, beginning, ".npy")
-    if not found:
+    file_names, ignored = pairs_lib.files_of(directory, beginning, ".npy")
+    if not file_names:
         what = "such file or directory" if directory != place else ".npy files in this directory"
         raise StageError(
             f"--source={name}: no {what}; expected at least one .npy file: name another place"
         )
-    paths = {file.removesuffix(".npy"): files.join(directory, file) for file in found}
-    names = [pairs_lib.parse(stem) for stem in paths]
+    paths = {file.removesuffix(".npy"): files.join(directory, file) for file in file_names}
+    names = [parse(stem) for stem in paths]
     kinds = {about.kind for about in names}
     images = [about for about in names if about.kind == "images"]
     # Without words for images and labels, names that differ by their split alone are of images.
@@ -111,7 +112,7 @@ def open_npy(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
     )
 
 
-def _are_splits(names: list[pairs_lib.Name]) -> bool:
+def _are_splits(names: list[Name]) -> bool:
     """Whether names differ by their split alone."""
     return len({n.split for n in names}) == len(names) and len({n.rest for n in names}) == 1
 
@@ -137,7 +138,7 @@ def _classes(
             f"{where} is a single array; expected images and labels, or one file for each of "
             f"several classes: --source=npy:{path} reads it without labels"
         )
-    splits = {pairs_lib.parse(stem).split for stem in paths}
+    splits = {parse(stem).split for stem in paths}
     # One of many words may be a class, such as train of Quick, Draw!.
     if UNSPLIT not in splits or len(splits) > 2:
         raise StageError(

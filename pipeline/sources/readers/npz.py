@@ -14,6 +14,7 @@ from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers.array_layout import pairs as pairs_lib
 from pipeline.sources.readers.array_layout import stored
+from pipeline.sources.readers.array_layout.names import parse
 from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import files, names, stamps
 
@@ -134,11 +135,11 @@ def open_npz(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
     paths, ignored, is_file, directory = [place], {}, True, ""
     if not files.exists(place) or files.is_dir(place):
         directory, beginning = pairs_lib.set_at(place)
-        found, ignored = pairs_lib.files_of(directory, beginning, ".npz")
-        is_file = not found and directory != place
-        if not found and not is_file:
+        file_names, ignored = pairs_lib.files_of(directory, beginning, ".npz")
+        is_file = not file_names and directory != place
+        if not file_names and not is_file:
             raise StageError(f"{where}: holds no .npz file; expected at least one: name another")
-        paths = [files.join(directory, name) for name in found] or paths
+        paths = [files.join(directory, name) for name in file_names] or paths
     with contextlib.ExitStack() as stack:
         archives = [_Archive(path, where, stack) for path in paths]
         members = {
@@ -146,14 +147,14 @@ def open_npz(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
             for archive in archives
             for name, key in _names(archive, with_file=not is_file).items()
         }
-        found = pairs_lib.find_pairs(
+        names_by_split = pairs_lib.find_pairs(
             members, where, options, place="" if is_file else f"npz:{directory}"
         )
         notes = []
-        if not found and list(members) == [_NAMELESS]:
-            found = {UNSPLIT: {"images": _NAMELESS}}
+        if not names_by_split and list(members) == [_NAMELESS]:
+            names_by_split = {UNSPLIT: {"images": _NAMELESS}}
             notes = [f"reads the only array, {_NAMELESS}, as images"]
-        if not found:
+        if not names_by_split:
             raise StageError(
                 f"{where}: holds {', '.join(members) or 'nothing'}; expected images and labels of "
                 "each split, such as x_train and y_train, or train_images and train_labels: save "
@@ -166,13 +167,13 @@ def open_npz(place: str, options: SourceOptions = DEFAULTS) -> arrays.ArraySourc
                 if "labels" in kinds
                 else None,
             )
-            for split, kinds in found.items()
+            for split, kinds in names_by_split.items()
         }
         opened = pairs_lib.open_pairs(
             pairs,
             options,
             name=f"npz:{place}",
-            notes=[*notes, *pairs_lib.ignored_note(members, found)],
+            notes=[*notes, *pairs_lib.ignored_note(members, names_by_split)],
             listed={archive.path: archive.stamp for archive in archives},
             ignored=ignored,
         )
@@ -192,6 +193,6 @@ def _names(archive: _Archive, *, with_file: bool) -> dict[str, str]:
     if not with_file:
         return {key: key for key in archive.keys}
     stem = archive.path.rpartition("/")[2].removesuffix(".npz")
-    if len(archive.keys) == 1 and pairs_lib.parse(stem).kind:
+    if len(archive.keys) == 1 and parse(stem).kind:
         return {stem: archive.keys[0]}
     return {f"{stem}/{key}": key for key in archive.keys}

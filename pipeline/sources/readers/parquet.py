@@ -51,23 +51,23 @@ class ParquetSource:
           SourceChanged: a file changed while it was copied.
         """
         self._place, self._where, self._options = place, f"--source=parquet:{place}", options
-        self._listing = found = listing.list_files(place)
-        if not found.stamps:
+        self._listing = listed_files = listing.list_files(place)
+        if not listed_files.stamps:
             raise StageError(
                 f"{self._where}: no such Parquet files; expected a file, a directory with "
                 f"{', '.join(listing.ENDINGS)} files below, or a pattern such as "
                 "DIR/train-*.parquet: mend the path"
             )
-        self.listed, self.ignored = dict(found.stamps), found.ignored
-        splits = listing.splits_of(found, self._where)
+        self.listed, self.ignored = dict(listed_files.stamps), listed_files.ignored
+        splits = listing.splits_of(listed_files, self._where)
         self._paths = list(splits)
-        stamp_by_path = {found.full(path): found.stamps[path] for path in self._paths}
+        stamp_by_path = {listed_files.full(path): listed_files.stamps[path] for path in self._paths}
 
         def read_schema(path: str) -> pa.Schema:
             with reading.opened(path, stamp_by_path[path]) as parquet:
                 return parquet.schema_arrow
 
-        read_schemas = files.each(found.root, read_schema, stamp_by_path)
+        read_schemas = files.each(listed_files.root, read_schema, stamp_by_path)
         schemas = dict(zip(self._paths, read_schemas, strict=True))
         columns = columns_lib.find(
             schemas,
@@ -76,7 +76,7 @@ class ParquetSource:
             is_labelled=options.labels != "none",
         )
         if columns.label is None and options.labels != "none":
-            listing.refuse_labels_in_names(found, self._where)
+            listing.refuse_labels_in_names(listed_files, self._where)
         split_by_path = dict(zip(stamp_by_path, splits.values(), strict=True))
         looking.refuse_splits_in_rows(split_by_path, stamp_by_path, columns)
         looking.refuse_distinct(stamp_by_path, columns, self._where)
@@ -86,7 +86,7 @@ class ParquetSource:
         for split, size in zip(splits.values(), np.diff(self._copy.starts).tolist(), strict=True):
             sizes[split] += size
         self.split_sizes = {split: size for split, size in sizes.items() if size}
-        self.notes = [*found.notes, *columns.notes]
+        self.notes = [*listed_files.notes, *columns.notes]
         self.class_names: list[str] = []
         if columns.label is not None:
             named = classes.name_classes(self._copy, columns, schemas, self._where)

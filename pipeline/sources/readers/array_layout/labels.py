@@ -18,7 +18,7 @@ _NUMBERS, _WORDS = "biuf", "US"
 class Labels(NamedTuple):
     """The labels of a set."""
 
-    of_split: dict[str, np.ndarray]  # int64 (n,) each
+    by_split: dict[str, np.ndarray]  # int64 (n,) each
     class_names: list[str] | None  # None for the numbers 0 to the highest label.
     notes: list[str]
 
@@ -53,10 +53,10 @@ def read_labels(
         )
     if True in are_words:
         return _words(labels, rows)
-    of_split, notes, num_classes = {}, [], 0
+    by_split, notes, num_classes = {}, [], 0
     for split, array in labels.items():
         if array.shape[1:] in ((), (1,)):
-            of_split[split] = _numbers(array, rows[split])
+            by_split[split] = _numbers(array, rows[split])
             continue
         numbers = _one_hot(rows[split])
         if numbers is not None:
@@ -70,14 +70,14 @@ def read_labels(
                 f"{array}; expected one integer for each image, or one-hot rows: several labels an "
                 "image are not read, and --labels=none reads the images alone"
             )
-        of_split[split] = numbers
-    notes += _unlabelled_note(labels, of_split)
-    highest = max(int(numbers.max()) for numbers in of_split.values())
+        by_split[split] = numbers
+    notes += _unlabelled_note(labels, by_split)
+    highest = max(int(numbers.max()) for numbers in by_split.values())
     class_names = None
     if num_classes:
         where = next(iter(labels.values())).where
         class_names = class_names_up_to(max(highest, num_classes - 1), where)
-    return Labels(of_split, class_names, notes)
+    return Labels(by_split, class_names, notes)
 
 
 def _numbers(array: StoredArray, rows: FileRows) -> np.ndarray:
@@ -99,24 +99,24 @@ def _numbers(array: StoredArray, rows: FileRows) -> np.ndarray:
 
 
 def _unlabelled_note(
-    labels: Mapping[str, StoredArray], of_split: Mapping[str, np.ndarray]
+    labels: Mapping[str, StoredArray], by_split: Mapping[str, np.ndarray]
 ) -> list[str]:
     """A note on labels that mean "without a label", if there are any.
 
     Raises:
       UsageError: these are one of two classes.
     """
-    num_missing = sum(int((numbers == UNLABELLED).sum()) for numbers in of_split.values())
+    num_missing = sum(int((numbers == UNLABELLED).sum()) for numbers in by_split.values())
     if not num_missing:
         return []
-    if all(np.isin(numbers, (UNLABELLED, 1)).all() for numbers in of_split.values()) and any(
-        (numbers == 1).any() for numbers in of_split.values()
+    if all(np.isin(numbers, (UNLABELLED, 1)).all() for numbers in by_split.values()) and any(
+        (numbers == 1).any() for numbers in by_split.values()
     ):
         raise UsageError(
             f"{next(iter(labels.values()))}: binary labels -1 and 1; expected 0 and 1, since -1 "
             'means "without a label": save (y > 0).astype(int), or ignore labels with --labels=none'
         )
-    num_records = sum(map(len, of_split.values()))
+    num_records = sum(map(len, by_split.values()))
     return [f"{num_missing:,} of {num_records:,} records have no label ({UNLABELLED})"]
 
 
@@ -150,14 +150,14 @@ def _words(labels: Mapping[str, StoredArray], rows: Mapping[str, FileRows]) -> L
     are_numbers = all(re.fullmatch("[0-9]+", word) for word in words)
     class_names = sorted(words, key=lambda word: (int(word) if are_numbers else 0, word))
     numbers = {word: number for number, word in enumerate(class_names)}
-    of_split = {}
+    by_split = {}
     for split, array in labels.items():
-        of_split[split] = np.empty(len(rows[split]), np.int64)
+        by_split[split] = np.empty(len(rows[split]), np.int64)
         for first, block in rows[split].blocks(_BLOCK_BYTES):
-            found, places = np.unique(block.reshape(-1), return_inverse=True)
-            of_found = np.array([numbers[word] for word in _texts(array, found)])
-            of_split[split][first : first + len(block)] = of_found[places]
-    return Labels(of_split, class_names, ["labels are words, numbered in their sorted order"])
+            block_words, places = np.unique(block.reshape(-1), return_inverse=True)
+            word_numbers = np.array([numbers[word] for word in _texts(array, block_words)])
+            by_split[split][first : first + len(block)] = word_numbers[places]
+    return Labels(by_split, class_names, ["labels are words, numbered in their sorted order"])
 
 
 def _texts(array: StoredArray, words: np.ndarray) -> list[str]:

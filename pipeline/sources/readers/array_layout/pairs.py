@@ -2,7 +2,6 @@
 
 import collections
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,65 +12,14 @@ from pipeline.sources.options import SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers.array_layout import labels as labels_lib
 from pipeline.sources.readers.array_layout import pixels as pixels_lib
+from pipeline.sources.readers.array_layout.names import parse
 from pipeline.sources.readers.array_layout.stored import StoredArray
 from pipeline.sources.source import UNLABELLED
-from pipeline.sources.splits import UNSPLIT, in_order, split_named
+from pipeline.sources.splits import UNSPLIT, in_order
 from pipeline.storage import files
-
-# Words in the names of arrays. Those of the second line count only where no array has one of the
-# first, which earlier versions knew.
-_WORDS = (
-    {"images": ("x", "images", "image"), "labels": ("y", "labels", "label")},
-    {
-        "images": ("imgs", "img", "data", "pixels"),
-        "labels": ("targets", "target", "classes"),
-    },
-)
-_ALL_WORDS = "|".join(word for words in _WORDS for group in words.values() for word in group)
-_SPLITS = "training|train|validation|valid|val|testing|test"
-_WORD = re.compile(r"t10k|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-_GLUED = re.compile(f"({_ALL_WORDS})({_SPLITS})|({_SPLITS})({_ALL_WORDS})")
-
 
 # Names of arrays that a note shows.
 _MAX_SHOWN = 12
-
-
-class Name(NamedTuple):
-    """What the name of an array says."""
-
-    kind: str  # "images", "labels", or "" if the name says neither.
-    split: str
-    rest: str  # The other words.
-    rank: int  # The line of _WORDS that holds the word for the kind.
-    beginning: str  # All before the words for kind and split.
-
-
-def parse(name: str) -> Name:
-    """What a name such as X_train, trainImages or kmnist-test-labels says."""
-    words: list[tuple[str, int]] = []
-    for match in _WORD.finditer(name):
-        word = match[0].lower()
-        glued = _GLUED.fullmatch(word)
-        words += [
-            (part, match.start()) for part in (filter(None, glued.groups()) if glued else [word])
-        ]
-    kinds = [
-        (kind, rank, word)
-        for rank, groups in enumerate(_WORDS)
-        for kind, group in groups.items()
-        for word, _ in words
-        if word in group
-    ]
-    best = [found for found in kinds if found[1] == kinds[0][1]]
-    kind, rank, kind_word = best[0] if len({found[0] for found in best}) == 1 else ("", 0, None)
-    split_word = next((word for word, _ in words if split_named(word) != UNSPLIT), None)
-    rest = [word for word, _ in words]
-    for word in {kind_word, split_word} - {None}:
-        rest.remove(word)
-    ends = [place for word, place in words if word in (kind_word, split_word)]
-    beginning = name[: min(ends, default=0)].rstrip("-_. /")
-    return Name(kind, split_named(split_word or ""), " ".join(rest), rank, beginning)
 
 
 class Pair(NamedTuple):
@@ -114,12 +62,12 @@ def find_pairs(
         kind: min((about.rank for about in parsed.values() if about.kind == kind), default=0)
         for kind in ("images", "labels")
     }
-    found: dict[str, dict[str, str]] = {}
+    names_by_split: dict[str, dict[str, str]] = {}
     for name, about in parsed.items():
         kind = about.kind
         if not kind or about.rank > ranks[kind]:
             continue
-        other = found.setdefault(about.split, {}).setdefault(kind, name)
+        other = names_by_split.setdefault(about.split, {}).setdefault(kind, name)
         if other == name or (kind == "labels" and options.labels == "none"):
             continue
         remedy = "save the set without the other"
@@ -131,8 +79,10 @@ def find_pairs(
             f"{where}: {other} and {name} are both {kind} of {about.split}; expected one: {remedy}"
         )
     if options.labels == "none":
-        found = {split: kinds for split, kinds in found.items() if "images" in kinds}
-    for split, kinds in found.items():
+        names_by_split = {
+            split: kinds for split, kinds in names_by_split.items() if "images" in kinds
+        }
+    for split, kinds in names_by_split.items():
         rests = {parsed[name].rest for name in kinds.values()}
         if options.labels != "none" and ("images" not in kinds or len(rests) > 1):
             raise StageError(
@@ -140,12 +90,12 @@ def find_pairs(
                 "of each split, such as x_train and y_train, or train_images and train_labels: "
                 "rename the arrays"
             )
-    used = {split: list(kinds.values()) for split, kinds in found.items()}
+    used = {split: list(kinds.values()) for split, kinds in names_by_split.items()}
     others = [name for split, kinds in used.items() if split != UNSPLIT for name in kinds]
     remedy = "save one of the two, such as the splits: a = numpy.load(FILE); numpy.savez(NEW, "
     remedy += ", ".join(f"{name}=a[{name!r}]" for name in others) + ")"
     refuse_whole_beside_splits(where, used, "move the files of one away" if place else remedy)
-    return {split: found[split] for split in in_order(found)}
+    return {split: names_by_split[split] for split in in_order(names_by_split)}
 
 
 def refuse_whole_beside_splits(where: str, names: Mapping[str, Sequence[str]], remedy: str) -> None:
@@ -162,7 +112,7 @@ def refuse_whole_beside_splits(where: str, names: Mapping[str, Sequence[str]], r
     if UNSPLIT not in names or len(names) == 1:
         return
     whole = names[UNSPLIT][0]
-    part = next(found[0] for split, found in names.items() if split != UNSPLIT)
+    part = next(split_names[0] for split, split_names in names.items() if split != UNSPLIT)
     raise StageError(
         f"{where}: {whole} names no split, and {part} names one; expected a set or its splits, "
         f"since one may hold the images of the other: {remedy}"
@@ -205,20 +155,20 @@ def open_pairs(
         {split: pair.images for split, pair in pairs.items()}, stored, options.pixel_range
     )
     labelled = {split: labels for split, labels in stored.items() if labels}
-    found = labels_lib.Labels({}, None, [])
+    opened_labels = labels_lib.Labels({}, None, [])
     if labelled and options.labels != "none":
-        found = labels_lib.read_labels(labelled, is_first_column=is_first_column)
+        opened_labels = labels_lib.read_labels(labelled, is_first_column=is_first_column)
     splits = {
-        split: (rows, found.of_split.get(split, np.full(len(rows), UNLABELLED)))
+        split: (rows, opened_labels.by_split.get(split, np.full(len(rows), UNLABELLED)))
         for split, rows in images.items()
     }
-    unlabelled = [split for split in splits if split not in found.of_split]
-    if found.of_split and unlabelled:
-        found.notes.append(f"{', '.join(unlabelled)} has no labels")
+    unlabelled = [split for split in splits if split not in opened_labels.by_split]
+    if opened_labels.by_split and unlabelled:
+        opened_labels.notes.append(f"{', '.join(unlabelled)} has no labels")
     return arrays.ArraySource(
         splits,
-        class_names=found.class_names,
-        notes=list(dict.fromkeys([*notes, *pixel_notes, *found.notes])),
+        class_names=opened_labels.class_names,
+        notes=list(dict.fromkeys([*notes, *pixel_notes, *opened_labels.notes])),
         **about,
     )
 
@@ -252,14 +202,16 @@ def open_labels(
         raise
 
 
-def ignored_note(names: Iterable[str], found: Mapping[str, Mapping[str, str]]) -> list[str]:
+def ignored_note(
+    names: Iterable[str], names_by_split: Mapping[str, Mapping[str, str]]
+) -> list[str]:
     """A note on the arrays that are not read, if there are any.
 
     Args:
       names: names of all arrays.
-      found: see find_pairs.
+      names_by_split: see find_pairs.
     """
-    used = {name for kinds in found.values() for name in kinds.values()}
+    used = {name for kinds in names_by_split.values() for name in kinds.values()}
     others = [name for name in names if name not in used]
     shown = ", ".join(others[:_MAX_SHOWN]) + (", …" if len(others) > _MAX_SHOWN else "")
     return [f"ignores the array{'s' if len(others) > 1 else ''} {shown}"] if others else []
@@ -285,7 +237,7 @@ def files_of(directory: str, beginning: str, ending: str) -> tuple[list[str], di
       Their names.
       Ending -> number of the other files whose names begin so.
     """
-    found, others = [], collections.Counter()
+    matching, others = [], collections.Counter()
     for name in files.list_names(directory):
         has_ending = name.endswith(ending)
         # On an object store each question takes a request, and there may be many arrays.
@@ -295,7 +247,7 @@ def files_of(directory: str, beginning: str, ending: str) -> tuple[list[str], di
         if not is_file and files.is_dir(files.join(directory, name)):
             continue
         if has_ending:
-            found.append(name)
+            matching.append(name)
         else:
             others[os.path.splitext(name)[1].lower()] += 1
-    return found, dict(others)
+    return matching, dict(others)

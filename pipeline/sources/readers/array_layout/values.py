@@ -28,7 +28,7 @@ _RANGES = {
 _DARK = (1, 16)
 
 
-class _Found(NamedTuple):
+class _Range(NamedTuple):
     """The values of one array or of several."""
 
     lowest: Any
@@ -75,12 +75,12 @@ def decide(
     is_uint8, dtype = set(dtypes) == {np.dtype(np.uint8)}, dtypes[0].newbyteorder("=")
     if dtype.kind == "b" and not pixel_range:
         return _of_bool, ["bool images: False is stored as 0, True as 255"]
-    found = [_scan(where, rows, to_the_end=bool(pixel_range)) for where, rows in arrays]
-    lowest, highest = min(f.lowest for f in found), max(f.highest for f in found)
+    ranges = [_scan(where, rows, to_the_end=bool(pixel_range)) for where, rows in arrays]
+    lowest, highest = min(f.lowest for f in ranges), max(f.highest for f in ranges)
     if lowest < 0:
-        where = arrays[[f.lowest for f in found].index(lowest)][0]
+        where = arrays[[f.lowest for f in ranges].index(lowest)][0]
     else:
-        where = arrays[[f.highest for f in found].index(highest)][0]
+        where = arrays[[f.highest for f in ranges].index(highest)][0]
     values = f"values {lowest!s} to {highest!s}"  # Of float32, no more digits than it has.
     if pixel_range:
         low, high = pixel_range
@@ -94,7 +94,7 @@ def decide(
                 "numpy.clip(x, {:g}, {:g})".format(*pixel_range, *pixel_range)
             )
         return functools.partial(_scaled, low=low, high=high), []
-    are_whole = all(f.are_whole for f in found)
+    are_whole = all(f.are_whole for f in ranges)
     if dtype.kind == "f" and lowest >= 0 and _LEAST_HIGHEST < highest <= 1:
         note = f"{dtype} {values} are multiplied by 255 and rounded"
         return functools.partial(_scaled, low=0, high=1), [note]
@@ -103,7 +103,7 @@ def decide(
         notes = [] if is_uint8 else [f"{dtype} {values} are whole and stored as they are"]
         dark = _dark_limit(highest)
         if dark is None:
-            notes += _dark_parts_notes(arrays, found)
+            notes += _dark_parts_notes(arrays, ranges)
         else:
             notes.append(
                 f"warning: pixels are at most {int(highest)} of 255, nearly black, and stored as "
@@ -125,10 +125,12 @@ def _dark_limit(highest: Any) -> int | None:
     return next((limit for limit in _DARK if 0 < highest <= limit), None)
 
 
-def _dark_parts_notes(arrays: Sequence[tuple[str, FileRows]], found: Sequence[_Found]) -> list[str]:
+def _dark_parts_notes(
+    arrays: Sequence[tuple[str, FileRows]], ranges: Sequence[_Range]
+) -> list[str]:
     """Warnings of arrays that are nearly black beside others that are not."""
     names: dict[int, list[str]] = {}
-    for (where, _), values in zip(arrays, found, strict=True):
+    for (where, _), values in zip(arrays, ranges, strict=True):
         if limit := _dark_limit(values.highest):
             names.setdefault(limit, []).append(where)
     return [
@@ -139,7 +141,7 @@ def _dark_parts_notes(arrays: Sequence[tuple[str, FileRows]], found: Sequence[_F
     ]
 
 
-def _scan(where: str, rows: FileRows, *, to_the_end: bool) -> _Found:
+def _scan(where: str, rows: FileRows, *, to_the_end: bool) -> _Range:
     """The values of an array; of uint8, no more blocks than are needed unless `to_the_end`."""
     lowest, highest, are_whole = [], [], True
     is_float = rows.dtype.kind == "f"
@@ -156,7 +158,7 @@ def _scan(where: str, rows: FileRows, *, to_the_end: bool) -> _Found:
             are_whole = bool((block == np.rint(block)).all())
         if rows.dtype == np.uint8 and not to_the_end and highest[-1] > max(_DARK):
             break
-    return _Found(min(lowest), max(highest), are_whole)
+    return _Range(min(lowest), max(highest), are_whole)
 
 
 def _of_bool(block: np.ndarray) -> np.ndarray:

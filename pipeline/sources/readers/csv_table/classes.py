@@ -82,7 +82,7 @@ def of_words(tables: Sequence[Table]) -> list[str]:
       StageError: a name is not UTF-8, too many names, or one file has words and another one
         numbers.
     """
-    found = [
+    names_by_table = [
         (
             table,
             {
@@ -93,9 +93,9 @@ def of_words(tables: Sequence[Table]) -> list[str]:
         )
         for table in tables
     ]
-    worded = [(table, names) for table, names in found if table.num_words]
+    worded = [(table, names) for table, names in names_by_table if table.num_words]
     among_words = set().union(*(names for _, names in worded))
-    for table, names in found:
+    for table, names in names_by_table:
         if not names <= among_words:  # Numbers may be classes beside words: 7 beside b.
             raise _of_two_kinds(worded[0][0], table)
     names = _sorted(tables[0].path, among_words)

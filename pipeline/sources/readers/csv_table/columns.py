@@ -50,13 +50,14 @@ def decide(
     """
     _refuse_lists(head, rows)
     ids = id_like(head)
-    found = label_column.find(head, options, ids=ids, rows=rows)
-    ids = [column for column in ids if column != found.column]
-    num_left = head.num_columns - len(ids) - (found.column is not None)
+    label_choice = label_column.find(head, options, ids=ids, rows=rows)
+    ids = [column for column in ids if column != label_choice.column]
+    has_label = label_choice.column is not None
+    num_left = head.num_columns - len(ids) - has_label
     unread = []
     if shape_of(num_left) is None:
-        pixels = set(numbered(head.names or [])) - {found.column, *ids}
-        unread = sorted({*range(head.num_columns)} - {found.column, *ids, *pixels})
+        pixels = set(numbered(head.names or [])) - {label_choice.column, *ids}
+        unread = sorted({*range(head.num_columns)} - {label_choice.column, *ids, *pixels})
         if num_left < 1:
             raise StageError(
                 f"{head.path}: holds the columns {listed(head.names)} and no pixels; expected the "
@@ -69,15 +70,17 @@ def decide(
                 f"{one_more}: save images of another shape as .npz, which stores the shape, and "
                 "remove columns that are neither label nor pixel"
             )
-    column, notes = _id_column(head, ids, repeated, options, has_label=found.column is not None)
+    column, notes = _id_column(
+        head, ids, repeated, options, has_label=label_choice.column is not None
+    )
     unread += [other for other in ids if other != column]
     if unread:
         names = listed([head.names[other] or "nameless" for other in unread])
         notes = [f"columns that are neither label, id nor pixel are not read: {names}", *notes]
-    if not found.is_used and found.column is not None:
-        unread.append(found.column)
-    label = found.column if found.is_used else None
-    return Columns(label, column, unread, [*found.notes, *notes], found.is_chosen)
+    if has_label and not label_choice.is_used:
+        unread.append(label_choice.column)
+    label = label_choice.column if label_choice.is_used else None
+    return Columns(label, column, unread, [*label_choice.notes, *notes], label_choice.is_chosen)
 
 
 def _refuse_lists(head: Head, rows: Sequence[Sequence[bytes]]) -> None:

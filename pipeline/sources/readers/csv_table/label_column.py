@@ -158,29 +158,30 @@ def _refuse_by_values(head: Head, columns: Sequence[int], rows: Sequence[Sequenc
     """
     edges = [[row[columns[place]].strip() for row in rows] for place in (0, 1, -2, -1)]
     first, second, before, last = map(set, edges)
-    found, is_enough = "", len(rows) >= _LEAST_ROWS
+    evidence, is_enough = "", len(rows) >= _LEAST_ROWS
     if _are_labels(edges[3], edges[2]) and not (
         _are_labels(edges[0], edges[1]) and len(first) >= len(last)
     ):
         values = [int(value) for value in last]
-        found = (
-            f"has {len(first)} values in {len(rows)} rows, and the last one, unlike the pixel "
-            f"beside it, {len(last)} values from {min(values)} to {max(values)}"
+        evidence = (
+            f"has {len(first)} value{'s' if len(first) > 1 else ''} in {len(rows)} rows, and the "
+            f"last one, unlike the pixel beside it, {len(last)} values from {min(values)} to "
+            f"{max(values)}"
         )
     elif not is_enough:
         return
     elif len(first) == len(rows):
-        found = f"differs in all {len(rows)} rows looked at, as an id does"
+        evidence = f"differs in all {len(rows)} rows looked at, as an id does"
     elif not 2 <= len(last) <= _MOST_CLASSES:
         return
     elif len(first) == 1:
         value = first.pop().decode(errors="replace")
-        found = (
+        evidence = (
             f"is {value} in all {len(rows)} rows looked at, and the last one has {len(last)} values"
         )
-    if found:
+    if evidence:
         raise UsageError(
-            f"{head.path}: the first column {found}; expected labels in the first column: say "
+            f"{head.path}: the first column {evidence}; expected labels in the first column: say "
             "where they are with --label_column=last, or =first; --labels=none beside it ignores "
             "them"
         )

@@ -143,9 +143,9 @@ def _colours(kinds: Sequence[str]) -> Mapping[str, int] | None:
     """Stem -> channel, if three stems differ by a colour alone; else None."""
     words = [set(re.findall("[a-z]+", kind)) for kind in kinds]
     own = [of_kind - set.intersection(*words) for of_kind in words]
-    found = [_COLOURS.get(next(iter(rest))) if len(rest) == 1 else None for rest in own]
-    is_rgb = len(kinds) == 3 and set(found) == {0, 1, 2}
-    return dict(zip(kinds, found, strict=True)) if is_rgb else None
+    colours = [_COLOURS.get(next(iter(rest))) if len(rest) == 1 else None for rest in own]
+    is_rgb = len(kinds) == 3 and set(colours) == {0, 1, 2}
+    return dict(zip(kinds, colours, strict=True)) if is_rgb else None
 
 
 def _by_colour(

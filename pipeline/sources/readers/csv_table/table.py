@@ -102,9 +102,9 @@ class Table:
             is_whole = num_columns == self.head.num_columns
             parts = self._divided(of_row) if is_whole else (None, [])
             looked_at.append(sample.Row(self.where(row), line, num_columns, *parts))
-        found = sample.look(self.head, self.separator, self._no_pixels, looked_at)
-        self.num_labels, self.num_words = found.num_labels, found.num_words
-        self.notes += found.notes
+        sampled = sample.look(self.head, self.separator, self._no_pixels, looked_at)
+        self.num_labels, self.num_words = sampled.num_labels, sampled.num_words
+        self.notes += sampled.notes
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -170,7 +170,7 @@ class Table:
     def _first_repeated(self, column: int) -> tuple[str, int, int] | None:
         """A value that a column holds twice, and the two lines; None if all values differ."""
         lines = enumerate(self._each_line())
-        # Hashes take 8 bytes a row. Rows whose hashes are equal are compared.
+        # Hashes take 8 bytes a row. Rows whose hashes are equal are compared; no hash is kept.
         ids = (hash(self._id(row, line, column)) for row, line in lines)
         hashes = np.fromiter(ids, np.int64, len(self))
         order = np.argsort(hashes, kind="stable")
