@@ -41,6 +41,15 @@ def test_the_short_way_to_parse_tells_what_the_long_one_does(record, data):
         assert tensorflow_bytes(*found) == changed
 
 
+@pytest.mark.parametrize("label", [0, 127, tf_example.UNLABELLED])
+def test_records_as_preprocess_writes_them_take_the_short_way(label):
+    record = (b"test-0000001", bytes(range(256)) * 3, label)
+    assert tf_example._parse_encoded(tf_example.encode(*record)) == record
+    # Pixels that end like the entry of another label.
+    record = (b"id", bytes(200) + tf_example._label_entry(tf_example.UNLABELLED), label)
+    assert tf_example._parse_encoded(tf_example.encode(*record)) == record
+
+
 @pytest.mark.parametrize(
     ("serialized", "message"),
     [

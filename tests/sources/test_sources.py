@@ -221,6 +221,70 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
         source.read(np.arange(3))
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        ("none", "auto", "none of the features holds labels: image"),
+        ("image", "auto", "none of the features holds labels: image"),
+        ("text", "auto", "expected an image and an integer label: --labels=none reads the images"),
+        (
+            "coarse",
+            "auto",
+            "expected an image and an integer label: --labels=none reads the images",
+        ),
+        ("text", "none", ""),
+        ("coarse", "none", ""),
+    ],
+)
+def test_a_set_of_tensorflow_datasets_may_lack_labels(tmp_path, kind, labels, message):
+    import tensorflow_datasets as tfds
+
+    (pixels, _), _ = blobs().values()
+    features = {"image": tfds.features.Image(shape=(12, 8, 1))}
+    more = {
+        "text": ("label", tfds.features.Text(), "a"),
+        "coarse": ("coarse", tfds.features.ClassLabel(num_classes=2), 1),
+    }
+    if kind in more:
+        features[more[kind][0]] = more[kind][1]
+
+    class Unlabelled(tfds.core.GeneratorBasedBuilder):
+        """A set as their catalog has them; the name of each is its own."""
+
+        name = f"unlabelled_{kind}_{labels}"
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            keys = ("image", "image") if kind == "image" else None
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), supervised_keys=keys
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, image in enumerate(pixels[:20]):
+                record = {"image": image[..., None]}
+                if kind in more:
+                    record[more[kind][0]] = more[kind][2]
+                yield i, record
+
+    spec = f"tfds:{Unlabelled.name}"
+    options = SourceOptions(tfds_data_dir=str(tmp_path / "tfds"), labels=labels)
+    if "expected" in message:
+        with pytest.raises(UsageError, match=message):
+            sources.open_source(spec, options)
+        return
+    source = sources.open_source(spec, options)
+    assert source.notes == ([message] if message else []) and source.class_names == []
+    images, found = source.read(np.arange(20))
+    assert set(found.tolist()) == {-1}
+    expected = {image.tobytes() for image in pixels[:20]}
+    assert {np.asarray(image).tobytes() for image in images} == expected
+
+
 def test_a_source_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "my_sets.py").write_text(
         "import numpy as np\n"

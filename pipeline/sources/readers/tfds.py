@@ -61,11 +61,13 @@ class TfdsSource:
         data_dir: str | None,
         manual_dir: str | None,
         max_pixels: int = source.MAX_IMAGE_PIXELS,
+        is_labelled: bool = True,
     ):
         """Opens the set, and prepares it first if necessary.
 
         Raises:
-          StageError: no such set, it cannot be prepared, or it holds no labelled images.
+          UsageError: labels that are no integers.
+          StageError: no such set, it cannot be prepared, or it holds no images.
         """
         where = f"--source=tfds:{name}"
         for name_of_log in ("absl", "urllib3"):  # Advice to install OpenCV, and every retry.
@@ -85,19 +87,31 @@ class TfdsSource:
         self._directory, self._max_pixels = str(builder.data_dir), max_pixels
         self.listed = self.listing()
         features, keys = builder.info.features, builder.info.supervised_keys
-        self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
-        if (
-            not {self._image, self._label} <= set(getattr(features, "keys", list)())
-            or not isinstance(features[self._image], tfds.features.Image)
-            or not isinstance(
-                features[self._label], tfds.features.ClassLabel | tfds.features.Scalar
+        self._image, label = keys if keys and len(keys) == 2 else ("image", "label")
+        names = set(getattr(features, "keys", list)())
+        if self._image not in names or not isinstance(features[self._image], tfds.features.Image):
+            raise StageError(f"{where}: holds {' '.join(str(features).split())}; expected an image")
+        self.notes: list[str] = []
+        self._label = label if is_labelled and label in names - {self._image} else None
+        if self._label:
+            is_refused = not isinstance(
+                features[label], tfds.features.ClassLabel | tfds.features.Scalar
             )
-        ):
-            raise StageError(
+        else:  # A feature of another name may hold labels.
+            is_refused = is_labelled and any(
+                isinstance(features[name], tfds.features.ClassLabel) for name in names
+            )
+        if is_refused:
+            raise UsageError(
                 f"{where}: holds {' '.join(str(features).split())}; expected an image and an "
-                "integer label"
+                "integer label: --labels=none reads the images alone"
             )
-        self.class_names = list(getattr(features[self._label], "names", None) or [])
+        if is_labelled and not self._label:
+            shown = ", ".join(sorted(names))
+            self.notes.append(f"none of the features holds labels: {shown}")
+        self.class_names: list[str] = []
+        if self._label:
+            self.class_names += getattr(features[label], "names", None) or []
         self._image_feature = features[self._image]
         self._name = where
         sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
@@ -113,7 +127,7 @@ class TfdsSource:
             ) from error
         self.split_sizes = {split: sizes[split] for split in splits}
         self._starts = np.cumsum([0, *self.split_sizes.values()])
-        if not self.class_names:
+        if self._label and not self.class_names:
             labels = [int(x[self._label]) for data in self._data.values() for x in data]
             self.class_names = arrays.class_names_up_to(max(labels), where)
 
@@ -166,7 +180,7 @@ class TfdsSource:
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
         """Reads the records at `indices`; images are decoded on access."""
         stored: list[bytes | source.Unreadable] = [b""] * len(indices)
-        labels = np.full(len(indices), -1, np.int64)
+        labels = np.full(len(indices), source.UNLABELLED, np.int64)
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number, data in enumerate(self._data.values()):
             positions = np.flatnonzero(numbers == number).tolist()
@@ -176,7 +190,8 @@ class TfdsSource:
                     stored[i] = record
                 else:
                     stored[i] = record[self._image]
-                    labels[i] = int(record[self._label])
+                    if self._label:
+                        labels[i] = int(record[self._label])
         # A library opens and reads the files, so only their stamps can be checked here. For a URL,
         # that would take requests for each read.
         if not files.is_url(self._directory) and self.listing() != self.listed:
@@ -214,7 +229,8 @@ def open_tfds(name: str, options: SourceOptions = DEFAULTS) -> TfdsSource:
       options: see SourceOptions.
 
     Raises:
-      StageError: no such set, it cannot be prepared, or it holds no labelled images.
+      UsageError: labels that are no integers.
+      StageError: no such set, it cannot be prepared, or it holds no images.
     """
     if not name:
         raise UsageError("--source=tfds: names no set; write --source=tfds:NAME")
@@ -223,4 +239,5 @@ def open_tfds(name: str, options: SourceOptions = DEFAULTS) -> TfdsSource:
         data_dir=options.tfds_data_dir,
         manual_dir=options.tfds_manual_dir,
         max_pixels=options.max_image_pixels,
+        is_labelled=options.labels != "none",
     )
