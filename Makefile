@@ -73,10 +73,10 @@ demo: $(INSTALLED)  ### the whole path on the embedded digits, in minutes
 	@$(MAKE) --no-print-directory export $(call quote,DATA_DIR=$(DEMO_DIR)/shards) $(call quote,MODEL_DIR=$(DEMO_DIR)/run/export) $(call quote,OUTPUT_DIR=$(DEMO_DIR)/embeddings) SPLIT=test FLAGS=
 	@echo
 	@echo "Look at:"
-	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/report.html                        all of it at a glance, in a browser"
-	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/mnist-test-00000-of-00004.png      digits above their reconstructions"
-	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/mnist-test-00000-of-00004.parquet  their embeddings, a row a digit"
-	@echo "  "$(call quote,$(DEMO_DIR))"/run/metrics.jsonl                             losses after each epoch"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/report.html                                    all of it at a glance, in a browser"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/images/mnist-test-00000-of-00004.png           digits above their reconstructions"
+	@echo "  "$(call quote,$(DEMO_DIR))"/embeddings/embeddings/mnist-test-00000-of-00004.parquet   their embeddings, a row a digit"
+	@echo "  "$(call quote,$(DEMO_DIR))"/run/metrics.jsonl                                         losses after each epoch"
 	@echo "  "$(call quote,$(VENV))"/bin/tensorboard --logdir "$(call quote,$(DEMO_DIR))"/run/tensorboard"
 
 preprocess: $(INSTALLED)  ### image set -> TFRecord shards
@@ -98,7 +98,7 @@ report: $(INSTALLED)  ## makes the report of an export again
 	@$(PY) -m pipeline.report --data_dir=$(call quote,$(DATA_DIR)) --model_dir=$(call quote,$(MODEL_DIR)) --split=$(call quote,$(SPLIT)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DEMO_DIR)/embeddings)) $(FLAGS)
 
 # A shard per split and batches of 128: the embedded set is small.
-week: $(INSTALLED)  ## seven nightly exports with a kill, a damaged shard and a new model
+week: $(INSTALLED)  ## nine nightly exports with a kill, a damaged shard, a new model, a gate
 	@$(PY) -m tests.week --source=$(call quote,$(SOURCE)) --workdir=$(call quote,$(DEMO_DIR)/week)
 
 # FLAGS=--fail_every=9 lets every ninth request fail.

@@ -68,6 +68,7 @@ setuptools.setup(
             "vae-launch = trainer.launch:main",
             "vae-join = trainer.join:main",
             "vae-export = pipeline.export:main",
+            "vae-latest = pipeline.latest:main",
             "vae-report = pipeline.report:main",
             "vae-verify = pipeline.verify:main",
         ]

@@ -16,6 +16,7 @@ import sys
 from absl import flags
 
 from pipeline.cli import command, quiet
+from pipeline.cli.errors import UsageError
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import flags as export_flags
@@ -24,7 +25,16 @@ from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(export_flags)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local or a URL.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New directory to write; local or a URL.")
+_LATEST = flags.DEFINE_string(
+    "latest",
+    None,
+    "Pointer to the newest export, which moves to output_dir after success: a symbolic link, or "
+    "for a URL the object LATEST.json. Rows of the export that it names are taken over.",
+)
+_REUSE_FROM = flags.DEFINE_string(
+    "reuse_from", None, "An export whose rows are taken over; by default the one --latest names."
+)
 _FIELDS = flags.DEFINE_list(
     "fields",
     "mean,log_var,reconstruction_loss,kl",
@@ -48,7 +58,8 @@ _Z_SEED = flags.DEFINE_integer("z_seed", 0, "Seed of the noise in z.", lower_bou
 _REQUIRE = flags.DEFINE_string(
     "require",
     None,
-    "Publish only if these bounds hold, such as elbo>-110,active_units>=8. Metrics of the export: "
+    "Reject the export unless these bounds hold, such as elbo>-110,active_units>=8; --latest does "
+    "not move to a rejected export. Metrics of the export: "
     "elbo, reconstruction_loss, kl, active_units, written, quarantined; of the model: "
     "model.SPLIT.NAME.",
 )
@@ -59,12 +70,19 @@ _STATUS_ON_REJECTION = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=125,
 )
+_STATUS_ON_CONFLICT = flags.DEFINE_integer(
+    "status_on_conflict",
+    1,
+    "Exit status if output_dir holds a run with other inputs; lets a script see that.",
+    lower_bound=1,
+    upper_bound=125,
+)
 _REFERENCE = flags.DEFINE_string(
     "reference", None, "An export to compare with; warns if a distribution has drifted."
 )
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html, plots/ and projector/.")
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Compute all rows again, and replace output made with other settings."
+    "overwrite", False, "Replace the output of another run of this command in output_dir."
 )
 _ON_CORRUPT = flags.DEFINE_enum(
     "on_corrupt",
@@ -89,8 +107,8 @@ flags.register_validator(
 _SUBJECTS = {
     "Input": ("data_dir", "split", "model_dir", "run_dir", "on_corrupt", "max_quarantined"),
     "Output": (
-        *("output_dir", "fields", "embedding_format", "images", "z_seed", "report", "overwrite"),
-        "fast_math",
+        *("output_dir", "latest", "reuse_from", "overwrite", "status_on_conflict"),
+        *("fields", "embedding_format", "images", "z_seed", "report", "fast_math"),
     ),
     "Gate and drift": ("require", "status_on_rejection", "reference"),
     **{f"{subject}, with --source": names for subject, names in source_flags.SUBJECTS.items()},
@@ -106,15 +124,21 @@ def run(beam_args: list[str]) -> None:
     from pipeline.reports import create as create_report
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
-    from pipeline.stages import quarantine
+    from pipeline.stages import output_directory, pointer, quarantine
 
     options = beam_options.parse_options(beam_args)
     cluster.check_paths(options, **export_flags.paths(), output_dir=_OUTPUT_DIR.value)
+    latest, seen = _LATEST.value, None
+    if latest:
+        pointer.check(latest, _OUTPUT_DIR.value)
+        seen = pointer.read(latest)
+    reuse_dir = _reuse_dir(seen)
     request = create_export.Request(
         input=export_flags.image_set(_ON_CORRUPT.value),
         model_dir=export_flags.MODEL_DIR.value,
         output_dir=_OUTPUT_DIR.value,
-        reference_dir=_REFERENCE.value,
+        reuse_dir=reuse_dir,
+        reference_dir=_REFERENCE.value and pointer.resolve(_REFERENCE.value),
         settings=ExportSettings(
             fields=tuple(_FIELDS.value),
             embedding_format=_EMBEDDING_FORMAT.value,
@@ -127,27 +151,52 @@ def run(beam_args: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         options=options,
         fast_math=_FAST_MATH.value,
+        only_if_new=seen is not None and _REUSE_FROM.value is None,
     )
     try:
         manifest = create_export.make_export(request)
     except gate.Rejected as error:
         error.exit_status = _STATUS_ON_REJECTION.value
         raise
+    except output_directory.Conflict as error:
+        error.exit_status = _STATUS_ON_CONFLICT.value
+        raise
+    directory = manifest["directory"]
     print(*_shard_lines(manifest), sep="\n")
     if text := _kinds(manifest):
         print(f"export: {text}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
         print(f"export: warning: {warning}", file=sys.stderr)
-    print(f"export: {_total(manifest)}, export_id {manifest['export_id']}, {_OUTPUT_DIR.value}")
-    create_report.remove_stale(_OUTPUT_DIR.value, manifest["export_id"])
-    if _REPORT.value and not create_report.is_current(_OUTPUT_DIR.value, manifest["export_id"]):
+    print(f"export: {_total(manifest)}, export_id {manifest['export_id']}, {directory}")
+    create_report.remove_stale(directory, manifest["export_id"])  # After --overwrite.
+    if _REPORT.value and not create_report.is_current(directory, manifest["export_id"]):
         page = create_report.make_report(
-            _OUTPUT_DIR.value,
+            directory,
             input_=request.input,
             model_dir=request.model_dir,
             run_dir=export_flags.RUN_DIR.value,
         )
         print(f"export: {page}")
+    if latest:
+        moved = pointer.move(latest, directory, seen=seen)
+        print(f"export: {latest} {'names' if moved else 'still names'} {directory}")
+
+
+def _reuse_dir(seen) -> str | None:
+    """The export whose rows are taken over, if any."""
+    from pipeline.stages import pointer
+    from pipeline.storage import files
+
+    if _REUSE_FROM.value:
+        return pointer.resolve(_REUSE_FROM.value)
+    if seen is None or not seen.export_id:
+        return None  # What --latest names is gone.
+    if _OVERWRITE.value and files.is_within(_OUTPUT_DIR.value, seen.directory):
+        raise UsageError(
+            f"--overwrite: --latest={_LATEST.value} names {seen.directory}, and its readers would "
+            "find it half-written; export into a new directory"
+        )
+    return seen.directory
 
 
 def _counts(counts: dict) -> str:

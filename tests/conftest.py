@@ -157,7 +157,7 @@ def make_embeddings(
     from pipeline.embeddings.shard import ExportSettings
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
-    from pipeline.stages import quarantine
+    from pipeline.stages import pointer, quarantine
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     on_corrupt = settings.pop("on_corrupt", "fail")
@@ -184,11 +184,16 @@ def make_embeddings(
     export_settings.update(
         {key: settings.pop(key) for key in list(settings) if key in export_settings}
     )
-    reference = settings.pop("reference", None)
+    reference, latest = settings.pop("reference", None), settings.pop("latest", None)
+    reuse_from = settings.pop("reuse_from", None)
+    seen = pointer.read(str(latest)) if latest else None
+    if seen and reuse_from is None:
+        reuse_from = seen.directory
     request = create_export.Request(
         input=input_,
         model_dir=str(model_dir),
         output_dir=str(output_dir),
+        reuse_dir=None if reuse_from is None else str(reuse_from),
         reference_dir=None if reference is None else str(reference),
         settings=ExportSettings(**export_settings),
         requirements=gate.parse(settings.pop("require", None)),
@@ -196,9 +201,13 @@ def make_embeddings(
         max_quarantined=quarantine.parse_limit(settings.pop("max_quarantined", "0.1%")),
         overwrite=settings.pop("overwrite", False),
         options=options,
+        only_if_new=seen is not None,
     )
     assert not settings, settings
-    return create_export.make_export(request)
+    manifest = create_export.make_export(request)
+    if latest:
+        pointer.move(str(latest), manifest["directory"], seen=seen)
+    return manifest
 
 
 def smoke_config(data_dir: object, /, **changes):
@@ -214,11 +223,14 @@ def smoke_config(data_dir: object, /, **changes):
 
 
 def outputs_of(directory: pathlib.Path) -> dict[str, bytes]:
-    """Name -> bytes of every file of a finished stage that its inputs determine."""
+    """Name -> bytes of every file of a finished stage that its inputs determine.
+
+    timings.json and changes.parquet tell how the stage came to them.
+    """
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("timings.json", ".lock")
+        if path.is_file() and path.name not in ("timings.json", ".lock", "changes.parquet")
     }
 
 

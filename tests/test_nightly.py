@@ -36,6 +36,7 @@ class Nights:
 
     def __init__(self, directory: pathlib.Path, model_dir: pathlib.Path):
         self.directory, self.out = directory, directory / "out"
+        self.latest = self.out / "latest"
         for name in ("incoming", "tmp", "stopped"):
             (directory / name).mkdir()
         python = directory / "python"
@@ -45,7 +46,8 @@ class Nights:
             "SOURCE": f"idx:{directory}/incoming",
             "DATA_DIR": str(directory / "shards"),
             "MODEL_DIR": str(model_dir),
-            "OUTPUT_DIR": str(self.out),
+            "EXPORTS_DIR": str(self.out),
+            "DATE": "2026-11-25",
             "REQUIRE": "elbo>-1e9,written>0",
             "PREPROCESS_FLAGS": "--name=blobs --num_shards=2 --validation_fraction=0",
             "EXPORT_FLAGS": "--split=train --noreport",
@@ -77,10 +79,10 @@ class Nights:
         assert not [*(self.directory / "tmp").glob("tmp.*")]
         return done.stderr
 
-    def published(self) -> dict[str, bytes]:
-        """The files that readers see; unfinished work is in .progress/."""
-        files = outputs_of(self.out)
-        return {name: data for name, data in files.items() if not name.startswith(".progress/")}
+    def published(self) -> tuple[str, dict[str, bytes]]:
+        """The export that readers see, and its files."""
+        directory = self.latest.resolve()
+        return directory.name, outputs_of(directory)
 
     def check_same_as_one_export(self, num_records: int) -> None:
         """Checks that one export of the same set has the same bytes."""
@@ -88,7 +90,7 @@ class Nights:
         data, model = (self._environment[key] for key in ("DATA_DIR", "MODEL_DIR"))
         flags = [f"--data_dir={data}", f"--model_dir={model}", "--split=train", "--noreport"]
         run_command("pipeline.export", *flags, f"--output_dir={single}")
-        assert outputs_of(self.out) == outputs_of(single)
+        assert self.published()[1] == outputs_of(single)
         manifest = json.loads((single / "manifest.json").read_text())
         assert manifest["records"]["written"] == num_records
 
@@ -101,24 +103,35 @@ def nights(tmp_path, trained):
 def test_nights_with_interruptions_and_a_gate_equal_one_export(nights):
     nights.grow(100)
     nights.night()
+    assert nights.published()[0] == "dt=2026-11-25"
+    nights.night(DATE="2026-11-26")  # Nothing is new.
+    assert nights.published()[0] == "dt=2026-11-25"
     nights.grow(150)
     stderr = nights.night(STOP_STAGE="preprocess", STOP_TIMES="1")
     assert "nightly: preprocess was interrupted; try 2 of 3" in stderr
+    assert nights.published()[0] == "dt=2026-11-25.2"  # More on the same day.
     published = nights.published()
     nights.grow(220)
-    stderr = nights.night(status=3, REQUIRE="elbo>0")
+    stderr = nights.night(status=3, REQUIRE="elbo>0", DATE="2026-11-26")
     assert "export: --require: elbo>0 (it is -" in stderr
-    assert "nightly: the gate held the export back; nothing is published" in stderr
+    assert f"nightly: the gate rejected the export; {nights.latest} stays where it is" in stderr
     assert nights.published() == published
+    # The night ends as before, and the next takes over the rows that this one has computed.
+    nights.night("export", status=3, REQUIRE="elbo>0", DATE="2026-11-26")
+    nights.grow(230)
+    nights.night("preprocess")
     for path in (nights.directory / "stopped").iterdir():
         path.rmdir()
     stops = {"STOP_STAGE": "export", "STOP_TIMES": "2", "TRIES": "2"}
     marker = "blobs-train.tfrecord-00005-of-00002.json"  # The marker of a new shard.
-    stderr = nights.night("export", status=75, STOP_FILE=marker, **stops)
+    stderr = nights.night("export", status=75, STOP_FILE=marker, DATE="2026-11-27", **stops)
     assert "nightly: export was interrupted in try 2 of 2; run the same command" in stderr
     assert nights.published() == published
-    nights.night("export")
-    nights.check_same_as_one_export(220)
+    nights.night("export", DATE="2026-11-27", KEEP="1")
+    assert nights.published()[0] == "dt=2026-11-27"
+    nights.check_same_as_one_export(230)
+    # The last finished one stays; older ones are gone, the rejected one too.
+    assert sorted(path.name for path in nights.out.glob("[!.]*")) == ["dt=2026-11-27", "latest"]
 
 
 @pytest.mark.long
@@ -163,7 +176,7 @@ def test_nights_of_two_users_share_a_directory_for_scratch_files():
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
     with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's directories are private.
         os.chmod(shared, 0o1777)
-        settings = {"SOURCE": "sample", "DATA_DIR": "/d", "MODEL_DIR": "/m", "OUTPUT_DIR": "/o"}
+        settings = {"SOURCE": "sample", "DATA_DIR": "/d", "MODEL_DIR": "/m", "EXPORTS_DIR": "/o"}
         # The stages do nothing here.
         environment = {**os.environ, **settings, "PYTHON": shutil.which("true"), "TMPDIR": shared}
 
@@ -194,6 +207,8 @@ def test_nights_of_two_users_share_a_directory_for_scratch_files():
     [
         ({"SOURCE": ""}, 2, "SOURCE='': expected a value, such as idx:"),
         ({"TRIES": "many"}, 2, "TRIES=many: expected a number from 1"),
+        ({"KEEP": "0"}, 2, "KEEP=0: expected a number from 1"),
+        ({"DATE": "yesterday"}, 2, "DATE=yesterday: expected a date such as 2026-11-25"),
         ({"PYTHON": "/nonesuch"}, 2, "PYTHON=/nonesuch: no such program; expected the Python of"),
         ({"TMPDIR": "/nonesuch"}, 2, "TMPDIR=/nonesuch: expected a directory to write to"),
         ({"PREPROCESS_FLAGS": "--num_shrads=2"}, 2, "preprocess failed with status 2"),

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from pipeline.cli.errors import StageError
 from pipeline.datasets import reader, verification
 from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
 
@@ -48,18 +49,19 @@ def train(earlier: pathlib.Path, run: str, **changes) -> dict:
     return train.train(config, workdir=str(earlier / run))
 
 
-def export(earlier: pathlib.Path, name: str, data: str = "appended") -> dict:
-    model = earlier / "finished_run" / "export"
-    return make_embeddings(earlier / data, model, earlier / name, split="validation,test")
+def export(earlier: pathlib.Path, name: str, **settings) -> dict:
+    model, data = earlier / "finished_run" / "export", earlier / "appended"
+    return make_embeddings(data, model, earlier / name, split="validation,test", **settings)
 
 
 def assert_same_rows(a: pathlib.Path, b: pathlib.Path) -> None:
-    """Two exports have the same records in the same order, and the same numbers."""
-    names = sorted(path.name for path in a.glob("*.parquet"))
-    assert names == sorted(path.name for path in b.glob("*.parquet"))
+    """An export has the records of one in the earlier layout, in order, and the same numbers."""
+    names = sorted(path.name for path in (a / "embeddings").glob("*.parquet"))
+    assert names and names == sorted(path.name for path in b.glob("*.parquet"))
     for name in names:
-        first, second = (pyarrow.parquet.read_table(d / name).to_pydict() for d in (a, b))
-        assert first.keys() == second.keys()
+        first = pyarrow.parquet.read_table(a / "embeddings" / name).to_pydict()
+        second = pyarrow.parquet.read_table(b / name).to_pydict()
+        assert first.keys() - second.keys() == {"class", "split"}
         for column in ("id", "label", "record_sha"):
             assert first[column] == second[column]
         for column in ("mean", "log_var", "reconstruction_loss", "kl"):
@@ -117,16 +119,19 @@ def test_exports(earlier):
     finished = outputs_of(earlier / "export")
     assert export(earlier, "export")["reused"]
     assert outputs_of(earlier / "export") == finished
-    half = export(earlier, "half_export")
-    earlier_tries = [done["earlier_try"] for done in half["done"].values()]
-    assert 0 < sum(earlier_tries) < len(earlier_tries)
-    assert half["export_id"] == manifest_of(earlier / "export")["export_id"]
-    assert_same_rows(earlier / "half_export", earlier / "export")
+    # Rows in the earlier layout are taken over, and not as files, which hold other columns now.
+    directory = earlier / "export"
+    again = export(earlier, "again", reuse_from=directory, reference=directory)
+    assert sum(done["computed"] for done in again["done"].values()) == 0
+    assert again["drift"]["warnings"] == []
+    assert_same_rows(earlier / "again", directory)
+    with pytest.raises(StageError, match="job.json: has no names.*delete the directory"):
+        export(earlier, "half_export")
     # The set grows: what the earlier version computed is not computed again.
     grow(earlier, "appended", id_prefix="third-")
-    grown = export(earlier, "export")
+    grown = export(earlier, "grown", reuse_from=directory)
     num_computed = sum(done["computed"] for done in grown["done"].values())
-    num_new = grown["records"]["read"] - half["records"]["read"]
+    num_new = grown["records"]["read"] - again["records"]["read"]
     assert num_computed == num_new > 0
 
 

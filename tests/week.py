@@ -1,11 +1,12 @@
-"""A week of nightly exports: seven nights over a growing data set, with typical failures.
+"""Nine nightly exports over a growing data set, with typical failures.
 
     python -m tests.week --source=idx:DIR --workdir=DIR
 
-Each day appends 1,000 records of an image set and exports. In the third night the export is
-killed half-way, in the fifth a shard is damaged, in the seventh there is a new model. This
-prints what each export computed, and checks that the last export has the same bytes as a single
-export of the whole set. Every step runs one of the project's commands in its own process.
+Seven days append 1,000 records of an image set and export. In the third night the export is
+killed half-way, in the fifth a shard is damaged, in the seventh there is a new model. Then a gate
+rejects an export, `latest` is moved back, and the next night moves it on. This prints what each
+export computed, which one `latest` names, and checks that the last export has the same bytes as a
+single export of the whole set. Every step runs one of the project's commands in its own process.
 """
 
 import json
@@ -26,7 +27,7 @@ _WORKDIR = flags.DEFINE_string(
 
 _NUM_DAYS, _RECORDS_A_DAY, _SHARDS_A_DAY = 7, 1_000, 4
 _MAX_TRAINING = 10_000
-# Files that the third night's export opens up to the kill: job.json, markers of eight unchanged
+# Files that the third night's export opens up to the kill: job.json, markers of eight linked
 # shards, rows, contact sheet, note and marker of the first new shard, then files of the second.
 _HALF_WAY = 1 + 8 + 4 + 3
 
@@ -65,7 +66,8 @@ class Week:
         """Prepares training data, two models, and the records of seven days."""
         from pipeline.sources import conversion
 
-        self._data, self._out, self._workdir = workdir / "data", workdir / "out", workdir
+        self._data, self._out, self._workdir = workdir / "data", workdir / "exports", workdir
+        self.latest = self._out / "latest"
         opened = conversion.open_converted(conversion.SourceSpec(source))
         num_appended = _NUM_DAYS * _RECORDS_A_DAY
         num_training = min(_MAX_TRAINING, opened.num_records - num_appended)
@@ -76,12 +78,12 @@ class Week:
         ]
         first = opened.num_records - num_appended
         self._records = opened.read(np.arange(first, opened.num_records))
-        self._line("day", "what happened", "read", "computed", "reused", "quarantined")
+        self._line("night", "what happened", "read", "computed", "reused", "quarantined", "latest")
 
     def _line(self, *cells: object) -> None:
         print("| " + " | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in cells) + " |")
-        if cells[0] == "day":
-            print("|---|---|---|---|---|---|")
+        if cells[0] == "night":
+            print("|" + "---|" * len(cells))
         sys.stdout.flush()
 
     def append(self, day: int) -> None:
@@ -95,8 +97,18 @@ class Week:
             flags_.append("--append")
         _preprocess(source, self._data, *flags_)
 
-    def flags(self, out: pathlib.Path, *, model: int = 0) -> list[str]:
+    def directory(self, night: int) -> pathlib.Path:
+        """The export of a night."""
+        return self._out / f"dt={night}"
+
+    def flags(self, night: int, *, model: int = 0) -> list[str]:
         """Flags of the nightly export."""
+        return [
+            *self._flags(self.directory(night), model=model),
+            f"--latest={self.latest}",
+        ]
+
+    def _flags(self, out: pathlib.Path, *, model: int) -> list[str]:
         return [
             f"--data_dir={self._data}",
             f"--model_dir={self._models[model]}",
@@ -105,11 +117,15 @@ class Week:
             "--on_corrupt=quarantine",
         ]
 
-    def export(self, day: int, event: str, *, model: int = 0) -> None:
-        """Exports and adds the day to the table."""
-        run_command("pipeline.export", *self.flags(self._out, model=model))
-        manifest = json.loads((self._out / "manifest.json").read_text())
-        done = json.loads((self._out / "timings.json").read_text())["done"].values()
+    def export(self, night: int, event: str, *, model: int = 0, require: str = "") -> None:
+        """Exports and adds the night to the table."""
+        flags_ = self.flags(night, model=model) + ([f"--require={require}"] if require else [])
+        done = run_command("pipeline.export", *flags_, check=not require)
+        assert done.returncode == bool(require), done.stderr
+        out = self.directory(night)
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert ("rejected" in manifest) == bool(require)
+        done = json.loads((out / "timings.json").read_text())["done"].values()
         records = manifest["records"]
         assert records["read"] == records["written"] + records["quarantined"]
         computed = f"{sum(counts['computed'] for counts in done):,}"
@@ -117,7 +133,17 @@ class Week:
         if num_earlier:
             computed += f" ({num_earlier:,} of them before the kill)"
         reused = sum(counts["reused"] for counts in done)
-        self._line(day, event, records["read"], computed, reused, records["quarantined"])
+        self._line(
+            night,
+            event,
+            *(records["read"], computed, reused, records["quarantined"]),
+            os.readlink(self.latest),
+        )
+
+    def move_back(self, night: int) -> None:
+        """Moves `latest` to an earlier night."""
+        run_command("pipeline.latest", self.latest, f"--to={self.directory(night)}")
+        self._line("", f"moved back to night {night}", "", "", "", "", os.readlink(self.latest))
 
     def newest_shard(self) -> pathlib.Path:
         """The last shard of the set."""
@@ -126,8 +152,8 @@ class Week:
     def check(self, *, model: int) -> None:
         """Raises an AssertionError unless a fresh export has the same bytes."""
         fresh = self._workdir / "fresh"
-        run_command("pipeline.export", *self.flags(fresh, model=model))
-        assert outputs_of(fresh) == outputs_of(self._out)
+        run_command("pipeline.export", *self._flags(fresh, model=model))
+        assert outputs_of(fresh) == outputs_of(self.latest.resolve())
         print("The same bytes as an export of the whole set at once, the report included.")
 
 
@@ -141,7 +167,7 @@ def main(_) -> None:
         week.append(day)
         week.export(day, "1,000 records appended" if day > 1 else "1,000 records")
     week.append(3)
-    die_at_file(_HALF_WAY, "pipeline.export", *week.flags(workdir / "out"))
+    die_at_file(_HALF_WAY, "pipeline.export", *week.flags(3))
     week.export(3, "killed half-way, started again")
     week.append(4)
     week.export(4, "1,000 records appended")
@@ -155,6 +181,9 @@ def main(_) -> None:
     week.export(6, "that shard restored")
     week.append(7)
     week.export(7, "a new model", model=1)
+    week.export(8, "the gate rejects it", require="elbo>0")
+    week.move_back(6)
+    week.export(9, "the gate lets it through", model=1)
     week.check(model=1)
 
 

@@ -1,6 +1,6 @@
-"""Creates or updates an export directory from an image set and a model.
+"""Creates an export directory from an image set and a model.
 
-Results of an earlier run are reused if they come from the same records and the same model.
+Rows of an earlier export are taken over if they come from the same records and the same model.
 The Beam job is in job.py.
 """
 
@@ -13,20 +13,20 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError, UsageError
-from pipeline.embeddings import drift, gate, job, row_sample, rows, summary
+from pipeline.embeddings import files as row_files
+from pipeline.embeddings import gate, job, row_sample, rows, summary
+from pipeline.embeddings.comparison import changes, drift
 from pipeline.embeddings.inputs import Input
 from pipeline.embeddings.shard import ExportSettings
 from pipeline.machine import arithmetic
 from pipeline.sources import opened_source
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import quarantine
-from pipeline.stages import tasks as tasks_lib
-from pipeline.stages.output_directory import TIMINGS
-from pipeline.stages.staged_directory import StagedDirectory
+from pipeline.stages import output_directory, quarantine
+from pipeline.stages.output_directory import TIMINGS, OutputDirectory
 from pipeline.storage import files as files_lib
 
 # Keys of a shard's marker that the manifest repeats.
-_SHARD_KEYS = ("made_of", "read", "written", "quarantined", "files")
+_SHARD_KEYS = ("made_of", "read", "written", "quarantined", "files", "outside_classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Request:
     """The arguments of one export."""
 
     input: Input
-    model_dir: str  # Published by the trainer; local path or fsspec URL, like the next two.
+    model_dir: str  # Published by the trainer; local path or fsspec URL, like the next three.
     output_dir: str
+    reuse_dir: str | None  # An export whose rows are taken over.
     reference_dir: str | None  # An export to compare with.
     settings: ExportSettings
     requirements: list[gate.Requirement]
@@ -44,14 +45,16 @@ class Request:
     overwrite: bool
     options: PipelineOptions  # Beam's.
     fast_math: bool = False  # On GPUs; see PublishedModel.
+    # Whether to make no directory if the export would equal that in `reuse_dir`.
+    only_if_new: bool = False
 
 
 def make_export(request: Request) -> dict[str, Any]:
     """Exports embeddings, and pictures of reconstructions.
 
     Returns:
-      The manifest with two more keys: "reused", whether there was nothing to do, and "done",
-      task -> {"computed": rows, "reused": rows}.
+      The manifest with three more keys: "reused", whether there was nothing to do, "done",
+      task -> {"computed": rows, "reused": rows}, and "directory", which holds the export.
 
     Raises:
       StageError: an input is unusable, or images and model do not match.
@@ -75,50 +78,96 @@ def make_export(request: Request) -> dict[str, Any]:
     reference = None
     if request.reference_dir:
         reference = manifest_lib.read_manifest(request.reference_dir, "export", "--reference")
-    output = StagedDirectory(
+    made_from = {
+        **input_.settings,
+        **settings._asdict(),
+        **input_.identity,
+        "model_id": model_manifest["model_id"],
+        "reference": reference["export_id"] if reference else None,
+    }
+    base = None
+    if request.reuse_dir:
+        base = manifest_lib.read_manifest(request.reuse_dir, "export", "--reuse_from")
+    output = OutputDirectory(
         request.output_dir,
         stage="export",
-        settings={**input_.settings, **settings._asdict()},
-        inputs={
-            **input_.identity,
-            "model_id": model_manifest["model_id"],
-            "reference": reference["export_id"] if reference else None,
-        },
+        made_from=made_from,
+        subdirectories=(row_files.ROWS_DIRECTORY, row_files.IMAGES_DIRECTORY),
+        remedy="name a new directory, and this one as --reuse_from, or let --latest name it, so "
+        "that its rows are taken over; or pass --overwrite",
     )
+    if request.only_if_new and base and _is_same(output, base, request.reuse_dir):
+        return _finished(request, base, request.reuse_dir)
     with (
-        output.begun(overwrite=request.overwrite) as base,
+        output.opened(
+            _file_names(request), overwrite=request.overwrite, reuses=request.reuse_dir or ""
+        ) as finished,
         opened_source.reporting_source_changes(input_.check_unchanged, output.tasks.clear),
     ):
-        # If records were quarantined, their shards may have been repaired since.
-        if output.is_finished(base) and not base["records"]["quarantined"]:
-            gate.check(request.requirements, _metrics(base))
-            output.tidy(base)
-            return {**base, "reused": True, "done": {}}
-        output.begin_job()
+        if finished is not None:
+            return _finished(request, finished, request.output_dir)
         for note in input_.notes:
             print(f"export: {note}", file=sys.stderr, flush=True)
+        previous = _previous_export(request.reuse_dir, base)
         embed = job.EmbedShard(
             input_,
             model_dir=request.model_dir,
             model_manifest=model_manifest,
             settings=settings,
             tasks=output.tasks,
-            previous=_previous_export(output, base),
+            previous=previous,
             allow_missing=request.allow_missing,
             fast_math=request.fast_math,
         )
         job.embed_shards(embed, input_, tasks=output.tasks, options=request.options)
-        manifest = _finish(request, output, model_manifest, reference)
-        # Shards with quarantined records were read again, perhaps with the same result.
-        is_same = base is not None and base["export_id"] == manifest["export_id"]
-        num_computed = sum(counts["computed"] for counts in manifest["done"].values())
-        return {**manifest, "reused": is_same and not num_computed}
+        return _finish(request, output, model_manifest, reference, previous)
+
+
+def _is_same(output: OutputDirectory, base: Mapping[str, Any], directory: str) -> bool:
+    """Whether this job would make the export of `base`, and that export is complete.
+
+    If records were quarantined, their shards may have been repaired since.
+    """
+    return (
+        base["made_from"] == output.made_from
+        and not base["records"]["quarantined"]
+        and output_directory.are_complete(directory, base["files"])
+    )
+
+
+def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """The result of a job whose export is there; raises Rejected as the job that made it did."""
+    if reasons := manifest.get("rejected"):
+        raise gate.Rejected(
+            f"{directory}: was rejected by --require ({', '.join(reasons)}); look at the model and "
+            "the data; to judge its rows by other bounds, export into a new directory with "
+            f"--reuse_from={directory}, which computes nothing twice"
+        )
+    gate.check(request.requirements, _metrics(manifest))
+    return {**manifest, "reused": True, "done": {}, "directory": directory}
+
+
+def _file_names(request: Request) -> list[str]:
+    """Every file that the job may write, without manifest and timings."""
+    settings, names = request.settings, [summary.FILE, changes.FILE]
+    for task in request.input.sizes:
+        names += row_files.row_names(task, settings.embedding_format, settings.fields)
+        if settings.images != "none":
+            names.append(row_files.picture_name(task, settings.images))
+        names.append(quarantine.file_name(task))
+    return names
 
 
 def _check_directories(request: Request) -> None:
     """Raises a UsageError if the output directory is an input, or inside an input."""
-    inputs = {"the images": request.input.directory, "--model_dir": request.model_dir}
+    inputs = {
+        "the images": request.input.directory,
+        "--model_dir": request.model_dir,
+        "--reuse_from": request.reuse_dir,
+    }
     for name, directory in inputs.items():
+        if name == "--reuse_from" and directory and _is_same_place(directory, request.output_dir):
+            continue  # A finished directory is not written to; `opened` refuses other inputs.
         if directory and files_lib.is_within(request.output_dir, directory):
             raise UsageError(
                 f"--output_dir={request.output_dir}: lies in {name}, {directory}; name a "
@@ -126,21 +175,23 @@ def _check_directories(request: Request) -> None:
             )
     reference = request.reference_dir
     if reference and files_lib.is_within(reference, request.output_dir):
-        raise UsageError(
-            f"--reference={reference}: is what --output_dir will replace; name another export"
-        )
+        raise UsageError(f"--reference={reference}: is the directory to write; name another export")
 
 
-def _previous_export(output: StagedDirectory, base: Mapping[str, Any] | None) -> job.PreviousExport:
-    """The finished export in the output directory, as far as it can be reused."""
-    if base is None:
+def _is_same_place(directory: str, other: str) -> bool:
+    return files_lib.is_within(directory, other) and files_lib.is_within(other, directory)
+
+
+def _previous_export(directory: str | None, base: Mapping[str, Any] | None) -> job.PreviousExport:
+    """The export to take rows from, as far as it can be read."""
+    if directory is None or base is None:
         return job.NO_PREVIOUS_EXPORT
     files = {entry["name"]: entry for entry in base["files"]}
     try:
-        sums_by_shard = summary.read(output.directory, base["files"])["shards"]
+        sums_by_shard = summary.read(directory, base["files"])["shards"]
     except StageError:
         return job.NO_PREVIOUS_EXPORT  # Damaged: all shards are computed again.
-    kinds = _kinds(output.directory)
+    kinds = _kinds(directory)
     shards = {
         task: {
             **shard_manifest,
@@ -149,7 +200,15 @@ def _previous_export(output: StagedDirectory, base: Mapping[str, Any] | None) ->
         }
         for task, shard_manifest in base["shards"].items()
     }
-    return job.PreviousExport(base["model_id"], files, shards)
+    return job.PreviousExport(
+        directory,
+        base["export_id"],
+        base["model_id"],
+        base.get("class_names"),
+        base["made_from"],
+        files,
+        shards,
+    )
 
 
 def _kinds(directory: str) -> dict[str, dict[str, int]]:
@@ -163,43 +222,21 @@ def _kinds(directory: str) -> dict[str, dict[str, int]]:
 
 def _finish(
     request: Request,
-    output: StagedDirectory,
+    output: OutputDirectory,
     model_manifest: Mapping[str, Any],
     reference: Mapping[str, Any] | None,
+    previous: job.PreviousExport,
 ) -> dict[str, Any]:
-    """Reconciles the counts, checks the requirements, and publishes the export."""
+    """Reconciles the counts, compares, judges, and writes the manifest."""
     tasks = list(request.input.sizes)
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
-    records = {
-        key: sum(marker[key] for marker in markers.values())
-        for key in ("read", "written", "quarantined")
-    }
     entries = [entry for marker in markers.values() for entry in marker["entries"]]
-    faults = (
-        fault
-        for entry in entries
-        for fault in quarantine.read_all(output.tasks.directory_of(entry), [entry])
-    )
-    quarantine.check(
-        request.max_quarantined,
-        faults,
-        num_quarantined=records["quarantined"],
-        num_records=records["read"],
-    )
-    for task, marker in markers.items():
-        num_rows, num_missing = marker["sums"]["num_rows"], marker["quarantined"]
-        has_quarantine_file = any("num_quarantined" in entry for entry in marker["entries"])
-        if marker["read"] != num_rows + num_missing or (num_missing and not has_quarantine_file):
-            raise StageError(
-                f"{task}: {marker['read']} records read, {num_rows} rows written and {num_missing} "
-                "quarantined; expected every record to be a row or to be listed in quarantine/: "
-                "run the same command with --overwrite"
-            )
+    records = _reconciled(request, markers, entries)
     sums_by_shard = {task: marker["sums"] for task, marker in markers.items()}
     totals = summary.summary(sums_by_shard)
     entries.append(
         manifest_lib.write_file(
-            output.tasks.files_directory,
+            output.directory,
             summary.FILE,
             manifest_lib.readable_json({"summary": totals, "shards": sums_by_shard}),
         )
@@ -213,14 +250,28 @@ def _finish(
         "export_id": manifest_lib.content_id(identity),
         "dataset_id": request.input.identity.get("dataset_id"),
         "model_id": model_manifest["model_id"],
+        "class_names": list(request.input.class_names),
         "records": records,
         "metrics": {name: v for name, v in totals.items() if name not in ("latents", "worst")},
-        "shards": {task: {k: m[k] for k in _SHARD_KEYS} for task, m in markers.items()},
+        "shards": {
+            task: {key: marker[key] for key in _SHARD_KEYS if key in marker}
+            for task, marker in markers.items()
+        },
         "files": entries,
     }
+    request.input.check_unchanged()
+    if request.only_if_new and manifest["export_id"] == previous.export_id:
+        base = manifest_lib.read_manifest(previous.directory, "export", "--latest")
+        if output_directory.are_complete(previous.directory, base["files"]):
+            output.discard()  # Shards with quarantined records gave the same result again.
+            return _finished(request, base, previous.directory)
     if reference:
         manifest["drift"] = _drift(request, output, manifest, totals, reference)
-    gate.check(request.requirements, _metrics(manifest))
+    rejection = None
+    try:
+        gate.check(request.requirements, _metrics(manifest))
+    except gate.Rejected as error:
+        manifest["rejected"], rejection = error.reasons, error
     done = {
         task: {
             "computed": marker["computed"],
@@ -230,21 +281,96 @@ def _finish(
         }
         for task, marker in markers.items()
     }
-    request.input.check_unchanged()
-    published = output.commit(manifest, {**tasks_lib.timings(markers), "done": done})
-    return {**published, "done": done}
+    changed = _changes(request, output, manifest, markers, previous)
+    finished = output.finish(manifest, markers, done=done, changes=changed)
+    if rejection:
+        raise rejection
+    return {**finished, "reused": False, "done": done, "directory": output.directory}
+
+
+def _reconciled(
+    request: Request, markers: Mapping[str, Mapping[str, Any]], entries: list[dict[str, Any]]
+) -> dict[str, int]:
+    """The account of all shards.
+
+    Raises:
+      StageError: a record is missing, or too many are quarantined.
+    """
+    records = {
+        key: sum(marker[key] for marker in markers.values())
+        for key in ("read", "written", "quarantined")
+    }
+    quarantine.check(
+        request.max_quarantined,
+        quarantine.read_all(request.output_dir, entries),
+        num_quarantined=records["quarantined"],
+        num_records=records["read"],
+    )
+    for task, marker in markers.items():
+        num_rows, num_missing = marker["sums"]["num_rows"], marker["quarantined"]
+        has_quarantine_file = any("num_quarantined" in entry for entry in marker["entries"])
+        if marker["read"] != num_rows + num_missing or (num_missing and not has_quarantine_file):
+            raise StageError(
+                f"{task}: {marker['read']} records read, {num_rows} rows written and {num_missing} "
+                "quarantined; expected every record to be a row or to be listed in quarantine/: "
+                "run the same command with --overwrite"
+            )
+    return records
+
+
+def _changes(
+    request: Request,
+    output: OutputDirectory,
+    manifest: Mapping[str, Any],
+    markers: Mapping[str, Mapping[str, Any]],
+    previous: job.PreviousExport,
+) -> dict[str, Any]:
+    """Writes changes.parquet; its entry and counts, and the export that it compares with."""
+    linked = {task for task, marker in markers.items() if marker.get("linked")}
+
+    def of_rows(shard: Mapping[str, Any], files: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [files[name] for name in shard["files"]]
+
+    old_splits = {task: _split_of(task, previous.settings) for task in previous.shards}
+    old = changes.Side(
+        previous.directory,
+        previous.class_names or (),
+        old_splits,
+        {
+            task: of_rows(shard, previous.files)
+            for task, shard in previous.shards.items()
+            if task not in linked
+        },
+    )
+    new = changes.Side(
+        output.directory,
+        request.input.class_names,
+        request.input.splits,
+        {task: marker["entries"] for task, marker in markers.items() if task not in linked},
+    )
+    settings = manifest_lib.through_json(request.settings._asdict())
+    is_same_model = previous.model_id == manifest["model_id"] and all(
+        previous.settings.get(key) == settings[key] for key in ("fields", "z_seed")
+    )
+    counts = changes.write(output.directory, new, old, is_same_model=is_same_model)
+    return {"against": previous.export_id or None, **counts}
+
+
+def _split_of(task: str, made_from: Mapping[str, Any]) -> str:
+    """The split of a shard, which its name holds."""
+    return next(s for s in made_from["split"] if task.startswith(f"{made_from['name']}-{s}."))
 
 
 def _drift(
     request: Request,
-    output: StagedDirectory,
+    output: OutputDirectory,
     manifest: Mapping[str, Any],
     totals: Mapping[str, Any],
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
     reference_totals = summary.read(request.reference_dir, reference["files"])["summary"]
-    sample = row_sample.heads(manifest, output.tasks.directory_of, drift.MAX_ROWS)
-    reference_sample = row_sample.heads(reference, lambda _: request.reference_dir, drift.MAX_ROWS)
+    sample = row_sample.heads(output.directory, manifest, drift.MAX_ROWS)
+    reference_sample = row_sample.heads(request.reference_dir, reference, drift.MAX_ROWS)
     no_rows = rows.Rows([], [], [], {})
     result = drift.compare(
         current=(totals, sample.rows if sample else no_rows),

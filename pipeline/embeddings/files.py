@@ -4,8 +4,8 @@ In every format, a file is a function of its rows and the model's id.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,37 +16,77 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files as files_lib
 
 FORMATS = ("parquet", "npy", "tfrecord")
+# Directories of an export. The first holds files of rows and nothing else, so that programs which
+# read a folder of Parquet read it.
+ROWS_DIRECTORY, IMAGES_DIRECTORY = "embeddings", "images"
+# Columns beside the fields of a row.
+_KEYS = ("id", "label", "class", "split", "record_sha")
+# Part of a shard's identity: files of another version hold other columns.
+VERSION = 2
 # Rows in a row group of Parquet; a reader decodes a whole group to get its first row.
 _ROW_GROUP = 16_384
 
 
-def stem(task: str) -> str:
-    """The prefix of the names of all files that belong to a shard."""
+def _stem(task: str) -> str:
+    """The start of the names of all files that belong to a shard."""
     return task.replace(".tfrecord", "")
 
 
+def row_names(task: str, embedding_format: str, fields: Sequence[str]) -> list[str]:
+    """Names of a shard's files of rows, below the export's directory."""
+    if embedding_format == "npy":
+        columns = (*_KEYS, *fields)
+        return [f"{ROWS_DIRECTORY}/{_stem(task)}.{column}.npy" for column in columns]
+    return [f"{ROWS_DIRECTORY}/{_stem(task)}.{embedding_format}"]
+
+
+def picture_name(task: str, images: str) -> str:
+    """Name of a shard's contact sheet (images is "sheets") or archive ("all")."""
+    return f"{IMAGES_DIRECTORY}/{_stem(task)}.{'tar' if images == 'all' else 'png'}"
+
+
 def write(
-    directory: str, task: str, rows: Rows, *, embedding_format: str, model_id: str
+    directory: str,
+    task: str,
+    rows: Rows,
+    *,
+    class_names: Sequence[str],
+    split: str,
+    embedding_format: str,
+    model_id: str,
 ) -> list[dict[str, Any]]:
     """Writes the rows of a shard.
 
-    `parquet`: one file with the columns id (string), label (int64), the fields (float32, or
-    lists of latent_dim floats) and record_sha (hex); its metadata holds model_id.
-    `npy`: an array for each of these columns, `<shard>.<column>.npy`.
-    `tfrecord`: tf.Examples with these columns as features.
+    `parquet`: one file with the columns id (string), label (int64), class (string, null without
+    a class), split (string), the fields (float32, or lists of latent_dim floats) and record_sha
+    (hex); its metadata holds model_id.
+    `npy`: an array for each of these columns, `<shard>.<column>.npy`; "" without a class.
+    `tfrecord`: tf.Examples with these columns as features; an empty class without one.
 
     Args:
-      directory: the directory to write to.
+      directory: the export's.
       task: the shard's file name.
       rows: the shard's rows.
+      class_names: class_names[i] is the name of label i.
+      split: of all rows.
       embedding_format: one of FORMATS.
       model_id: of the model that computed the rows.
 
     Returns:
       The files' entries.
     """
+    files_lib.make_dirs(files_lib.join(directory, ROWS_DIRECTORY))
+    names = dict(enumerate(class_names))
+    classes = [names.get(label) for label in rows.labels.tolist()]
+    keys = {
+        "id": rows.ids,
+        "label": rows.labels,
+        "class": classes,
+        "split": [split] * len(rows.ids),
+        "record_sha": rows.shas,
+    }
     write_files = {"parquet": _parquet, "npy": _npy, "tfrecord": _tfrecord}[embedding_format]
-    entries = write_files(directory, stem(task), rows, model_id)
+    entries = write_files(directory, f"{ROWS_DIRECTORY}/{_stem(task)}", keys, rows, model_id)
     return [{**entry, "num_examples": len(rows.ids)} for entry in entries]
 
 
@@ -67,18 +107,54 @@ def read(
     try:
         return _read(directory, task, files, num_rows)
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are OSError or ValueError.
-        raise StageError(
-            f"{files_lib.join(directory, stem(task))}: its rows cannot be read ({error}); expected "
-            "the files as they were exported: export again, which replaces missing and damaged "
-            "files"
-        ) from error
+        raise _unreadable(files_lib.join(directory, _stem(task)), error) from error
+
+
+class Keys(NamedTuple):
+    """What identifies the n rows of a shard."""
+
+    ids: list[str]
+    labels: np.ndarray  # (n,) int64
+    shas: list[str]
+
+
+def read_keys(directory: str, task: str, files: Iterable[Mapping[str, Any]]) -> Keys:
+    """As `read`, without the fields of the rows."""
+    entries = list(files)
+    name = f"{_stem(task)}.parquet"
+    entry = next((entry for entry in entries if _base(entry) == name), None)
+    if entry is None:
+        rows = read(directory, task, entries)
+        return Keys(rows.ids, rows.labels, rows.shas)
+    import pyarrow.parquet as pq
+
+    path = files_lib.join(directory, entry["name"])
+    try:
+        with files_lib.open_read(path) as file:
+            table = pq.read_table(file, columns=["id", "label", "record_sha"])
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    return Keys(table["id"].to_pylist(), table["label"].to_numpy(), table["record_sha"].to_pylist())
+
+
+def _base(entry: Mapping[str, Any]) -> str:
+    """The name of a file without its directory; an earlier version had no directories."""
+    name: str = entry["name"]
+    return name.rpartition("/")[2]
+
+
+def _unreadable(path: str, error: Exception) -> StageError:
+    return StageError(
+        f"{path}: its rows cannot be read ({error}); expected the files as they were exported: "
+        "export again into a new directory, which computes missing and damaged rows"
+    )
 
 
 def _read(
     directory: str, task: str, files: Iterable[Mapping[str, Any]], num_rows: int | None
 ) -> Rows:
-    entries = {entry["name"]: entry for entry in files}
-    name = stem(task)
+    entries = {_base(entry): entry for entry in files}
+    name = _stem(task)
     if f"{name}.parquet" in entries:
         return _read_parquet(directory, entries[f"{name}.parquet"], num_rows)
     if f"{name}.tfrecord" in entries:
@@ -90,11 +166,14 @@ def _read(
         for file_name, entry in entries.items()
         if file_name.startswith(f"{name}.") and file_name.endswith(".npy")
     }
-    ids, labels, shas = (arrays.pop(column) for column in ("id", "label", "record_sha"))
-    return Rows(ids.tolist(), labels, [sha.decode() for sha in shas.tolist()], arrays)
+    ids, labels, shas = arrays["id"], arrays["label"], arrays["record_sha"]
+    columns = {field: values for field, values in arrays.items() if field not in _KEYS}
+    return Rows(ids.tolist(), labels, [sha.decode() for sha in shas.tolist()], columns)
 
 
-def _parquet(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[str, Any]]:
+def _parquet(
+    directory: str, name: str, keys: Mapping[str, Any], rows: Rows, model_id: str
+) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -104,17 +183,19 @@ def _parquet(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[d
 
     table = pa.table(
         {
-            "id": pa.array(rows.ids, pa.string()),
-            "label": pa.array(rows.labels, pa.int64()),
+            "id": pa.array(keys["id"], pa.string()),
+            "label": pa.array(keys["label"], pa.int64()),
+            "class": pa.array(keys["class"], pa.string()),
+            "split": pa.array(keys["split"], pa.string()),
             **{
                 field: vectors(values) if field in VECTORS else pa.array(values, pa.float32())
                 for field, values in rows.columns.items()
             },
-            "record_sha": pa.array(rows.shas, pa.string()),
+            "record_sha": pa.array(keys["record_sha"], pa.string()),
         }
     ).replace_schema_metadata({"model_id": model_id})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=_ROW_GROUP)
+    pq.write_table(table, buffer, row_group_size=_ROW_GROUP, write_page_checksum=True)
     yield manifest_lib.write_file(directory, f"{name}.parquet", buffer.getvalue())
 
 
@@ -132,7 +213,7 @@ def _read_parquet(directory: str, entry: Mapping[str, Any], num_rows: int | None
             table = pa.Table.from_batches([batch] if batch else [], schema).slice(0, num_rows)
     fields = {}
     for field in table.column_names:
-        if field not in ("id", "label", "record_sha"):
+        if field not in _KEYS:
             column = table[field].combine_chunks()
             kind = column.type
             if isinstance(kind, pa.FixedSizeListType):
@@ -143,13 +224,17 @@ def _read_parquet(directory: str, entry: Mapping[str, Any], num_rows: int | None
     return Rows(table["id"].to_pylist(), table["label"].to_numpy(), shas, fields)
 
 
-def _npy(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[str, Any]]:
+def _npy(
+    directory: str, name: str, keys: Mapping[str, Any], rows: Rows, model_id: str
+) -> Iterator[dict[str, Any]]:
     del model_id  # An .npy file has no metadata; the manifest has model_id.
     arrays = {
-        "id": np.array(rows.ids, np.str_),
-        "label": rows.labels,
+        "id": np.array(keys["id"], np.str_),
+        "label": keys["label"],
+        "class": np.array([name or "" for name in keys["class"]], np.str_),
+        "split": np.array(keys["split"], np.str_),
         **rows.columns,
-        "record_sha": np.array(rows.shas, np.bytes_),
+        "record_sha": np.array(keys["record_sha"], np.bytes_),
     }
     for column, values in arrays.items():
         buffer = io.BytesIO()
@@ -157,17 +242,21 @@ def _npy(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[
         yield manifest_lib.write_file(directory, f"{name}.{column}.npy", buffer.getvalue())
 
 
-def _tfrecord(directory: str, name: str, rows: Rows, model_id: str) -> Iterator[dict[str, Any]]:
+def _tfrecord(
+    directory: str, name: str, keys: Mapping[str, Any], rows: Rows, model_id: str
+) -> Iterator[dict[str, Any]]:
     del model_id  # As in _npy.
 
     def serialized() -> Iterator[bytes]:
-        for i, (record_id, sha) in enumerate(zip(rows.ids, rows.shas, strict=True)):
+        for i, record_id in enumerate(keys["id"]):
             yield tf_example.encode_features(
                 {
                     "id": record_id.encode(),
-                    "label": int(rows.labels[i]),
+                    "label": int(keys["label"][i]),
+                    "class": (keys["class"][i] or "").encode(),
+                    "split": keys["split"][i].encode(),
                     **{field: np.atleast_1d(v[i]) for field, v in rows.columns.items()},
-                    "record_sha": sha.encode(),
+                    "record_sha": keys["record_sha"][i].encode(),
                 }
             )
 
@@ -184,7 +273,7 @@ def _read_tfrecord(directory: str, entry: Mapping[str, Any], num_rows: int | Non
             break
         examples.append(tf_example.parse_features(record))
     names = examples[0] if examples else ()
-    fields = [name for name in names if name not in ("id", "label", "record_sha")]
+    fields = [name for name in names if name not in _KEYS]
 
     def column(field: str) -> np.ndarray:
         values = np.array([example[field] for example in examples], np.float32)

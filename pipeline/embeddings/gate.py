@@ -20,7 +20,9 @@ _MODEL_PREFIX = "model."
 
 
 class Rejected(StageError):
-    """A requirement does not hold, and nothing is published."""
+    """A requirement does not hold: readers of --latest do not get this export."""
+
+    reasons: list[str]  # The bounds that do not hold, with the values.
 
 
 class Requirement(NamedTuple):
@@ -92,11 +94,12 @@ def check(
     checked = [r for r in requirements if r.name.startswith(_MODEL_PREFIX) == on_model]
     failed = [f"{r} ({_actual(r, metrics)})" for r in checked if not _holds(r, metrics)]
     if failed:
-        raise Rejected(
-            f"--require: {', '.join(failed)} does not hold, so nothing is published and earlier "
-            "output stays; look at the model and the data, or change the bound and run the same "
-            "command again, which computes nothing twice"
+        error = Rejected(
+            f"--require: {', '.join(failed)} does not hold, so the export is rejected, and "
+            "--latest stays where it is; look at the model and the data"
         )
+        error.reasons = failed
+        raise error
 
 
 def _holds(requirement: Requirement, metrics: Mapping[str, float]) -> bool:

@@ -7,7 +7,7 @@ on which of the two its image came from.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -27,13 +27,20 @@ from pipeline.stages import manifest as manifest_lib
 Key = tuple[str, str]
 
 
-class ShardRecords(Protocol):
-    """The records of one shard."""
+class ShardContents(NamedTuple):
+    """The n readable records of a shard, in order, and the account of the others."""
 
-    num_read: int  # Number of records in the input, readable or not.
-    # Valid after the last record: a JSON object for each fault, and the value of `digest`.
-    quarantined: list[dict[str, Any]]
-    content_digest: str
+    ids: list[str]
+    labels: np.ndarray  # (n,) int64
+    shas: list[str]  # sha256 of each serialized tf.Example, hex
+    images: np.ndarray  # (n, H, W, C) uint8
+    num_read: int  # Records of the shard, readable or not.
+    quarantined: list[dict[str, Any]]  # A JSON object for each fault.
+    digest: str  # As `ShardRecords.digest`, of what was read.
+
+
+class ShardRecords(Protocol):
+    """The records of one shard, not read yet."""
 
     def digest(self, *, trust_manifest: bool) -> str:
         """A hash of the shard's contents.
@@ -43,8 +50,8 @@ class ShardRecords(Protocol):
             the shard.
         """
 
-    def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
-        """(serialized, record) of each readable record, in order."""
+    def read(self) -> ShardContents:
+        """Reads the shard."""
 
 
 class _TFRecordShard:
@@ -52,47 +59,66 @@ class _TFRecordShard:
 
     def __init__(self, dataset: reader.Dataset, entry: Mapping[str, Any]):
         self._dataset, self._entry = dataset, entry
-        self.num_read: int = entry["num_examples"]
-        self.quarantined: list[dict[str, Any]] = []
-        self.content_digest: str = entry["sha256"]
 
     def digest(self, *, trust_manifest: bool) -> str:
         return self._entry["sha256"] if trust_manifest else self._dataset.digest(self._entry)
 
-    def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
+    def read(self) -> ShardContents:
         faults: list[Fault] = []
-        yield from self._dataset.records(self._entry, faults)
-        loss = reader.DamagedShard(self._entry["name"], 0, faults)
-        self.quarantined = loss.lines(self._dataset.directory)
-        if faults:
-            self.content_digest = self.digest(trust_manifest=False)
+        ids, labels, shas = [], [], []
+        num_read: int = self._entry["num_examples"]
+        images = np.empty((num_read, *self._dataset.image_shape), np.uint8)
+        for serialized, record in self._dataset.records(self._entry, faults):
+            image = np.frombuffer(record.image, np.uint8)
+            images[len(ids)] = image.reshape(self._dataset.image_shape)
+            ids.append(record.id.decode())
+            labels.append(record.label)
+            shas.append(hashlib.sha256(serialized).hexdigest())
+        return ShardContents(
+            ids=ids,
+            labels=np.array(labels, np.int64),
+            shas=shas,
+            images=images[: len(ids)],
+            num_read=num_read,
+            quarantined=reader.DamagedShard(self._entry["name"], 0, faults).lines(
+                self._dataset.directory
+            ),
+            digest=self.digest(trust_manifest=not faults),
+        )
 
 
 class _SourceShard:
     """Records of a source that preprocess would write to one shard."""
 
-    def __init__(self, records: SourceRecords):
-        self._records = records
-        self.num_read = records.num_read
-        self.quarantined: list[dict[str, Any]] = []
-        self.content_digest = ""
+    def __init__(self, records: SourceRecords, image_shape: tuple[int, int, int]):
+        self._records, self._image_shape = records, image_shape
 
     def digest(self, *, trust_manifest: bool) -> str:
         del trust_manifest  # A source has no manifest.
-        for _ in self:
-            pass
-        return self.content_digest
+        return self.read().digest
 
-    def __iter__(self) -> Iterator[tuple[bytes, tf_example.Record]]:
+    def read(self) -> ShardContents:
+        ids, images, labels, shas = [], [], [], []
         digest = hashlib.sha256()
-        for block in self._records.batches():
-            records = zip(block.ids, block.images, block.labels.tolist(), strict=True)
-            for serialized, record in zip(block.encoded, records, strict=True):
-                digest.update(hashlib.sha256(serialized).digest())
-                yield serialized, tf_example.Record(*record)
-        self.quarantined = self._records.faults
-        digest.update(manifest_lib.canonical_json(self.quarantined))
-        self.content_digest = digest.hexdigest()
+        for batch in self._records.batches():
+            ids += [record_id.decode() for record_id in batch.ids]
+            images += batch.images
+            labels.append(batch.labels)
+            for serialized in batch.encoded:
+                sha = hashlib.sha256(serialized)
+                digest.update(sha.digest())
+                shas.append(sha.hexdigest())
+        digest.update(manifest_lib.canonical_json(self._records.faults))
+        pixels = np.frombuffer(b"".join(images), np.uint8)
+        return ShardContents(
+            ids=ids,
+            labels=np.concatenate([np.empty(0, np.int64), *labels]),
+            shas=shas,
+            images=pixels.reshape(-1, *self._image_shape),
+            num_read=self._records.num_read,
+            quarantined=self._records.faults,
+            digest=digest.hexdigest(),
+        )
 
 
 class Input(Protocol):
@@ -102,6 +128,7 @@ class Input(Protocol):
     class_names: Sequence[str]
     directory: str  # The directory with the images; "" if the source is not a directory.
     sizes: dict[str, int]  # Names of the shards, in order -> approximate number of records.
+    splits: dict[str, str]  # Name of a shard -> its split.
     settings: dict[str, Any]  # Fixed for an output directory until it is overwritten.
     identity: dict[str, Any]  # May change from one run to the next.
     notes: Sequence[str]  # What is read, a line each.
@@ -136,6 +163,7 @@ class ShardsInput:
         self._entries = {e["name"]: e for split in ordered_splits for e in entries[split]}
         self.image_shape, self.class_names = dataset.image_shape, dataset.manifest["class_names"]
         self.sizes = {name: entry["num_examples"] for name, entry in self._entries.items()}
+        self.splits = {name: entry["split"] for name, entry in self._entries.items()}
         self.settings = {
             "from": "shards",
             "name": dataset.manifest["name"],
@@ -233,6 +261,7 @@ class SourceInput:
             self._layout.shard_name(split, number): round(sizes[split] / num_shards[split])
             for split, number in self._layout.keys()
         }
+        self.splits = {self._layout.shard_name(*key): key[0] for key in self._layout.keys()}
         source_settings = create_set.source_identity(source_spec, source)
         fingerprint = source_settings.pop("fingerprint")
         self.identity = {"fingerprint": fingerprint, "num_shards": num_shards}
@@ -262,7 +291,8 @@ class SourceInput:
     def records(self, task: str, element_data: Sequence[bytes]) -> ShardRecords:
         """As `Input.records`; `element_data` holds indices into the source, as int64 bytes."""
         indices = np.frombuffer(b"".join(element_data), "<i8")
-        return _SourceShard(SourceRecords(self._reading, self._layout.seed, task, indices))
+        records = SourceRecords(self._reading, self._layout.seed, task, indices)
+        return _SourceShard(records, self.image_shape)
 
     def check_unchanged(self) -> None:
         """As `OpenedSource.check_unchanged`."""

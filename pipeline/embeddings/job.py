@@ -7,7 +7,8 @@ even if there is nothing to compute. As in RunInference, `Shared` loads the mode
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -17,10 +18,11 @@ from apache_beam.utils import shared
 from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.embeddings import files as row_files
-from pipeline.embeddings import rows
+from pipeline.embeddings import rows, shard
 from pipeline.embeddings.inputs import Input, ShardRecords
 from pipeline.embeddings.model import PublishedModel
-from pipeline.embeddings.shard import EmbeddedShard, ExportSettings
+from pipeline.embeddings.shard import ExportSettings
+from pipeline.formats.tf_example import UNLABELLED
 from pipeline.machine import gpus
 from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
@@ -29,14 +31,23 @@ from pipeline.storage import files as files_lib
 
 
 class PreviousExport(NamedTuple):
-    """The finished export in the output directory."""
+    """A finished export whose rows are taken over; it stays as it is."""
 
+    directory: str
+    export_id: str
     model_id: str
+    class_names: Sequence[str] | None  # None of an earlier version's export, which lists none.
+    settings: dict[str, Any]  # Its part of made_from that tells which rows it has.
     files: dict[str, dict[str, Any]]  # File name -> entry.
-    shards: dict[str, dict[str, Any]]  # Task -> its part of EmbeddedShard.make's marker.
+    shards: dict[str, dict[str, Any]]  # Task -> its part of the marker of shard.write.
+
+    def has_classes(self, class_names: Sequence[str]) -> bool:
+        """Whether each of its classes has the same name in a list, which may be longer."""
+        names = self.class_names
+        return names is not None and list(names) == list(class_names[: len(names)])
 
 
-NO_PREVIOUS_EXPORT = PreviousExport("", {}, {})
+NO_PREVIOUS_EXPORT = PreviousExport("", "", "", None, {}, {}, {})
 
 
 class EmbedShard(beam.DoFn):
@@ -62,7 +73,7 @@ class EmbedShard(beam.DoFn):
           model_manifest: its manifest.
           settings: what to export of each record.
           tasks: of the output directory.
-          previous: the finished export in the output directory.
+          previous: the export whose rows are taken over.
           allow_missing: whether a shard may be exported without its unreadable records.
           fast_math: see PublishedModel.
         """
@@ -93,46 +104,95 @@ class EmbedShard(beam.DoFn):
     def _made_of(self, digest: str) -> str:
         """A hash of everything that determines the files of a shard."""
         model_id = self._model_manifest["model_id"]
-        return manifest_lib.content_id([digest, model_id, self._settings._asdict()])
+        settings = self._settings._asdict()
+        return manifest_lib.content_id([row_files.VERSION, digest, model_id, settings])
 
     def _make(self, task: str, records: ShardRecords, made_of: str | None) -> dict[str, Any]:
-        previous_shard = self._previous.shards.get(task)
-        if previous_shard and previous_shard["made_of"] == made_of:
-            entries = [self._previous.files[name] for name in previous_shard["files"]]
-            if all(self._is_complete(entry) for entry in entries):
-                # Staged files of the same names are from a try that was not published.
-                for entry in entries:
-                    files_lib.remove(files_lib.join(self._tasks.files_directory, entry["name"]))
-                return {**previous_shard, "entries": entries, "secs": {}, "computed": 0}
-        previous_output = self._previous_output(task)
-        previous_kinds = previous_shard["kinds"] if previous_shard else {}
-        shard = EmbeddedShard(
-            task, records, self._settings, previous_output, previous_kinds, self._tasks
+        if marker := self._link_shard(task, made_of):
+            return marker
+        started = time.perf_counter()
+        contents = records.read()
+        reading = {"read": time.perf_counter() - started}
+        embedded = shard.embed(
+            contents,
+            self._settings,
+            self._previous_shard(task),
+            load_model=self._model,
+            outputs=self._outputs,
+            latent_dim=self._model_manifest["config"]["latent_dim"],
+            note=lambda count: self._tasks.note(task, count),
         )
-        marker = shard.make(self._model, self._outputs, self._model_manifest)
-        return {**marker, "made_of": self._made_of(records.content_digest)}
+        class_names = self._input.class_names
+        marker = shard.write(
+            self._tasks.directory,
+            task,
+            contents,
+            embedded,
+            self._settings,
+            class_names=class_names,
+            split=self._input.splits[task],
+            model_id=self._model_manifest["model_id"],
+        )
+        known = (contents.labels < len(class_names)) | (contents.labels == UNLABELLED)
+        return {
+            **marker,
+            "secs": {**reading, **marker["secs"]},
+            "made_of": self._made_of(contents.digest),
+            "outside_classes": int((~known).sum()),
+        }
+
+    def _link_shard(self, task: str, made_of: str | None) -> dict[str, Any] | None:
+        """Takes over all files of an equal shard of the previous export; its marker, or None."""
+        previous = self._previous
+        previous_shard = previous.shards.get(task)
+        if not previous_shard or previous_shard["made_of"] != made_of:
+            return None
+        names = self._input.class_names
+        has_same_classes = previous.has_classes(names) and (
+            len(names) == len(previous.class_names) or not previous_shard.get("outside_classes")
+        )
+        entries = [previous.files[name] for name in previous_shard["files"]]
+        if not has_same_classes or not all(map(self._is_complete, entries)):
+            return None
+        directory = self._tasks.directory
+        for entry in entries:
+            parent = entry["name"].rpartition("/")[0]
+            files_lib.make_dirs(files_lib.join(directory, parent) if parent else directory)
+            try:
+                files_lib.link(
+                    files_lib.join(previous.directory, entry["name"]),
+                    files_lib.join(directory, entry["name"]),
+                )
+            except FileNotFoundError:
+                return None  # Removed just now.
+        return {**previous_shard, "entries": entries, "secs": {}, "computed": 0, "linked": True}
 
     def _is_complete(self, entry: Mapping[str, Any]) -> bool:
         """Whether a file exists with its expected size; readers check its contents."""
         try:
-            path = files_lib.join(self._tasks.directory, entry["name"])
+            path = files_lib.join(self._previous.directory, entry["name"])
             return files_lib.num_bytes(path) == entry["bytes"]
         except FileNotFoundError:
             return False
 
-    def _previous_output(self, task: str) -> tuple[rows.Rows | None, bytes | None]:
-        """Rows and contact sheet of a shard in the previous export; None if of another model."""
-        shard = self._previous.shards.get(task)
-        if not shard or self._previous.model_id != self._model_manifest["model_id"]:
-            return None, None
-        directory, files = self._tasks.directory, self._previous.files
-        entries = [files[name] for name in shard["files"]]
-        sheet = files.get(f"{row_files.stem(task)}.png")
+    def _previous_shard(self, task: str) -> shard.PreviousShard:
+        """The rows and the contact sheet of a shard in the previous export of the same model."""
+        previous, nothing = self._previous, shard.PreviousShard(None, None, {})
+        previous_shard = previous.shards.get(task)
+        if not previous_shard or previous.model_id != self._model_manifest["model_id"]:
+            return nothing
+        same = ("fields", "z_seed")
+        settings = manifest_lib.through_json(self._settings._asdict())
+        if any(previous.settings.get(key) != settings[key] for key in same):
+            return nothing
+        entries = [previous.files[name] for name in previous_shard["files"]]
+        sheets = [entry for entry in entries if entry["name"].endswith(".png")]
         try:
-            shard_rows = row_files.read(directory, task, entries)
-            return shard_rows, manifest_lib.read_file(directory, sheet) if sheet else None
+            previous_rows = row_files.read(previous.directory, task, entries)
+            sheet = manifest_lib.read_file(previous.directory, sheets[0]) if sheets else None
         except StageError:
-            return None, None  # Damaged: the rows are computed again.
+            return nothing  # Damaged: the rows are computed again.
+        return shard.PreviousShard(previous_rows, sheet, previous_shard["kinds"])
 
     def _model(self) -> PublishedModel:
         """The model, loaded once in a process and shared by its threads."""

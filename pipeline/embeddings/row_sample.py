@@ -1,7 +1,7 @@
 """Reproducible samples of an export's rows, drawn without reading all rows."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,16 +25,14 @@ class Sample(NamedTuple):
         return Sample(self.rows.take(indices), [self.tasks[i] for i in indices])
 
 
-def heads(
-    manifest: Mapping[str, Any], directory_of: Callable[[Mapping[str, Any]], str], max_rows: int
-) -> Sample | None:
+def heads(directory: str, manifest: Mapping[str, Any], max_rows: int) -> Sample | None:
     """The first rows of every shard, in proportion to its size.
 
     This is a fair sample, because the order within a shard is a hash of the ids.
 
     Args:
-      manifest: the export's.
-      directory_of: a file's entry -> the directory that holds the file.
+      directory: the export's.
+      manifest: its manifest.
       max_rows: the most rows; rounding may add one row for each shard.
 
     Returns:
@@ -47,7 +45,6 @@ def heads(
         count = -(-shard_manifest["written"] * min(max_rows, total) // total) if total else 0
         if count:
             entries = [files[name] for name in shard_manifest["files"]]
-            directory = directory_of(entries[0])
             parts.append(row_files.read(directory, task, entries, num_rows=count))
             tasks += [task] * count
     return Sample(rows.concatenated(parts), tasks) if parts else None

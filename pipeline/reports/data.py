@@ -50,7 +50,7 @@ class ReportData:
         self.model_manifest: Mapping[str, Any] | None = None
         if model_dir:
             self._load_model(model_dir)
-        pool = row_sample.heads(manifest, lambda _: export_dir, _POOL)
+        pool = row_sample.heads(export_dir, manifest, _POOL)
         if pool is not None and "mean" not in pool.rows.columns:
             pool = None
         # Rows for the projector, and rows for the report; None without embeddings.

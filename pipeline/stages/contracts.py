@@ -65,11 +65,15 @@ class ModelManifest(Manifest):
     metrics: dict[str, dict[str, float | str]]  # split -> metric -> value
 
 
-class ShardAccount(Counts):
-    """What an export's manifest says of one shard."""
-
+class _ShardAccount(Counts):
     made_of: str  # identifies the records of the shard
     files: list[str]
+
+
+class ShardAccount(_ShardAccount, total=False):
+    """What an export's manifest says of one shard."""
+
+    outside_classes: int  # rows whose label has no class; 0 in an export of an earlier version
 
 
 class _ExportManifest(Manifest):
@@ -84,25 +88,21 @@ class _ExportManifest(Manifest):
 class ExportManifest(_ExportManifest, total=False):
     """The manifest of export."""
 
+    class_names: list[str]  # class_names[i] is the name of label i
     drift: dict[str, Any]
+    rejected: list[str]  # bounds of --require that do not hold
 
 
-class Job(TypedDict):
-    """job.json of a directory that is filled once, by preprocess."""
-
+class _Job(TypedDict):
     stage: str
     made_from: dict[str, Any]
     names: list[str]  # all files that the job makes
 
 
-class StagedJob(TypedDict):
-    """job.json of a directory that changes from job to job, by export."""
+class Job(_Job, total=False):
+    """job.json of an unfinished directory."""
 
-    stage: str
-    made_from: dict[str, Any]
-    overwrites: bool  # whether the job ignores the output of earlier jobs
-    publishing: bool  # whether files are moving to their places
-    there: list[str]  # this stage's files in the directory, of any job
+    reuses: str  # the export whose rows the job takes over
 
 
 class FailedMarker(TypedDict):

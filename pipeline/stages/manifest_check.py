@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from pipeline.cli.errors import StageError
-from pipeline.stages.contracts import FailedMarker, Job, Manifest, Marker, StagedJob, is_shard
+from pipeline.stages.contracts import FailedMarker, Job, Manifest, Marker, is_shard
 from pipeline.storage import names
 
 # Checks a value, given its key path in the file; raises a _Wrong.
@@ -155,29 +155,27 @@ _MANIFESTS = {
             "model_id": _ID,
             "records": _object(_COUNTS),
             "metrics": _each(_NUMBER),
-            "shards": _each(_object({"made_of": _TEXT, "files": _list(_NAME, least=1), **_COUNTS})),
+            "shards": _each(
+                _object(
+                    {"made_of": _TEXT, "files": _list(_NAME, least=1), **_COUNTS},
+                    {"outside_classes": _COUNT},
+                )
+            ),
             "files": _FILES,
             "made_from": _object({"name": _WORD, "split": _list(_WORD)}, {"fingerprint": _TEXT}),
         },
         {
+            "class_names": _list(_TEXT),
+            "rejected": _list(_TEXT),
             "drift": _object(
                 {"reference": _TEXT, "same_model": _BOOLEAN, "warnings": _list(_TEXT)},
                 {"latents": _list(_DRIFT), "reconstruction_loss": _DRIFT},
-            )
+            ),
         },
     ),
 }
-_JOBS = {
-    "preprocess": _object({"made_from": _OBJECT, "names": _list(_NAME)}),
-    "export": _object(
-        {
-            "made_from": _OBJECT,
-            "overwrites": _BOOLEAN,
-            "publishing": _BOOLEAN,
-            "there": _list(_NAME),
-        }
-    ),
-}
+_JOB = _object({"made_from": _OBJECT, "names": _list(_NAME)}, {"reuses": _TEXT})
+_JOBS = {"preprocess": _JOB, "export": _JOB}
 _FAILED = _object({"failed": _TEXT})
 _DONE = _object({"entries": _FILES, "secs": _each(_NUMBER)})
 _REPORT = _object({"export_id": _ID, "files": _FILES})
@@ -207,10 +205,10 @@ def manifest(path: str, value: Any) -> Manifest:
     return cast(Manifest, value)
 
 
-def job(path: str, value: Any) -> Job | StagedJob:
+def job(path: str, value: Any) -> Job:
     """As `manifest`, for job.json."""
     _check(path, _of_stage(_JOBS), value)
-    return cast(Job | StagedJob, value)
+    return cast(Job, value)
 
 
 def marker(path: str, value: Mapping[str, Any]) -> Marker | FailedMarker:

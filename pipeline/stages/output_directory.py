@@ -27,8 +27,12 @@ from pipeline.storage import lock
 TIMINGS = "timings.json"
 
 
-class UnfinishedConflict(StageError):
-    """The directory holds an unfinished run of this stage with other inputs."""
+class Conflict(StageError):
+    """The directory holds a run of this stage with other inputs."""
+
+
+class UnfinishedConflict(Conflict):
+    """That run is unfinished."""
 
 
 def are_complete(directory: str, files: Iterable[FileEntry]) -> bool:
@@ -56,14 +60,27 @@ class OutputDirectory:
     The command opens the directory with `opened`; workers get its `tasks` only.
     """
 
-    def __init__(self, directory: str, *, stage: str, made_from: Mapping[str, Any]):
+    def __init__(
+        self,
+        directory: str,
+        *,
+        stage: str,
+        made_from: Mapping[str, Any],
+        subdirectories: Sequence[str] = (),
+        remedy: str = "name another directory, or pass --overwrite",
+    ):
         """Describes the job; touches no file.
 
         Args:
           directory: local path or fsspec URL.
           stage: "preprocess" or "export".
           made_from: inputs and settings, a JSON value without times and places.
+          subdirectories: where the job writes files, beside `directory` itself and quarantine/.
+          remedy: what to do if the directory holds output of other inputs.
         """
+        self._subdirectories = (*subdirectories, quarantine.DIRECTORY)
+        self._remedy = remedy
+        self._is_discarded = False
         self.directory = directory
         self.stage = stage
         # Through JSON and back, so that the value equals one read from a file.
@@ -72,9 +89,6 @@ class OutputDirectory:
 
     def _path(self, *names: str) -> str:
         return files_lib.join(self.directory, *names)
-
-    def _job(self) -> Job | None:
-        return cast(Job | None, self.tasks.job())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -87,14 +101,20 @@ class OutputDirectory:
         files_lib.make_dirs(self.directory)
         with lock.hold(self.directory):
             yield
+        if self._is_discarded:
+            lock.forget(self.directory)
+            files_lib.remove_empty(self.directory)
 
     @contextlib.contextmanager
-    def opened(self, names: Sequence[str], *, overwrite: bool) -> Iterator[Manifest | None]:
+    def opened(
+        self, names: Sequence[str], *, overwrite: bool, reuses: str = ""
+    ) -> Iterator[Manifest | None]:
         """Locks the directory for this process and prepares it for this job.
 
         Args:
           names: every file that the job will make, without manifest and timings.
           overwrite: whether output of another job of this stage may be removed.
+          reuses: a directory that the job reads, which must not be removed meanwhile.
 
         Yields:
           The manifest, if this same job is finished and its files are complete; else None.
@@ -104,7 +124,7 @@ class OutputDirectory:
             process writes to it.
         """
         with self.locked():
-            yield self._begin(names, overwrite=overwrite)
+            yield self._begin(names, overwrite=overwrite, reuses=reuses)
 
     def _refuse_foreign(self) -> None:
         """Raises a StageError if the directory holds files that are not of this stage."""
@@ -129,24 +149,24 @@ class OutputDirectory:
     def check(self) -> None:
         """Raises the StageErrors that `opened` raises without --overwrite; changes no file."""
         self._refuse_foreign()
-        self._refuse_other(manifest_of(self.directory), self._job())
+        self._refuse_other(manifest_of(self.directory), self.tasks.job())
 
     def _refuse_other(self, manifest: Manifest | None, job: Job | None) -> None:
         existing = manifest or job
         differing = differences(existing["made_from"], self.made_from) if existing else []
         if differing:
-            state, error = "finished", StageError
+            state, error = "finished", Conflict
             if not manifest:
                 state, error = "unfinished", UnfinishedConflict
             raise error(
                 f"--output_dir={self.directory}: holds {state} output of other inputs "
-                f"({'; '.join(differing)}); name another directory, or pass --overwrite"
+                f"({'; '.join(differing)}); {self._remedy}"
             )
 
-    def _begin(self, names: Sequence[str], *, overwrite: bool) -> Manifest | None:
+    def _begin(self, names: Sequence[str], *, overwrite: bool, reuses: str) -> Manifest | None:
         """Removes or keeps existing output; returns the manifest if the job is finished."""
         manifest = manifest_of(self.directory)
-        job = self._job()
+        job = self.tasks.job()
         existing = manifest or job
         if not overwrite:
             self._refuse_other(manifest, job)
@@ -159,7 +179,7 @@ class OutputDirectory:
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
-        self._write_job(self.made_from, names)
+        self._write_job(self.made_from, names, reuses)
         files_lib.remove(self._path(MANIFEST))
         return None
 
@@ -169,7 +189,7 @@ class OutputDirectory:
         Args:
           base: the directory's manifest.
         """
-        job = self._job()
+        job = self.tasks.job()
         if job:
             kept = {entry["name"] for entry in base["files"]}
             self._remove_files([name for name in job["names"] if name not in kept])
@@ -181,7 +201,7 @@ class OutputDirectory:
         Args:
           names: every file that the job will make or replace.
         """
-        job = self._job()
+        job = self.tasks.job()
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
@@ -189,7 +209,7 @@ class OutputDirectory:
 
     def forget_finished(self, manifest: Manifest) -> None:
         """Removes the leftovers of the job that made `manifest`, and of no other job."""
-        job = self._job()
+        job = self.tasks.job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
             files_lib.remove(self.tasks.path())
@@ -202,12 +222,17 @@ class OutputDirectory:
         )
 
     def _remove_unfinished(self) -> None:
-        for directory in (self.directory, self.tasks.path(), self._path(quarantine.DIRECTORY)):
+        subdirectories = map(self._path, self._subdirectories)
+        for directory in (self.directory, self.tasks.path(), *subdirectories):
             files_lib.remove_unfinished(directory)
 
-    def _write_job(self, made_from: Mapping[str, Any], names: Sequence[str]) -> None:
+    def _write_job(
+        self, made_from: Mapping[str, Any], names: Sequence[str], reuses: str = ""
+    ) -> None:
         files_lib.make_dirs(self.tasks.path())
         job: Job = {"stage": self.stage, "made_from": dict(made_from), "names": list(names)}
+        if reuses:
+            job["reuses"] = reuses
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
     def is_complete(self, files: Iterable[FileEntry]) -> bool:
@@ -232,31 +257,43 @@ class OutputDirectory:
 
     def _remove_files(self, names: Sequence[str]) -> None:
         files_lib.each(self.directory, lambda name: files_lib.remove(self._path(name)), names)
-        files_lib.remove_empty(self._path(quarantine.DIRECTORY))
+        for name in self._subdirectories:
+            files_lib.remove_empty(self._path(name))
 
-    def _stamped(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """A manifest with the keys that every manifest has."""
-        return {
-            "stage": self.stage,
-            "format_version": FORMAT_VERSION,
-            "made_from": self.made_from,
-            **manifest,
-        }
+    def discard(self) -> None:
+        """Removes all that this job has written, and the directory if nothing else is in it."""
+        job = self.tasks.job()
+        self._remove_unfinished()
+        self._remove_files(job["names"] if job else [])
+        files_lib.remove(self.tasks.path())
+        self._is_discarded = True
 
-    def finish(self, manifest: Mapping[str, Any], markers: Mapping[str, Marker]) -> dict[str, Any]:
+    def finish(
+        self,
+        manifest: Mapping[str, Any],
+        markers: Mapping[str, Marker],
+        **timings: Any,
+    ) -> dict[str, Any]:
         """Writes timings.json and then the manifest, which makes the directory finished.
 
         Args:
           manifest: all keys but stage, format_version and made_from.
           markers: task -> marker; their seconds go to timings.json.
+          **timings: further keys of timings.json.
 
         Returns:
           The manifest as written.
         """
-        complete = self._stamped(manifest)
+        complete = {
+            "stage": self.stage,
+            "format_version": FORMAT_VERSION,
+            "made_from": self.made_from,
+            **manifest,
+        }
         # A cluster repeats a killed task within the job; the first attempt may have left a file.
         self._remove_unfinished()
-        files_lib.write_bytes(self._path(TIMINGS), readable_json(tasks.timings(markers)))
+        content = {**tasks.timings(markers), **timings}
+        files_lib.write_bytes(self._path(TIMINGS), readable_json(content))
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
         files_lib.remove(self.tasks.path())
         return complete

@@ -10,22 +10,13 @@ from typing import Any
 
 from pipeline.cli.errors import SourceChanged, StageError
 from pipeline.stages import manifest_check
-from pipeline.stages.contracts import (
-    FailedMarker,
-    FileEntry,
-    Job,
-    Marker,
-    StagedJob,
-    is_failed,
-)
+from pipeline.stages.contracts import FailedMarker, Job, Marker, is_failed
 from pipeline.stages.manifest import read_file, read_sealed, sealed_json
 from pipeline.storage import files
 
 DIRECTORY = ".progress"
 # Describes the job; output_directory.py writes this file.
 JOB = "job.json"
-# Directory in `.progress/` for files that wait for the job's end; see staged_directory.py.
-_STAGED = "files"
 # Suffix of the file that holds the progress of a running task, and how often the task writes it.
 _NOTE = ".count"
 _NOTE_EVERY_SECS = 1.0
@@ -34,15 +25,9 @@ _NOTE_EVERY_SECS = 1.0
 class Tasks:
     """The tasks of the job in one output directory; workers see nothing else of it."""
 
-    def __init__(self, directory: str, *, staged: bool = False):
-        """Describes the directory; touches no file.
-
-        Args:
-          directory: the output directory, local path or fsspec URL.
-          staged: whether files wait in `.progress/` until the whole job is finished.
-        """
+    def __init__(self, directory: str):
+        """Describes the output directory, a local path or fsspec URL; touches no file."""
         self.directory = directory
-        self.files_directory = self.path(_STAGED) if staged else directory
         self._noted = 0.0
 
     def path(self, *names: str) -> str:
@@ -52,7 +37,7 @@ class Tasks:
     def _marker_path(self, task: str) -> str:
         return self.path(f"{task}.json")
 
-    def job(self) -> Job | StagedJob | None:
+    def job(self) -> Job | None:
         """The content of job.json; None if no job is unfinished.
 
         Raises:
@@ -68,7 +53,7 @@ class Tasks:
         return None if content is None else manifest_check.marker(path, content)
 
     def clear(self) -> None:
-        """Removes all markers and waiting files; job.json stays."""
+        """Removes all markers; job.json stays."""
         for name in files.list_names(self.path()):
             if name != JOB:
                 files.remove(self.path(name))
@@ -122,15 +107,10 @@ class Tasks:
         marker = self.marker(task)
         try:
             for entry in marker["entries"] if marker else ():
-                read_file(self.directory_of(entry), entry)
+                read_file(self.directory, entry)
         except StageError:
             return None  # A damaged file: the task must be done again.
         return marker
-
-    def directory_of(self, entry: FileEntry) -> str:
-        """The directory that holds a task's file now: that of waiting files, or the output."""
-        staged = files.exists(files.join(self.files_directory, entry["name"]))
-        return self.files_directory if staged else self.directory
 
     def num_done(self) -> int:
         """The number of tasks that have ended."""

@@ -40,6 +40,10 @@ _VOLUME_PREFIXES = (
     ".Trash-",  # A desktop, at the top: the files that a user has thrown away.
     "._",  # macOS, beside files on a volume that takes no extended attributes.
 )
+# Errors of os.link where two places allow no hard link: other disks, file systems without links,
+# protected files of another user, a file with too many links.
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
+_COPY_BYTES = 1 << 20
 # A full disk, or an account's full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -200,19 +204,38 @@ def remove_empty(directory: str) -> None:
         remove(directory)
 
 
-def move(path: str, target: str) -> None:
-    """Moves a file to another path of the same kind and replaces an existing file.
+def link(path: str, target: str) -> None:
+    """Makes a file appear at a second path without sending its bytes; replaces an existing file.
 
-    Atomic on a local disk. On an object store the file is copied whole and then removed.
+    Locally by a hard link, so both paths share their bytes; where the file systems allow no link,
+    by a copy. On an object store the server copies.
+
+    Raises:
+      FileNotFoundError: no file at `path`.
     """
-    if is_url(path):
+    if is_url(path) and is_url(target) and _same_store(path, target):
         inner_target = retries.file_system(target)[1]
-        # Two calls, because a call that reports failure may have taken effect.
         retries.call(path, lambda fs, inner: fs.cp_file(inner, inner_target))
-        with contextlib.suppress(FileNotFoundError):
-            retries.call(path, lambda fs, inner: fs.rm_file(inner))
         return
-    os.replace(path, target)
+    if not (is_url(path) or is_url(target)):
+        temporary = _temporary(target)
+        try:
+            os.link(path, temporary)
+            os.replace(temporary, target)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        finally:
+            # If both were links to one file already, the rename has done nothing.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+    with open_read(path) as source, open_atomic(target) as file:
+        shutil.copyfileobj(source, file, _COPY_BYTES)
+
+
+def _same_store(path: str, other: str) -> bool:
+    return path.partition("://")[0] == other.partition("://")[0]
 
 
 def irregular(status: os.stat_result) -> str:
@@ -249,6 +272,20 @@ def _no_bucket(path: str, error: Exception) -> StageError:
     )
 
 
+def _temporary(path: str) -> str:
+    """A path beside a local path, for a file that is not finished."""
+    directory, name = os.path.split(path)
+    # Two workers, on two machines even, may write the same shard.
+    return os.path.join(directory, f"{_TEMPORARY}{name}-{uuid.uuid4().hex}")
+
+
+def swap_link(target: str, path: str) -> None:
+    """Makes a local `path` a symbolic link to `target`, in one step."""
+    temporary = _temporary(path)
+    os.symlink(target, temporary)
+    os.replace(temporary, path)
+
+
 @contextlib.contextmanager
 def open_atomic(path: str) -> Iterator[BinaryIO]:
     """A binary file to write, which appears at `path` only if the block succeeds.
@@ -266,9 +303,7 @@ def open_atomic(path: str) -> Iterator[BinaryIO]:
             except FileNotFoundError as error:
                 raise _no_bucket(path, error) from error
         return
-    directory, name = os.path.split(path)
-    # Two workers, on two machines even, may write the same shard.
-    temporary = os.path.join(directory, f"{_TEMPORARY}{name}-{uuid.uuid4().hex}")
+    temporary = _temporary(path)
     try:
         with _open_write(temporary, path=path) as file:
             yield file

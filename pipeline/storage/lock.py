@@ -32,15 +32,37 @@ def hold(directory: str) -> Iterator[None]:
     Raises:
       StageError: another process holds the directory, or its file system has no locks.
     """
-    with lease.hold(directory) if files.is_url(directory) else _locked(directory):
+    is_url = files.is_url(directory)
+    lock_file = os.path.join(directory, lease.NAME)
+    with lease.hold(directory) if is_url else _locked(lock_file, directory):
+        yield
+
+
+def forget(directory: str) -> None:
+    """Removes the lock file of a directory that nobody holds; a lease has removed itself."""
+    if not files.is_url(directory):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(directory, lease.NAME))
+
+
+@contextlib.contextmanager
+def hold_path(path: str) -> Iterator[None]:
+    """Holds a path that is no directory of this program, as `hold` does; its parent exists."""
+    if files.is_url(path):
+        with lease.hold(f"{path}{lease.NAME}"):
+            yield
+        return
+    parent, name = os.path.split(path)
+    with _locked(os.path.join(parent, f".{name}{lease.NAME}"), path):
         yield
 
 
 @contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
+def _locked(lock_file: str, directory: str) -> Iterator[None]:
+    """Holds a lock file; `directory` is what messages name."""
     import fcntl
 
-    with open(os.path.join(directory, lease.NAME), "a+b") as file:
+    with open(lock_file, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

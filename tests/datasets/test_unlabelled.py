@@ -120,7 +120,9 @@ def test_a_model_does_not_see_labels(unlabelled, trained, tmp_path):
 
 
 def test_rows_have_the_label_of_none(exported):
-    tables = [pq.read_table(path) for path in sorted((exported / "out").glob("*.parquet"))]
+    tables = [
+        pq.read_table(path) for path in sorted((exported / "out").glob("embeddings/*.parquet"))
+    ]
     labels = [label for table in tables for label in table["label"].to_pylist()]
     assert labels == [UNLABELLED] * 322
 

@@ -41,7 +41,9 @@ def test_each_record_has_its_row(data_dir, trained, exported):
     dataset = reader.Dataset(str(data_dir))
     for entry in dataset.shards("test"):
         shard = dataset.read_shard(entry)
-        table = pq.read_table(exported / f"{entry['name'].replace('.tfrecord', '')}.parquet")
+        table = pq.read_table(
+            exported / "embeddings" / f"{entry['name'].replace('.tfrecord', '')}.parquet"
+        )
         assert table.schema.metadata[b"model_id"].decode() == manifest["model_id"]
         assert table["id"].to_pylist() == shard.ids
         assert table["label"].to_pylist() == shard.labels.tolist()
@@ -59,7 +61,7 @@ def test_sheets_show_originals_above_reconstructions(data_dir, exported):
     dataset = reader.Dataset(str(data_dir))
     entry = dataset.shards("test")[0]
     shard = dataset.read_shard(entry)
-    path = exported / f"{entry['name'].replace('.tfrecord', '')}.png"
+    path = exported / "images" / f"{entry['name'].replace('.tfrecord', '')}.png"
     sheet = np.asarray(Image.open(path))
     scale = 6  # 8 pixels of width become at least 48.
     assert sheet.shape[1] == min(16, len(shard.ids)) * (8 * scale + 4) + 4

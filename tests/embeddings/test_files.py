@@ -16,6 +16,7 @@ from tests.conftest import make_embeddings
 
 FIELDS = ("mean", "log_var", "z", "reconstruction_loss", "kl", "elbo")
 TASK = "blobs-test.tfrecord-00001-of-00004"
+CLASSES = {"class_names": ["zéro", "one"], "split": "test"}
 
 
 def random_rows(count: int, latent_dim: int = 3) -> rows.Rows:
@@ -46,10 +47,13 @@ def assert_same_rows(a: rows.Rows, b: rows.Rows) -> None:
 @pytest.mark.parametrize("count", [1, 7])
 def test_written_rows_are_read_back(embedding_format, count, tmp_path):
     expected, directory = random_rows(count), str(tmp_path)
-    settings = {"embedding_format": embedding_format, "model_id": "m"}
+    settings = {"embedding_format": embedding_format, "model_id": "m", **CLASSES}
     files = row_files.write(directory, TASK, expected, **settings)
     assert all(entry["num_examples"] == count for entry in files)
     assert_same_rows(row_files.read(directory, TASK, files), expected)
+    keys = row_files.read_keys(directory, TASK, files)
+    assert (keys.ids, keys.shas) == (expected.ids, expected.shas)
+    np.testing.assert_array_equal(keys.labels, expected.labels)
     head = row_files.read(directory, TASK, files, num_rows=3)
     assert_same_rows(head, expected.take(range(min(3, count))))
     assert files == row_files.write(directory, TASK, expected, **settings)
@@ -61,9 +65,10 @@ def test_written_rows_are_read_back(embedding_format, count, tmp_path):
 
 @pytest.mark.parametrize("embedding_format", row_files.FORMATS)
 def test_a_shard_without_rows_has_files_too(embedding_format, tmp_path):
-    files = row_files.write(
-        str(tmp_path), TASK, random_rows(0), embedding_format=embedding_format, model_id="m"
-    )
+    settings = {"embedding_format": embedding_format, "model_id": "m", **CLASSES}
+    files = row_files.write(str(tmp_path), TASK, random_rows(0), **settings)
+    names = row_files.row_names(TASK, embedding_format, FIELDS)
+    assert {entry["name"] for entry in files} <= set(names)
     assert row_files.read(str(tmp_path), TASK, files).ids == []
 
 
@@ -118,23 +123,26 @@ def test_pandas_polars_duckdb_arrow_and_tensorflow_read_it(in_formats):
     import tensorflow as tf
 
     expected = rows.concatenated(list(read_all(in_formats["parquet"]).values()))
-    paths = sorted(map(str, in_formats["parquet"].glob("*.parquet")))
-    glob = f"{in_formats['parquet']}/*.parquet"
+    folder = in_formats["parquet"] / "embeddings"
+    glob = f"{folder}/*.parquet"
     frames = {
-        "pandas": pd.read_parquet(paths),
+        "pandas": pd.read_parquet(folder),
         "polars": pl.read_parquet(glob).to_pandas(),
         "duckdb": duckdb.sql(f"select * from '{glob}'").df(),
-        "arrow": pyarrow.dataset.dataset(paths).to_table().to_pandas(),
+        "arrow": pyarrow.dataset.dataset(folder).to_table().to_pandas(),
     }
     for name, frame in frames.items():
         assert frame["id"].tolist() == expected.ids, name
         assert frame["label"].tolist() == expected.labels.tolist(), name
+        assert frame["class"].tolist() == list(map(str, expected.labels)), name
+        assert set(frame["split"]) == {"test"}, name
         np.testing.assert_array_equal(np.stack(frame["mean"]), expected.columns["mean"], name)
     examples = []
-    for path in sorted(in_formats["tfrecord"].glob("*.tfrecord")):
+    for path in sorted(in_formats["tfrecord"].glob("embeddings/*.tfrecord")):
         for record in tf.data.TFRecordDataset(str(path)):
             features = {
                 "id": tf.io.FixedLenFeature([], tf.string),
+                "class": tf.io.FixedLenFeature([], tf.string),
                 "mean": tf.io.FixedLenFeature([3], tf.float32),
                 "kl": tf.io.FixedLenFeature([1], tf.float32),
             }

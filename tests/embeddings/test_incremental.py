@@ -1,14 +1,16 @@
-"""A repeated export computes only what is new, and ends in the same bytes."""
+"""Night after night: each export computes only what is new, and has the bytes of a fresh one."""
 
 import hashlib
 import json
 import pathlib
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.embeddings import job
+from pipeline.stages import pointer
 from pipeline.storage import lock
 from tests.conftest import (
     die_at_file,
@@ -53,6 +55,35 @@ def grown(data_dir, tmp_path):
 
 
 @pytest.fixture
+def nights(tmp_path):
+    """A function that exports into a new directory, and then moves `latest` to it."""
+    numbers = iter(range(1, 100))
+
+    def export(data, model, *, number=None, **settings) -> dict:
+        out = tmp_path / "nights" / f"{number or f'{next(numbers):02d}'}"
+        return make_embeddings(data, model, out, latest=tmp_path / "nights" / "latest", **settings)
+
+    return export
+
+
+def latest(tmp_path) -> pathlib.Path:
+    return (tmp_path / "nights" / "latest").resolve()
+
+
+def assert_as_fresh(directory, data, model, tmp_path, **settings) -> None:
+    """An export has the bytes of one that takes no rows over, its manifest included."""
+    fresh = tmp_path / f"fresh-{pathlib.Path(directory).name}"
+    make_embeddings(data, model, fresh, **settings)
+    assert outputs_of(pathlib.Path(directory)) == outputs_of(fresh)
+
+
+def changes_of(directory) -> dict[tuple[str, str], str]:
+    """(split, id) -> added, changed or removed."""
+    table = pq.read_table(pathlib.Path(directory) / "changes.parquet").to_pylist()
+    return {(row["split"], row["id"]): row["change"] for row in table}
+
+
+@pytest.fixture
 def calls(monkeypatch):
     """The number of images in each call of the model."""
     batch_sizes, embed = [], job.PublishedModel.embed
@@ -66,17 +97,21 @@ def calls(monkeypatch):
     return batch_sizes
 
 
-def test_exactly_the_appended_records_are_computed(grown, trained, tmp_path, calls):
-    data, model, out = grown(1), trained / "export", tmp_path / "out"
-    assert computed(make_embeddings(data, model, out)) == 51 == sum(calls)
+def test_exactly_the_appended_records_are_computed(grown, nights, trained, tmp_path, calls):
+    data, model = grown(1), trained / "export"
+    first = nights(data, model)
+    assert computed(first) == 51 == sum(calls)
     calls.clear()
-    before = outputs_of(out)
-    again = make_embeddings(data, model, out)
+    before = outputs_of(latest(tmp_path))
+    # Nothing new: no directory is made, and latest stays.
+    again = nights(data, model)
     assert (again["reused"], computed(again), calls) == (True, 0, [])
-    assert outputs_of(out) == before
+    assert again["directory"] == first["directory"] and not (tmp_path / "nights" / "02").exists()
 
     grown(100)
-    manifest = make_embeddings(data, model, out)
+    manifest = nights(data, model)
+    out = latest(tmp_path)
+    assert manifest["directory"] == str(out)
     assert computed(manifest) == 100 == sum(calls)
     assert manifest["records"] == {"read": 151, "written": 151, "quarantined": 0}
     timings = json.loads((out / "timings.json").read_text())
@@ -84,20 +119,56 @@ def test_exactly_the_appended_records_are_computed(grown, trained, tmp_path, cal
     assert sum(counts["computed"] for counts in done) == 100
     assert sum(counts["reused"] for counts in done) == 51
     # Step by step and at once: the same bytes, manifest included.
-    make_embeddings(data, model, tmp_path / "at_once")
-    assert outputs_of(tmp_path / "at_once") == outputs_of(out)
-    unchanged = {n: data for n, data in before.items() if n.endswith((".parquet", ".png"))}
-    assert outputs_of(out).items() >= unchanged.items()
+    assert_as_fresh(out, data, model, tmp_path)
+    # The night before is as it was, and unchanged shards are the same files.
+    assert outputs_of(pathlib.Path(first["directory"])) == before
+    unchanged = [name for name in before if name.endswith((".parquet", ".png"))]
+    assert len(unchanged) == 10
+    for name in unchanged:
+        assert (out / name).samefile(pathlib.Path(first["directory"]) / name)
 
 
-def test_another_model_computes_everything_again(data_dir, trained, other_model, tmp_path, calls):
-    out = tmp_path / "out"
-    first = make_embeddings(data_dir, trained / "export", out)
-    manifest = make_embeddings(data_dir, other_model, out)
+def test_changes_name_what_is_new_changed_and_gone(trained, other_model, nights, tmp_path):
+    folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
+    source, model = f"folder:{folder}", trained / "export"
+    first = nights(source, model)
+    paths = sorted((folder / "test").rglob("*.png"))
+    ids = [str(path.relative_to(folder)) for path in paths]
+    assert changes_of(first["directory"]) == {("test", record_id): "added" for record_id in ids}
+    paths[0].write_bytes(paths[1].read_bytes())  # Another image under the same id.
+    paths[7].unlink()
+    (paths[9].parent / "new.png").write_bytes(paths[3].read_bytes())
+    second = nights(source, model)
+    changed = {
+        ("test", ids[0]): "changed",
+        ("test", ids[7]): "removed",
+        ("test", str((paths[9].parent / "new.png").relative_to(folder))): "added",
+    }
+    assert changes_of(second["directory"]) == changed
+    timings = json.loads((pathlib.Path(second["directory"]) / "timings.json").read_text())
+    counts = timings["changes"]
+    assert counts["against"] == first["export_id"]
+    assert [counts[kind] for kind in ("added", "changed", "removed")] == [1, 1, 1]
+    table = pq.read_table(f"{second['directory']}/changes.parquet").to_pylist()
+    for row in table:  # The file holds the row.
+        night = first if row["change"] == "removed" else second
+        rows = pq.read_table(pathlib.Path(night["directory"]) / row["file"])
+        assert row["id"] in rows["id"].to_pylist()
+    # Another model changes all rows; another number of shards changes none.
+    third = nights(source, other_model)
+    assert set(changes_of(third["directory"]).values()) == {"changed"}
+    fourth = nights(source, other_model, num_shards=2)
+    assert changes_of(fourth["directory"]) == {}
+
+
+def test_another_model_computes_everything_again(
+    data_dir, trained, other_model, nights, tmp_path, calls
+):
+    first = nights(data_dir, trained / "export")
+    manifest = nights(data_dir, other_model)
     assert computed(manifest) == 50 and sum(calls) == 100
     assert manifest["export_id"] != first["export_id"]
-    make_embeddings(data_dir, other_model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+    assert_as_fresh(latest(tmp_path), data_dir, other_model, tmp_path)
 
 
 def test_overwrite_computes_everything_again_with_the_same_bytes(data_dir, trained, tmp_path):
@@ -108,30 +179,33 @@ def test_overwrite_computes_everything_again_with_the_same_bytes(data_dir, train
     assert outputs_of(out) == before
 
 
-def test_fewer_shards_leave_no_file_of_the_earlier_shards(idx_dir, trained, tmp_path):
-    data, model, out = tmp_path / "data", trained / "export", tmp_path / "out"
+def test_fewer_shards_leave_no_file_of_the_earlier_shards(idx_dir, trained, nights, tmp_path):
+    data, model = tmp_path / "data", trained / "export"
     make_shards(f"idx:{idx_dir}", data, num_shards=5)
-    make_embeddings(data, model, out)
+    nights(data, model)
     make_shards(f"idx:{idx_dir}", data, num_shards=2, overwrite=True)
-    make_embeddings(data, model, out)
-    make_embeddings(data, model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
-    assert len(list(out.glob("*.parquet"))) == 2
+    nights(data, model)
+    assert_as_fresh(latest(tmp_path), data, model, tmp_path)
+    assert len(list(latest(tmp_path).glob("embeddings/*.parquet"))) == 2
 
 
-def test_other_settings_need_overwrite_and_leave_nothing_of_the_old(data_dir, trained, tmp_path):
+def test_a_finished_export_never_changes(data_dir, trained, other_model, grown, tmp_path):
     model, out = trained / "export", tmp_path / "out"
     make_embeddings(data_dir, model, out)
     before = outputs_of(out)
-    for settings, message in (
-        ({"images": "none"}, "images is 'sheets' there and 'none' here"),
-        ({"embedding_format": "npy"}, "embedding_format is 'parquet' there"),
-        ({"fields": ("mean",)}, "fields is"),
-        ({"split": "train"}, "split is"),
-        ({"z_seed": 1}, "z_seed is 0 there and 1 here"),
+    for data, settings, message in (
+        (data_dir, {"images": "none"}, "images is 'sheets' there and 'none' here"),
+        (data_dir, {"embedding_format": "npy"}, "embedding_format is 'parquet' there"),
+        (data_dir, {"fields": ("mean",)}, "fields is"),
+        (data_dir, {"split": "train"}, "split is"),
+        (data_dir, {"z_seed": 1}, "z_seed is 0 there and 1 here"),
+        (grown(1), {}, "dataset_id is"),
     ):
-        with pytest.raises(StageError, match=f"made with other settings.*{message}"):
-            make_embeddings(data_dir, model, out, **settings)
+        expected = f"holds finished output of other inputs.*{message}.*--reuse_from.*--latest"
+        with pytest.raises(StageError, match=expected):
+            make_embeddings(data, model, out, **settings)
+    with pytest.raises(StageError, match="model_id is"):
+        make_embeddings(data_dir, other_model, out)
     assert outputs_of(out) == before
     settings = {"images": "all", "embedding_format": "npy"}
     make_embeddings(data_dir, model, out, overwrite=True, **settings)
@@ -139,58 +213,27 @@ def test_other_settings_need_overwrite_and_leave_nothing_of_the_old(data_dir, tr
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-# The files that the second export opens for writing: job.json; markers of five unchanged shards;
-# rows, sheet, note and marker of a new shard; statistics, job.json, timings, manifest.
+# The files that the second export opens for writing: job.json; markers of five linked shards;
+# rows, sheet and marker of a new shard; statistics, changes, timings, manifest.
 @pytest.mark.parametrize(
-    "file_number", [8, 14, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 11))]
+    "file_number", [8, 13, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 9, 11, 12))]
 )
-def test_killed_in_a_second_export_the_first_stays_and_the_rerun_completes(
-    grown, trained, tmp_path, file_number
+def test_killed_in_a_second_night_the_first_stays_and_the_rerun_completes(
+    grown, nights, trained, tmp_path, file_number
 ):
-    data, model, out = grown(3), trained / "export", tmp_path / "out"
-    make_embeddings(data, model, out)
-    before = outputs_of(out)
+    data, model = grown(3), trained / "export"
+    nights(data, model)
+    first, before = latest(tmp_path), outputs_of(latest(tmp_path))
     grown(30)
-    flags = (f"--data_dir={data}", f"--model_dir={model}", f"--output_dir={out}", "--noreport")
+    flags = (f"--data_dir={data}", f"--model_dir={model}", "--noreport")
+    flags += (f"--output_dir={tmp_path}/nights/02", f"--latest={tmp_path}/nights/latest")
     die_at_file(file_number, "pipeline.export", *flags)
-    after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
-    if file_number < 13:
-        assert after == before  # Readers see the first export.
-    manifest = make_embeddings(data, model, out)
-    assert computed(manifest) == 30
-    make_embeddings(data, model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize("move_number", [1, 2, 5, 9])
-def test_killed_while_files_are_moved(
-    data_dir, trained, other_model, grown, tmp_path, monkeypatch, move_number
-):
-    """Then the set grows before the next try, and no file of an earlier state is left."""
-    from pipeline.storage import files
-
-    data, out = grown(2), tmp_path / "out"
-    make_embeddings(data, trained / "export", out)
-    moved, move = iter(range(1, 100)), files.move
-
-    class Killed(BaseException):
-        pass
-
-    def moving(path, target):
-        if next(moved) == move_number:
-            raise Killed
-        move(path, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "move", moving)
-        with pytest.raises(Killed):
-            make_embeddings(data, other_model, out)
-    assert not (out / "manifest.json").exists()
-    grown(5)
-    manifest = make_embeddings(data, other_model, out)
-    assert sum(d["computed"] for d in manifest["done"].values() if not d["earlier_try"]) == 5
-    make_embeddings(data, other_model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+    assert latest(tmp_path) == first and outputs_of(first) == before
+    assert not (tmp_path / "nights" / "02" / "manifest.json").exists()
+    manifest = nights(data, model)
+    assert manifest["directory"].endswith("02") and computed(manifest) == 30
+    assert_as_fresh(latest(tmp_path), data, model, tmp_path)
+    assert outputs_of(first) == before
 
 
 def test_killed_while_overwriting_the_same_command_goes_on(data_dir, trained, tmp_path):
@@ -199,44 +242,55 @@ def test_killed_while_overwriting_the_same_command_goes_on(data_dir, trained, tm
     flags = (f"--data_dir={data_dir}", f"--model_dir={model}", f"--output_dir={out}", "--noreport")
     die_at_file(8, "pipeline.export", *flags, "--overwrite")
     manifest = make_embeddings(data_dir, model, out, overwrite=True)
-    earlier = [d["computed"] for d in manifest["done"].values() if d["earlier_try"]]
-    assert earlier and computed(manifest) == 50
+    assert computed(manifest) == 50
+    assert_as_fresh(out, data_dir, model, tmp_path)
 
 
-def test_a_bound_that_does_not_hold_publishes_nothing(grown, trained, tmp_path, calls):
-    data, model, out = grown(1), trained / "export", tmp_path / "out"
-    with pytest.raises(StageError, match=r"elbo>0 \(it is -.*nothing is published"):
-        make_embeddings(data, model, out, require="elbo>0")
-    assert list(outputs_of(out)) == [n for n in outputs_of(out) if n.startswith(".progress")]
+def test_a_rejected_export_is_finished_and_latest_refuses_it(
+    grown, nights, trained, tmp_path, calls
+):
+    data, model = grown(1), trained / "export"
+    with pytest.raises(StageError, match=r"elbo>0 \(it is -.*the export is rejected"):
+        nights(data, model, require="elbo>0")
+    rejected = tmp_path / "nights" / "01"
+    manifest = json.loads((rejected / "manifest.json").read_text())
+    assert len(manifest["rejected"]) == 1 and "elbo>0" in manifest["rejected"][0]
+    assert not (tmp_path / "nights" / "latest").exists()
+    # A rerun ends as before, and computes nothing.
+    calls.clear()
+    with pytest.raises(StageError, match="was rejected by --require .elbo>0"):
+        nights(data, model, number="01", require="elbo>0")
+    with pytest.raises(StageError, match="was rejected by --require"):
+        nights(data, model, number="01")
+    with pytest.raises(StageError, match="was rejected by --require.*stays where it is"):
+        pointer.move(str(tmp_path / "nights" / "latest"), str(rejected), seen=None)
+    # Its rows are taken over.
     bounds = "elbo>-1e9, active_units>=0,kl<1e9,quarantined==0,written>=51"
-    assert computed(make_embeddings(data, model, out, require=bounds)) == 51
-    assert sum(calls) == 51  # Nothing is computed twice.
-    before = outputs_of(out)
+    manifest = nights(data, model, require=bounds, reuse_from=rejected)
+    assert computed(manifest) == 0 and not calls
+    before = outputs_of(latest(tmp_path))
     grown(10)
+    good = latest(tmp_path)
     with pytest.raises(StageError, match=r"written<60 \(it is 61\), reconstruction_loss<1 \(it is"):
-        make_embeddings(data, model, out, require="written<60,reconstruction_loss<1")
-    after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
-    assert after == before
-    assert make_embeddings(data, model, out)["records"]["written"] == 61
-    with pytest.raises(
-        StageError, match="written<60"
-    ):  # The bound applies to a finished export, too.
-        make_embeddings(data, model, out, require="written<60")
+        nights(data, model, require="written<60,reconstruction_loss<1")
+    assert latest(tmp_path) == good and outputs_of(good) == before
+    assert nights(data, model)["records"]["written"] == 61
+    with pytest.raises(StageError, match="written<60"):  # The bound applies to a finished export.
+        nights(data, model, require="written<60")
 
 
-def test_without_rows_no_bound_on_them_holds(grown, trained, other_model, tmp_path):
-    data, out = grown(1), tmp_path / "out"
-    make_embeddings(data, trained / "export", out, require="elbo>-1000")
-    before = outputs_of(out)
+def test_without_rows_no_bound_on_them_holds(grown, nights, trained, other_model, tmp_path):
+    data = grown(1)
+    nights(data, trained / "export", require="elbo>-1000")
+    good, before = latest(tmp_path), outputs_of(latest(tmp_path))
     for path in data.glob("*-test.tfrecord*"):
         path.write_bytes(b"")
     settings = {"on_corrupt": "quarantine", "max_quarantined": "1.0"}
     for bound in ("elbo>-1000", "elbo<1000", "active_units>=0"):
-        with pytest.raises(StageError, match=f"{bound} \\(there is none.*nothing is published"):
-            make_embeddings(data, other_model, out, require=bound, **settings)
-        after = {n: d for n, d in outputs_of(out).items() if not n.startswith(".progress")}
-        assert after == before
-    manifest = make_embeddings(data, other_model, out, require="written<=0", **settings)
+        with pytest.raises(StageError, match=f"{bound} \\(there is none.*the export is rejected"):
+            nights(data, other_model, require=bound, **settings)
+        assert latest(tmp_path) == good and outputs_of(good) == before
+    manifest = nights(data, other_model, require="written<=0", **settings)
     assert manifest["records"]["written"] == 0 < manifest["records"]["quarantined"]
 
 
@@ -269,55 +323,61 @@ def test_a_bound_on_an_unknown_metric_is_refused(data_dir, trained, tmp_path):
         )
 
 
-def test_a_shard_damaged_after_it_was_exported_costs_nothing(grown, trained, tmp_path):
+def test_a_shard_damaged_after_it_was_exported_costs_nothing(grown, nights, trained):
     """A row is a function of the record, so an existing row does not need the record again."""
-    data, model, out = grown(1), trained / "export", tmp_path / "out"
-    make_embeddings(data, model, out)
+    data, model = grown(1), trained / "export"
+    nights(data, model)
     grown(4)
     damage_one_record(data, "blobs-test.tfrecord-00002-of-00004")
-    manifest = make_embeddings(data, model, out)
+    manifest = nights(data, model)
     assert manifest["records"] == {"read": 55, "written": 55, "quarantined": 0}
     assert computed(manifest) == 4
 
 
-def test_a_damaged_shard_is_read_again_until_it_is_repaired(grown, trained, tmp_path, calls):
-    data, model, out = grown(1), trained / "export", tmp_path / "out"
+def test_a_damaged_shard_is_read_again_until_it_is_repaired(
+    grown, nights, trained, tmp_path, calls
+):
+    data, model = grown(1), trained / "export"
     path = data / "blobs-test.tfrecord-00002-of-00004"
     whole = path.read_bytes()
     damage_one_record(data, path.name)
     settings = {"on_corrupt": "quarantine", "max_quarantined": "1"}
-    manifest = make_embeddings(data, model, out, **settings)
+    manifest = nights(data, model, **settings)
     assert manifest["records"] == {"read": 51, "written": 50, "quarantined": 1}
     calls.clear()
-    manifest = make_embeddings(data, model, out, **settings)
-    assert (computed(manifest), sum(calls)) == (0, 0)
+    # The same result again: no directory is left, and latest stays.
+    again = nights(data, model, **settings)
+    assert (computed(again), sum(calls), again["directory"]) == (0, 0, manifest["directory"])
+    assert not (tmp_path / "nights" / "02").exists()
     path.write_bytes(whole)
-    manifest = make_embeddings(data, model, out, **settings)
+    manifest = nights(data, model, **settings)
     assert manifest["records"] == {"read": 51, "written": 51, "quarantined": 0}
     # The repaired record, and the few others on the contact sheet of its shard.
     assert sum(calls) <= 20
-    make_embeddings(data, model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
-    assert not (out / "quarantine").exists()
+    assert_as_fresh(latest(tmp_path), data, model, tmp_path)
+    assert not (latest(tmp_path) / "quarantine").exists()
 
 
-def test_damaged_output_is_replaced(data_dir, trained, tmp_path):
-    model, out = trained / "export", tmp_path / "out"
-    make_embeddings(data_dir, model, out)
-    before = outputs_of(out)
-    (out / "blobs-test-00001-of-00004.parquet").unlink()
-    (out / "blobs-test-00002-of-00004.png").write_bytes(b"no picture")
-    manifest = make_embeddings(data_dir, model, out)
+def test_damaged_output_is_computed_again(data_dir, nights, trained, tmp_path):
+    model = trained / "export"
+    nights(data_dir, model)
+    first = latest(tmp_path)
+    before = outputs_of(first)
+    (first / "embeddings" / "blobs-test-00001-of-00004.parquet").unlink()
+    (first / "images" / "blobs-test-00002-of-00004.png").write_bytes(b"no picture")
+    manifest = nights(data_dir, model)
     assert 0 < computed(manifest) < 50
-    assert not manifest["reused"]
-    assert outputs_of(out) == before
+    assert not manifest["reused"] and latest(tmp_path) != first
+    assert outputs_of(latest(tmp_path)) == before
 
 
-def test_rows_do_not_depend_on_how_many_are_reused(data_dir, trained, tmp_path, monkeypatch):
+def test_rows_do_not_depend_on_how_many_are_reused(
+    data_dir, nights, trained, tmp_path, monkeypatch
+):
     """Without pictures only the new records of a shard are computed."""
     from pipeline.embeddings import shard
 
-    model, out, folder = trained / "export", tmp_path / "out", tmp_path / "set"
+    model, folder = trained / "export", tmp_path / "set"
     monkeypatch.setattr(shard, "_SHEET_PAIRS", 4)
     make_folder_set(folder, num_train=40, num_test=40)
     paths = sorted((folder / "test").rglob("*.png"))
@@ -326,13 +386,11 @@ def test_rows_do_not_depend_on_how_many_are_reused(data_dir, trained, tmp_path, 
     for number, path in enumerate(paths[::5]):
         path.rename(later / f"{number}.png")
     source, settings = f"folder:{folder}", {"num_shards": 3, "images": "none"}
-    first = make_embeddings(source, model, out, **settings)
-    assert computed(first) == 32
+    assert computed(nights(source, model, **settings)) == 32
     for number, path in enumerate(paths[::5]):
         (later / f"{number}.png").rename(path)
-    assert computed(make_embeddings(source, model, out, **settings)) == 8
-    make_embeddings(source, model, tmp_path / "fresh", **settings)
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+    assert computed(nights(source, model, **settings)) == 8
+    assert_as_fresh(latest(tmp_path), source, model, tmp_path, **settings)
 
 
 def test_a_source_gives_the_bytes_of_its_shards(idx_dir, data_dir, trained, tmp_path):
@@ -352,24 +410,23 @@ def test_a_source_gives_the_bytes_of_its_shards(idx_dir, data_dir, trained, tmp_
         assert manifest["records"]["written"] == 50 + 28
 
 
-def test_of_a_changed_source_only_the_changes_are_computed(trained, tmp_path, calls):
-    folder, out = make_folder_set(tmp_path / "set", num_train=9, num_test=60), tmp_path / "out"
+def test_of_a_changed_source_only_the_changes_are_computed(trained, nights, tmp_path, calls):
+    folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
     source, model = f"folder:{folder}", trained / "export"
-    assert computed(make_embeddings(source, model, out)) == 60
+    assert computed(nights(source, model)) == 60
     calls.clear()
-    assert make_embeddings(source, model, out)["reused"] is True
+    assert nights(source, model)["reused"] is True and not calls
     paths = sorted((folder / "test").rglob("*.png"))
     paths[0].write_bytes(paths[1].read_bytes())  # Another image under the same id.
     paths[7].unlink()
     paths[9].write_bytes(b"no image")
-    manifest = make_embeddings(source, model, out, max_quarantined="1")
+    manifest = nights(source, model, max_quarantined="1")
     assert manifest["records"] == {"read": 59, "written": 58, "quarantined": 1}
-    [line] = (out / "quarantine").glob("*.jsonl")
+    [line] = (latest(tmp_path) / "quarantine").glob("*.jsonl")
     assert str(paths[9].relative_to(folder)) in line.read_text()
-    make_embeddings(source, model, tmp_path / "fresh", max_quarantined="1")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+    assert_as_fresh(latest(tmp_path), source, model, tmp_path, max_quarantined="1")
     calls.clear()
-    assert computed(make_embeddings(source, model, out, max_quarantined="1")) == 0 == sum(calls)
+    assert computed(nights(source, model, max_quarantined="1")) == 0 == sum(calls)
 
 
 def test_a_source_that_changes_under_an_export_is_not_published(trained, tmp_path, when_written):
@@ -395,7 +452,7 @@ def test_several_splits_at_once_give_the_files_of_each(data_dir, trained, tmp_pa
         alone = make_embeddings(data_dir, model, tmp_path / split, split=split)
         assert alone["records"]["written"] == count
         for name, data in outputs_of(tmp_path / split).items():
-            if name.endswith((".parquet", ".png")):
+            if name.startswith(("embeddings/", "images/")):
                 assert (tmp_path / "both" / name).read_bytes() == data
     assert manifest["records"]["written"] == 322
     make_embeddings(data_dir, model, tmp_path / "turned", split="train,test")
@@ -405,14 +462,12 @@ def test_several_splits_at_once_give_the_files_of_each(data_dir, trained, tmp_pa
 
 
 def test_embeddings_are_the_same_without_pictures(data_dir, trained, tmp_path):
-    import pyarrow.parquet as pq
-
     model = trained / "export"
     make_embeddings(data_dir, model, tmp_path / "all")
     make_embeddings(data_dir, model, tmp_path / "few", fields=("mean", "log_var"), images="none")
-    assert not list((tmp_path / "few").glob("*.png"))
-    for path in sorted((tmp_path / "few").glob("*.parquet")):
-        few, full = pq.read_table(path), pq.read_table(tmp_path / "all" / path.name)
+    assert not (tmp_path / "few" / "images").exists()
+    for path in sorted((tmp_path / "few").glob("embeddings/*.parquet")):
+        few, full = pq.read_table(path), pq.read_table(tmp_path / "all" / "embeddings" / path.name)
         assert few.equals(full.select(few.column_names))
 
 
@@ -494,58 +549,27 @@ def test_two_jobs_on_one_directory(data_dir, trained, tmp_path):
             make_embeddings(data_dir, trained / "export", out, overwrite=True)
 
 
-def test_killed_while_publishing_and_then_while_overwriting(
-    data_dir, trained, other_model, tmp_path, monkeypatch
-):
-    """Without a manifest, the directory still counts as one of export."""
-    from pipeline.stages import tasks
-    from pipeline.storage import files
-
-    out = tmp_path / "out"
-    make_embeddings(data_dir, trained / "export", out)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*_):
-        raise Killed
-
-    for owner, name, settings in (
-        (files, "move", {}),
-        (tasks.Tasks, "clear", {"overwrite": True}),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(owner, name, kill)
-            with pytest.raises(Killed):
-                make_embeddings(data_dir, other_model, out, **settings)
-        assert not (out / "manifest.json").exists()
-    make_embeddings(data_dir, other_model, out)
-    make_embeddings(data_dir, other_model, tmp_path / "fresh")
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
-
-
 @pytest.mark.parametrize("embedding_format", ["parquet", "npy"])
-def test_output_of_a_rejected_run_is_never_published(trained, tmp_path, embedding_format):
+def test_rows_of_a_rejected_night_are_not_mixed_in(nights, trained, tmp_path, embedding_format):
     """Good data, then bad data that a bound rejects, then good data with a new record."""
-    model, out = trained / "export", tmp_path / "out"
+    model = trained / "export"
     folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
     source, settings = f"folder:{folder}", {"embedding_format": embedding_format}
-    make_embeddings(source, model, out, **settings)
+    nights(source, model, **settings)
     paths = sorted((folder / "test").rglob("*.png"))
     good = [path.read_bytes() for path in paths]
     for path in paths:
         path.write_bytes(good[0])
-    with pytest.raises(StageError, match="nothing is published"):
-        make_embeddings(source, model, out, require="elbo>1e9", **settings)
+    with pytest.raises(StageError, match="the export is rejected"):
+        nights(source, model, require="elbo>1e9", **settings)
     for path, data in zip(paths, good, strict=True):
         path.write_bytes(data)
     paths[0].with_name("new.png").write_bytes(good[3])
-    manifest = make_embeddings(source, model, out, **settings)
+    manifest = nights(source, model, **settings)
     for entry in manifest["files"]:
-        data = (out / entry["name"]).read_bytes()
+        data = (latest(tmp_path) / entry["name"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == entry["sha256"], entry["name"]
-    make_embeddings(source, model, tmp_path / "fresh", **settings)
-    assert outputs_of(out) == outputs_of(tmp_path / "fresh")
+    assert_as_fresh(latest(tmp_path), source, model, tmp_path, **settings)
 
 
 def test_outputs_inside_inputs_are_refused(data_dir, trained, tmp_path):
@@ -555,5 +579,5 @@ def test_outputs_inside_inputs_are_refused(data_dir, trained, tmp_path):
             make_embeddings(data, model, inside / "out")
         assert not (inside / "out").exists()
     make_embeddings(data_dir, model, tmp_path / "out")
-    with pytest.raises(UsageError, match="is what --output_dir will replace; name another"):
+    with pytest.raises(UsageError, match="is the directory to write; name another"):
         make_embeddings(data_dir, model, tmp_path / "out", reference=tmp_path / "out")

@@ -48,7 +48,7 @@ def test_no_member_leaves_the_directory_whatever_an_id_holds(trained, tmp_path):
     )
     assert manifest["records"] == {"read": len(IDS), "written": len(IDS), "quarantined": 0}
     unpacked, ids = tmp_path / "deep" / "unpacked", []
-    for path in sorted(out.glob("*.tar")):
+    for path in sorted(out.glob("images/*.tar")):
         with tarfile.open(path) as tar:
             assert all(member.isfile() and "/" not in member.name for member in tar)
             tar.extractall(unpacked, filter="fully_trusted")
@@ -70,7 +70,8 @@ def test_an_archive_holds_every_record_and_its_pictures(data_dir, trained, tmp_p
     make_embeddings(data_dir, trained / "export", tmp_path / "b", images="all")
     dataset = reader.Dataset(str(data_dir))
     for entry in dataset.shards("test"):
-        shard, name = dataset.read_shard(entry), entry["name"].replace(".tfrecord", "") + ".tar"
+        shard = dataset.read_shard(entry)
+        name = f"images/{entry['name'].replace('.tfrecord', '')}.tar"
         data = (tmp_path / "a" / name).read_bytes()
         assert data == (tmp_path / "b" / name).read_bytes()
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:

@@ -51,8 +51,8 @@ def test_heads_are_the_first_rows_of_every_shard(data_dir, trained, tmp_path):
     out = tmp_path / "out"
     make_embeddings(data_dir, trained / "export", out, split="train,test")
     manifest = manifest_lib.read_manifest(str(out), "export", "export_dir")
-    sample = row_sample.heads(manifest, lambda _: str(out), 100)
-    everything = row_sample.heads(manifest, lambda _: str(out), 10**6)
+    sample = row_sample.heads(str(out), manifest, 100)
+    everything = row_sample.heads(str(out), manifest, 10**6)
     assert len(everything.rows.ids) == 322 and 100 <= len(sample.rows.ids) <= 108
     for task, shard_manifest in manifest["shards"].items():
         head = [i for i, t in zip(sample.rows.ids, sample.tasks, strict=True) if t == task]
@@ -63,7 +63,7 @@ def test_heads_are_the_first_rows_of_every_shard(data_dir, trained, tmp_path):
 def test_the_summary_covers_all_rows(data_dir, trained, tmp_path):
     out = tmp_path / "out"
     manifest = make_embeddings(data_dir, trained / "export", out, split="train,test")
-    columns = row_sample.heads(manifest, lambda _: str(out), 10**6).rows.columns
+    columns = row_sample.heads(str(out), manifest, 10**6).rows.columns
     totals = summary.read(str(out), manifest["files"])["summary"]
     for name in ("reconstruction_loss", "kl"):
         assert totals[name] == pytest.approx(columns[name].astype(np.float64).mean(), rel=1e-12)

@@ -11,7 +11,6 @@ from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import manifest_check, tasks
 from pipeline.stages.output_directory import OutputDirectory
-from pipeline.stages.staged_directory import StagedDirectory
 from tests.conftest import make_embeddings, make_shards
 from tests.datasets.test_verify import reseal
 
@@ -193,8 +192,7 @@ def test_a_config_that_cannot_be_trained_with_is_not_evaluated(data_dir, trained
 
 def job_that_names(directory, about, *names):
     (directory / tasks.DIRECTORY).mkdir(parents=True)
-    key = {"preprocess": "names", "export": "there"}[about["stage"]]
-    job = {**about, key: list(names)}
+    job = {**about, "names": list(names)}
     (directory / tasks.DIRECTORY / tasks.JOB).write_bytes(manifest_lib.sealed_json(job))
 
 
@@ -207,20 +205,13 @@ def test_a_job_removes_nothing_outside_of_its_directory(tmp_path, name):
     with pytest.raises(StageError, match=r"job.json: names\[1\] is .* expected a path below"):
         with output.opened(["file"], overwrite=True):
             pass
-    about = {"stage": "export", "made_from": {}, "overwrites": False, "publishing": True}
-    job_that_names(tmp_path / "rows", about, "file", name)
-    staged = StagedDirectory(str(tmp_path / "rows"), stage="export", settings={}, inputs={})
-    with pytest.raises(StageError, match=r"job.json: there\[1\] is .* expected a path below"):
-        with staged.begun(overwrite=True):
-            pass
     assert (tmp_path / "witness").read_text() == "still here"
     assert (tmp_path / "set" / tasks.DIRECTORY / tasks.JOB).exists()
 
 
 def test_a_job_of_another_stage_is_refused_beside_a_manifest_too(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "out")
-    about = {"stage": "export", "made_from": {}, "overwrites": False, "publishing": True}
-    job_that_names(tmp_path / "out", about, "file")
+    job_that_names(tmp_path / "out", {"stage": "export", "made_from": {}}, "file")
     output = OutputDirectory(str(tmp_path / "out"), stage="preprocess", made_from={})
     with pytest.raises(StageError, match="is the output of another stage"):
         with output.opened(["file"], overwrite=True):

@@ -91,14 +91,28 @@ def test_trees_go_there_and_back(place, tmp_path):
     assert files.read_bytes(files.join(place, "copy", "deep", "deeper", "leaf")) == b"2"
 
 
-def test_a_file_moves_in_place_of_another(place):
+def test_a_file_is_linked_in_place_of_another(place):
     files.make_dirs(place)
     first, second = files.join(place, "first"), files.join(place, "second")
     files.write_bytes(first, b"1")
     files.write_bytes(second, b"2")
-    files.move(first, second)
-    assert files.list_names(place) == ["second"]
+    for _ in range(2):  # The second time it is linked already.
+        files.link(first, second)
+        assert files.list_names(place) == ["first", "second"]
+        assert files.read_bytes(second) == b"1"
+    files.write_bytes(first, b"3")  # A file is replaced, and not written into.
     assert files.read_bytes(second) == b"1"
+    with pytest.raises(FileNotFoundError):
+        files.link(files.join(place, "nothing"), second)
+    assert files.list_names(place) == ["first", "second"]
+
+
+def test_a_file_is_copied_from_a_disk_to_a_store(place, tmp_path):
+    (tmp_path / "first").write_bytes(b"1")
+    files.make_dirs(place)
+    files.link(str(tmp_path / "first"), files.join(place, "second"))
+    files.link(files.join(place, "second"), str(tmp_path / "third"))
+    assert (tmp_path / "third").read_bytes() == b"1"
 
 
 def test_a_file_is_read_in_pieces(place):

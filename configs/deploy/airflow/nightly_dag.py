@@ -3,7 +3,7 @@
 Put this file into the DAGs folder; edit _SCRIPT, and edit _ENVIRONMENT as the comment at the top of
 nightly.sh says. Each stage is a task. After status 75 Airflow tries again, and the stage resumes
 from its completed files. Any other status but 0 fails the task at once, because a retry would fail
-again. Status 3 means that the gate held the export back; the published export stays as it was.
+again. Status 3 means that the gate rejected the export; `latest` names the one before.
 """
 
 import os
@@ -18,13 +18,13 @@ _ENVIRONMENT = {
     "SOURCE": "idx:/data/incoming",
     "DATA_DIR": "/data/shards",
     "MODEL_DIR": "/data/run/export",
-    "OUTPUT_DIR": "/data/embeddings",
+    "EXPORTS_DIR": "/data/embeddings",
     "REQUIRE": "elbo>-110",
     "PYTHON": "/opt/vae-pipeline/.venv/bin/python",
     "TRIES": "1",  # Airflow shows its own `retries`.
 }
 _INTERRUPTED = 75
-_MEANINGS = {2: "bad usage or configuration", 3: "the gate held the export back"}
+_MEANINGS = {2: "bad usage or configuration", 3: "the gate rejected the export"}
 
 
 class Stage(BaseOperator):
@@ -41,7 +41,8 @@ class Stage(BaseOperator):
           AirflowException: the stage was interrupted; Airflow tries again.
           AirflowFailException: the stage failed; a retry would fail again.
         """
-        environment = {**os.environ, **_ENVIRONMENT}
+        # The night's own date, also for a try after midnight.
+        environment = {**os.environ, **_ENVIRONMENT, "DATE": context["ds"]}
         status = self._hook.run_command([_SCRIPT, self.task_id], env=environment).exit_code
         if status == _INTERRUPTED:
             raise AirflowException(f"{self.task_id} was interrupted, or another night is running")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The nightly job: preprocess --append, then export behind its gate.
+# The nightly job: preprocess --append, then export behind its gate; then `latest` names the export.
 #
 #   nightly.sh            both stages
 #   nightly.sh preprocess | nightly.sh export      one stage, for a scheduler with a task for each
@@ -8,7 +8,12 @@
 #   SOURCE=idx:/data/incoming     as in preprocess --source; its new records are appended
 #   DATA_DIR=/data/shards         the data set; the first night creates it
 #   MODEL_DIR=/data/run/export    the model
-#   OUTPUT_DIR=/data/embeddings   the export; each of these three may be a URL
+#   EXPORTS_DIR=/data/embeddings  the exports, one directory a night: dt=2026-11-25; each of these
+#                                 three may be a URL
+#   LATEST=/data/embeddings/latest    names the newest export that the gate let through; by default
+#                                 in EXPORTS_DIR
+#   DATE=2026-11-25               the night, also for a try after midnight; by default today
+#   KEEP=7                        how many finished exports stay
 #   REQUIRE='elbo>-110'           the gate, as in export --require; optional
 #   PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
@@ -16,8 +21,8 @@
 #   PYTHON=/opt/vae-pipeline/.venv/bin/python
 #
 # Exit status: 0 published, or nothing was new; 1 a stage failed; 2 bad usage or configuration;
-# 3 the gate held the export back, and the published one stays as it was; 75 interrupted, or another
-# night is still under way: start it again, and it resumes from its completed files.
+# 3 the gate rejected the export, and LATEST names the one before; 75 interrupted, or another night
+# is still under way: start it again, and it resumes from its completed files.
 set -u
 
 say() { echo "nightly: $*" >&2; }
@@ -31,19 +36,30 @@ need() { # name and value of a variable, and an example
 need SOURCE "${SOURCE:-}" idx:/data/incoming
 need DATA_DIR "${DATA_DIR:-}" /data/shards
 need MODEL_DIR "${MODEL_DIR:-}" /data/run/export
-need OUTPUT_DIR "${OUTPUT_DIR:-}" /data/embeddings
+need EXPORTS_DIR "${EXPORTS_DIR:-}" /data/embeddings
+latest=${LATEST:-$EXPORTS_DIR/latest}
+date=${DATE:-$(date +%F)}
+case $date in
+[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]) ;;
+*)
+  say "DATE=$date: expected a date such as 2026-11-25; set it in the environment"
+  exit 2
+  ;;
+esac
 python=${PYTHON:-python3}
 if ! command -v "$python" > /dev/null; then
   say "PYTHON=$python: no such program; expected the Python of an environment with vae-pipeline"
   exit 2
 fi
-num_tries=${TRIES:-3}
-case $num_tries in
-*[!0-9]* | '' | 0)
-  say "TRIES=$num_tries: expected a number from 1; set it in the environment"
-  exit 2
-  ;;
-esac
+num_tries=${TRIES:-3} keep=${KEEP:-7}
+for setting in "TRIES=$num_tries" "KEEP=$keep"; do
+  case ${setting#*=} in
+  *[!0-9]* | '' | 0)
+    say "$setting: expected a number from 1; set it in the environment"
+    exit 2
+    ;;
+  esac
+done
 [ $# -gt 0 ] || set -- preprocess export
 for stage; do
   case $stage in
@@ -55,21 +71,21 @@ for stage; do
   esac
 done
 
-# The lock lets one night run at a time for each user and export; nights of two users are kept apart
+# The lock lets one night run at a time for each user and LATEST; nights of two users are kept apart
 # by the locks of their directories. The stages inherit this lock: while a stage runs, no other
 # night begins, even if this script was killed.
 if ! [ -w "${TMPDIR:-/tmp}" ]; then
   say "TMPDIR=${TMPDIR:-/tmp}: expected a directory to write to"
   exit 2
 fi
-lock=${TMPDIR:-/tmp}/vae-nightly-$(id -u)-$(printf %s "$OUTPUT_DIR" | cksum | tr -d ' ').lock
+lock=${TMPDIR:-/tmp}/vae-nightly-$(id -u)-$(printf %s "$latest" | cksum | tr -d ' ').lock
 if ! (: >> "$lock") 2> /dev/null; then # In a subshell, because a failed redirection ends the shell.
   say "$lock: cannot be opened; expected a file of user $(id -u): remove it, or set TMPDIR"
   exit 1
 fi
 exec 9>> "$lock"
 if ! flock -n 9; then
-  say "$OUTPUT_DIR: another night is still under way (it holds $lock); start this one again later"
+  say "$latest: another night is still under way (it holds $lock); start this one again later"
   exit 75
 fi
 
@@ -161,14 +177,26 @@ preprocess() {
 }
 
 embed() {
-  # shellcheck disable=SC2086 # Flags, separated by spaces.
-  run_stage export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" --output_dir="$OUTPUT_DIR" \
-    ${REQUIRE:+--require="$REQUIRE"} --status_on_rejection=3 ${EXPORT_FLAGS:-}
+  # A night may have an export already, made of other data or by another model, or begun of these;
+  # status 4 says so. The next one gets a number.
+  for suffix in '' .2 .3 .4 .5 .6 .7 .8 .9; do
+    # shellcheck disable=SC2086 # Flags, separated by spaces.
+    run_stage export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" \
+      --output_dir="$EXPORTS_DIR/dt=$date$suffix" --latest="$latest" \
+      ${REQUIRE:+--require="$REQUIRE"} --status_on_rejection=3 --status_on_conflict=4 \
+      ${EXPORT_FLAGS:-}
+    [ "$status" -eq 4 ] || break
+  done
   if [ "$status" -eq 3 ]; then
-    say "the gate held the export back; nothing is published, and $OUTPUT_DIR stays as it was"
+    say "the gate rejected the export; $latest stays where it is"
     exit 3
   fi
   expect_0
+  run "$python" -m pipeline.latest "$latest" --keep="$keep" --of="$EXPORTS_DIR"
+  if [ "$status" -ne 0 ]; then
+    say "the export is published, but old ones could not be removed; see the messages above"
+    exit 1
+  fi
 }
 
 for stage; do

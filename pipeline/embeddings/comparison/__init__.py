@@ -1,0 +1,1 @@
+"""Compares an export with another: how its rows changed, how their distributions drifted."""
