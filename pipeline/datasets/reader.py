@@ -1,9 +1,10 @@
 """Reads a finished data set: its manifest, its shards, its records."""
 
 import hashlib
+import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -248,3 +249,44 @@ def read_head(
     items = parse_records(head, path, image_shape)
     parsed = (item for item in items if not isinstance(item, Fault))
     return [record for _, _, record in itertools.islice(parsed, num_records)]
+
+
+# Bytes that a range read of a store fetches: below as many a record, the whole file is read.
+_RANGE_BYTES = 1 << 20
+
+
+def read_records(
+    directory: str, entry: Mapping[str, Any], offsets: Sequence[int]
+) -> Iterator[tf_example.Record]:
+    """Records of a shard at places that the shard's index gives, and not the whole file.
+
+    Args:
+      directory: the data set's directory.
+      entry: the shard's manifest entry.
+      offsets: of the records' frames in the unpacked file.
+
+    Raises:
+      StageError: no record is there.
+    """
+    path = files.join(directory, entry["name"])
+    is_packed = tfrecord.is_packed(entry["name"])
+    if is_packed or files.is_url(path) and len(offsets) * _RANGE_BYTES > entry["bytes"]:
+        file: BinaryIO = io.BytesIO(tfrecord.unpacked(files.read_bytes(path), entry["name"]))
+    else:
+        file = files.open_read(path)
+    with file:
+        for offset in offsets:
+            try:
+                yield tf_example.parse(tfrecord.read_at(file, int(offset)))
+            except ValueError as error:
+                raise StageError(
+                    f"{path} byte {offset}: {error}; expected the record that the index names: "
+                    "find the fault with python -m pipeline.verify"
+                ) from error
+
+
+def read_ids(directory: str, entry: Mapping[str, Any], offsets: np.ndarray) -> list[str]:
+    """The ids of `read_records`."""
+    if not len(offsets):
+        return []
+    return [record.id.decode() for record in read_records(directory, entry, offsets.tolist())]

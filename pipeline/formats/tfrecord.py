@@ -23,6 +23,8 @@ COMPRESSIONS = ("none", "gzip")
 _GZIP_SUFFIX = ".gz"
 _FRAME = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+# Bytes of a frame beside its data.
+FRAME_BYTES = _FRAME.size + _CRC.size
 # Records written, and hashed, at a time.
 _RECORDS_A_WRITE = 64
 # Bytes searched for the next frame at a time, and unpacked at a time.
@@ -66,7 +68,7 @@ def write(file: BinaryIO, name: str, records: Iterable[bytes]) -> int:
     """
     num_examples = 0
     # The gzip header gets no name and no time, so that equal records give equal bytes.
-    packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if _is_packed(name) else None
+    packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if is_packed(name) else None
     out = packed or file
     records = iter(records)
     while chunk := list(itertools.islice(records, _RECORDS_A_WRITE)):
@@ -82,7 +84,8 @@ def write(file: BinaryIO, name: str, records: Iterable[bytes]) -> int:
     return num_examples
 
 
-def _is_packed(name: str) -> bool:
+def is_packed(name: str) -> bool:
+    """Whether a file of this name is packed with gzip."""
     return name.endswith(_GZIP_SUFFIX)
 
 
@@ -102,6 +105,27 @@ def _unpacked(data: bytes) -> tuple[bytes, str]:
     return b"".join(parts), reason
 
 
+def unpacked(data: bytes, name: str) -> bytes:
+    """The readable bytes of a file without its packing."""
+    return _unpacked(data)[0] if is_packed(name) else data
+
+
+def read_at(file: BinaryIO, offset: int) -> bytes:
+    """The record whose frame begins at an offset of an unpacked file.
+
+    Raises:
+      ValueError: no whole frame begins there.
+    """
+    file.seek(offset)
+    header = file.read(_FRAME.size)
+    length = _length_at(header, 0)
+    data = b"" if length is None else file.read(length + _CRC.size)
+    end, fault = _look(header + data, 0)
+    if fault or end != len(header + data):
+        raise ValueError(fault or "a record runs past the end of the file")
+    return data[: -_CRC.size]
+
+
 def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
     """All records of a TFRecord file, and every fault; every checksum is checked.
 
@@ -114,7 +138,7 @@ def scan(data: bytes, name: str) -> Iterator[tuple[int, bytes] | Fault]:
     Yields:
       (offset, record) or a Fault, in the order of their offsets.
     """
-    data, reason = _unpacked(data) if _is_packed(name) else (data, "")
+    data, reason = _unpacked(data) if is_packed(name) else (data, "")
     offset = 0
     while offset < len(data):
         end, fault = _look(data, offset)

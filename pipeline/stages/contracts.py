@@ -103,6 +103,7 @@ class Job(_Job, total=False):
     """job.json of an unfinished directory."""
 
     reuses: str  # the export whose rows the job takes over
+    drops: list[str]  # files of a data set that go when the job is finished
 
 
 class FailedMarker(TypedDict):

@@ -174,7 +174,9 @@ _MANIFESTS = {
         },
     ),
 }
-_JOB = _object({"made_from": _OBJECT, "names": _list(_NAME)}, {"reuses": _TEXT})
+_JOB = _object(
+    {"made_from": _OBJECT, "names": _list(_NAME)}, {"reuses": _TEXT, "drops": _list(_NAME)}
+)
 _JOBS = {"preprocess": _JOB, "export": _JOB}
 _FAILED = _object({"failed": _TEXT})
 _DONE = _object({"entries": _FILES, "secs": _each(_NUMBER)})

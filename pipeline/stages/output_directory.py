@@ -81,6 +81,7 @@ class OutputDirectory:
         self._subdirectories = (*subdirectories, quarantine.DIRECTORY)
         self._remedy = remedy
         self._is_discarded = False
+        self._drops: Sequence[str] = ()
         self.directory = directory
         self.stage = stage
         # Through JSON and back, so that the value equals one read from a file.
@@ -179,7 +180,7 @@ class OutputDirectory:
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
-        self._write_job(self.made_from, names, reuses)
+        self._write_job(self.made_from, names, reuses=reuses)
         files_lib.remove(self._path(MANIFEST))
         return None
 
@@ -195,24 +196,33 @@ class OutputDirectory:
             self._remove_files([name for name in job["names"] if name not in kept])
             files_lib.remove(self.tasks.path())
 
-    def begin_append(self, names: Sequence[str]) -> None:
+    def begin_append(self, names: Sequence[str], drops: Sequence[str] = ()) -> None:
         """Prepares a locked, finished directory for further files; the directory stays finished.
 
         Args:
           names: every file that the job will make or replace.
+          drops: files of the directory that go when the job is finished.
         """
         job = self.tasks.job()
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
-        self._write_job(self.made_from, names)
+        self._drops = drops
+        self._write_job(self.made_from, names, drops=drops)
 
     def forget_finished(self, manifest: Manifest) -> None:
         """Removes the leftovers of the job that made `manifest`, and of no other job."""
         job = self.tasks.job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
+            self._remove_files(job.get("drops", ()) if job else ())
             files_lib.remove(self.tasks.path())
+
+    def replace_manifest(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Writes the manifest of a locked, finished directory anew; returns the manifest."""
+        files_lib.write_bytes(self._path(MANIFEST), sealed_json(manifest))
+        written: dict[str, Any] = through_json(manifest)
+        return written
 
     def _other_append(self, job: Job) -> UnfinishedConflict:
         differing = "; ".join(differences(job["made_from"], self.made_from))
@@ -227,12 +237,19 @@ class OutputDirectory:
             files_lib.remove_unfinished(directory)
 
     def _write_job(
-        self, made_from: Mapping[str, Any], names: Sequence[str], reuses: str = ""
+        self,
+        made_from: Mapping[str, Any],
+        names: Sequence[str],
+        *,
+        reuses: str = "",
+        drops: Sequence[str] = (),
     ) -> None:
         files_lib.make_dirs(self.tasks.path())
         job: Job = {"stage": self.stage, "made_from": dict(made_from), "names": list(names)}
         if reuses:
             job["reuses"] = reuses
+        if drops:
+            job["drops"] = list(drops)
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
 
     def is_complete(self, files: Iterable[FileEntry]) -> bool:
@@ -295,5 +312,6 @@ class OutputDirectory:
         content = {**tasks.timings(markers), **timings}
         files_lib.write_bytes(self._path(TIMINGS), readable_json(content))
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
+        self._remove_files(self._drops)
         files_lib.remove(self.tasks.path())
         return complete

@@ -73,9 +73,9 @@ def test_a_set_with_nothing_wrong_has_no_warnings(tmp_path):
 
 
 def test_images_that_stand_twice_are_found_wherever_they_are(tmp_path, monkeypatch):
-    from pipeline.datasets.profile import describe
+    from pipeline.datasets.profile import duplicates
 
-    monkeypatch.setattr(describe, "_RECORDS_A_BUCKET", 40)
+    monkeypatch.setattr(duplicates, "_RECORDS_AT_ONCE", 40)
     generator = np.random.default_rng(2)
     x, u = (generator.integers(0, 256, (n, 6, 5), np.uint8) for n in (200, 60))
     y, v = np.arange(200) % 10, np.arange(60) % 10

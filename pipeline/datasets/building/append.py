@@ -7,10 +7,20 @@ shortly before.
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets.building import create, finish, new_records, reading
+from pipeline.datasets import index
+from pipeline.datasets.building import (
+    create,
+    finish,
+    new_records,
+    reading,
+    restore,
+    rewriting,
+)
 from pipeline.datasets.building.create import Request
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.sources import conversion, opened_source
@@ -20,6 +30,8 @@ from pipeline.stages.output_directory import OutputDirectory
 
 # Start of the keys of `made_from` for appended sources.
 _APPENDED = "appended-"
+# What such a part of `made_from` holds beside the identity of the source.
+_OF_A_JOB = ("num_shards", "replaced")
 
 
 def append_records(request: Request) -> dict[str, Any]:
@@ -34,13 +46,12 @@ def append_records(request: Request) -> dict[str, Any]:
 
     Raises:
       StageError: the source or the data set cannot be used, they do not fit together, or an id
-        is in the data set with another record.
+        is in the data set with another record and request.on_changed is "fail".
     """
     output_dir = request.output_dir
     base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
     request, source = opened(request, base)
-    identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
-    directory = OutputDirectory(output_dir, stage="preprocess", made_from=base["made_from"])
+    directory = create.output_directory(output_dir, base["made_from"])
     with (
         directory.locked(),
         opened_source.reporting_source_changes(source.check_unchanged, directory.tasks.clear),
@@ -52,15 +63,18 @@ def append_records(request: Request) -> dict[str, Any]:
             )
         if request.overwrite:
             directory.undo_append(base)
-        # An append rewrites the files that describe the set, so a killed append may have changed
-        # them.
+        # An append rewrites the files that describe the set, and indexes are made anew.
         description = [e for e in base["files"] if e["name"] in finish.NAMES]
-        if not directory.is_complete(e for e in base["files"] if e not in description):
+        made_anew = {index.DIRECTORY, *finish.NAMES}
+        if not directory.is_complete(
+            e for e in base["files"] if e["name"].partition("/")[0] not in made_anew
+        ):
             raise StageError(
                 f"--output_dir={output_dir}: a file of the data set is missing or damaged; find it "
                 "with python -m pipeline.verify, and create the data set again with --overwrite "
                 "before you append to it"
             )
+        identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
         def nothing_new() -> dict[str, Any]:
             directory.forget_finished(base)
@@ -77,40 +91,129 @@ def append_records(request: Request) -> dict[str, Any]:
             return nothing_new()
         reading.announce("preprocess", source, request.settings.validation_fraction)
         try:
-            blocks, num_new, num_existing = new_records.find(
-                source_spec=source.for_workers(),
-                num_records=source.num_records,
-                base=base,
-                tasks=directory.tasks,
-                options=request.options,
-            )
-            layout = _layout(request.settings, base, num_new, source.image_shape)
+            base, additions = _additions(request, source, base, directory)
         except StageError:
             directory.forget_finished(base)
             raise
-        if not num_new:
+        if not len(additions.found.new):
             return nothing_new()
-        number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
-        appended = {**identity, "num_shards": layout.num_shards}
-        made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": appended}
-        output = OutputDirectory(output_dir, stage="preprocess", made_from=made_from)
-        names = create.file_names(layout)
-        output.begin_append(names)
-        print(
-            f"preprocess: {sum(num_new.values()):,} new records, {num_existing:,} already in the "
-            "data set",
-            file=sys.stderr,
-            flush=True,
-        )
-        return create.write_dataset(
-            request,
-            source=source,
-            layout=layout,
-            blocks=blocks,
-            output=output,
+        return _write(request, source, base, additions, identity)
+
+
+class _Additions(NamedTuple):
+    """What an append changes."""
+
+    found: new_records.Found  # `new` holds the records to replace, too.
+    layout: Layout
+    rewrites: list[rewriting.Rewrite]
+    num_kept: int  # Changed records that the data set keeps as they are.
+
+
+def _additions(
+    request: Request,
+    source: conversion.ConvertedSource,
+    base: dict[str, Any],
+    directory: OutputDirectory,
+) -> tuple[dict[str, Any], _Additions]:
+    """What to append, and the manifest, with the entries of indexes that were made anew.
+
+    Raises:
+      StageError: an id is in the data set with another record.
+    """
+
+    def find() -> new_records.Found:
+        return new_records.find(
+            source,
             base=base,
-            num_existing=num_existing,
+            indexes=index.Indexes(directory.directory, base["files"]),
+            barred=index.read_barred(directory.directory, base["files"]),
+            tasks=directory.tasks,
+            options=request.options,
         )
+
+    base = restore.complete(directory, base, options=request.options)
+    try:
+        found = find()
+    except index.Damaged as error:
+        base = restore.complete(directory, base, options=request.options, damaged=error.shards)
+        found = find()
+    indexes = index.Indexes(directory.directory, base["files"])
+    num_kept, replaced = 0, np.empty(0, np.int64)
+    if len(found.changed):
+        if request.on_changed == "fail":
+            raise _conflict(source, found, indexes)
+        if request.on_changed == "keep":
+            num_kept = len(found.changed)
+        else:
+            replaced = found.changed
+    found = found._replace(new=np.union1d(found.new, replaced))
+    fraction = base["made_from"]["validation_fraction"]
+    num_new = new_records.split_counts(source, found.new, fraction)
+    layout = _layout(request.settings, base, num_new, source.image_shape)
+    free = rewriting.next_numbers(indexes.shards)
+    for split, count in layout.num_shards.items():
+        free[split] = free.get(split, 0) + count
+    places = index.Places(found.places.shards[replaced], found.places.positions[replaced])
+    return base, _Additions(found, layout, rewriting.plan(base, indexes, places, free), num_kept)
+
+
+def _write(
+    request: Request,
+    source: conversion.ConvertedSource,
+    base: dict[str, Any],
+    additions: _Additions,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the new shards and describes the set; the manifest."""
+    found, layout, rewrites, num_kept = additions
+    number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
+    appended = {**identity, "num_shards": layout.num_shards}
+    if rewrites:
+        appended["replaced"] = rewriting.identity(rewrites)
+    made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": appended}
+    output = create.output_directory(request.output_dir, made_from)
+    splits = {*base["splits"], *layout.num_shards}
+    output.begin_append(
+        [*create.file_names(layout, splits), *rewriting.file_names(rewrites)],
+        rewriting.dropped_names(rewrites),
+    )
+    indexes = index.Indexes(output.directory, base["files"])
+    num_new, num_replaced = len(found.new), sum(len(rewrite.positions) for rewrite in rewrites)
+    parts = [f"{num_new - num_replaced:,} new records"]
+    if num_replaced:
+        parts.append(f"{num_replaced:,} replace others of the same id")
+    if found.num_barred:
+        parts.append(f"{found.num_barred:,} removed from the data set earlier stay out")
+    parts.append(f"{found.num_existing - found.num_barred:,} already in the data set")
+    print(f"preprocess: {', '.join(parts)}", file=sys.stderr, flush=True)
+    return create.write_dataset(
+        request,
+        source=source,
+        layout=layout,
+        blocks=list(new_records.save_blocks(output.tasks, found.new)),
+        output=output,
+        base=base,
+        num_existing=found.num_existing,
+        num_changed=num_kept,
+        rewrites=rewrites,
+        removed=rewriting.removed(output.directory, indexes, rewrites),
+    )
+
+
+def _conflict(
+    source: conversion.ConvertedSource, found: new_records.Found, indexes: index.Indexes
+) -> StageError:
+    """The error for the first record that the data set holds otherwise."""
+    first = found.changed[:1]
+    [record_id], shard = source.ids(first), indexes.shards[found.places.shards[first[0]]]
+    faults = source.read(first).faults
+    reason = f" ({faults[0][1]})" if faults else ""
+    more = f"; {len(found.changed) - 1:,} more records differ" if len(found.changed) > 1 else ""
+    return StageError(
+        f"--append: the id {record_id.decode()!r} is already in {shard['name']}, with another "
+        f"image or label than in {source.where(int(first[0]))}{reason}{more}; expected new records "
+        "to have new ids: add a prefix with --id_prefix, or choose --on_changed=keep or replace"
+    )
 
 
 def opened(
@@ -162,7 +265,7 @@ def _is_in(base: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether the data set already holds this source with this conversion."""
     for key, earlier in base["made_from"].items():
         if key == create.SOURCE or key.startswith(_APPENDED):
-            if {k: v for k, v in earlier.items() if k != "num_shards"} == identity:
+            if {k: v for k, v in earlier.items() if k not in _OF_A_JOB} == identity:
                 return True
     return False
 
@@ -175,10 +278,10 @@ def _layout(
 ) -> Layout:
     """The new shards, numbered after the existing ones."""
     num_shards = create.num_shards(settings, num_new, image_shape) if num_new else {}
-    shard_splits = [entry["split"] for entry in base["files"] if is_shard(entry)]
+    numbers = rewriting.next_numbers([entry for entry in base["files"] if is_shard(entry)])
     return Layout(
         **settings.shared(),
         num_shards=num_shards,
-        first_shard={split: shard_splits.count(split) for split in num_shards},
+        first_shard={split: numbers.get(split, 0) for split in num_shards},
         num_in_names={**num_shards, **base["num_shards"]},
     )

@@ -6,21 +6,19 @@ adds records to a finished data set.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError, UsageError
-from pipeline.datasets import placement
-from pipeline.datasets.building import finish, reading, shard_writer
+from pipeline.datasets import index, placement
+from pipeline.datasets.building import finish, reading, rewriting, shard_writer
 from pipeline.datasets.building.shard_writer import Layout
-from pipeline.datasets.profile import describe
 from pipeline.formats import tfrecord
 from pipeline.sources import conversion, opened_source
 from pipeline.sources.splits import UNSPLIT
 from pipeline.stages import quarantine
-from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files
 
@@ -29,6 +27,8 @@ _SHARD_BYTES = 128 << 20
 # Bytes of a record beside its pixels: id, names of features, TFRecord frame.
 _RECORD_OVERHEAD = 80
 _VALIDATION_FRACTION = 0.1
+# What an append does with a record whose id is in the set with another image or label.
+ON_CHANGED = ("fail", "keep", "replace")
 # The key of `made_from` for the source of the records.
 SOURCE = "source"
 
@@ -63,6 +63,8 @@ class Request:
     max_quarantined: quarantine.Limit  # Limit on unreadable records.
     overwrite: bool  # Whether to replace output of other inputs; see OutputDirectory.
     options: PipelineOptions  # Beam's.
+    on_changed: str = "fail"  # Of ON_CHANGED.
+    reread: bool = False  # Whether files that have not changed are read again.
 
 
 def resolve(settings: Settings, source: conversion.ConvertedSource) -> Settings:
@@ -193,8 +195,15 @@ def plan(request: Request) -> tuple[Request, conversion.ConvertedSource, Layout,
     }
     zeros = dict.fromkeys(counts, 0)
     layout = Layout(**settings.shared(), num_shards=counts, first_shard=zeros, num_in_names=counts)
-    output = OutputDirectory(request.output_dir, stage="preprocess", made_from=made_from)
+    output = output_directory(request.output_dir, made_from)
     return request, source, layout, output
+
+
+def output_directory(directory: str, made_from: Mapping[str, Any]) -> OutputDirectory:
+    """A data set's directory, untouched."""
+    return OutputDirectory(
+        directory, stage="preprocess", made_from=made_from, subdirectories=(index.DIRECTORY,)
+    )
 
 
 def create_dataset(request: Request) -> dict[str, Any]:
@@ -208,7 +217,9 @@ def create_dataset(request: Request) -> dict[str, Any]:
       StageError: the source or the output directory cannot be used.
     """
     request, source, layout, output = plan(request)
-    with output.opened(file_names(layout), overwrite=request.overwrite) as finished:
+    with output.opened(
+        file_names(layout, layout.num_shards), overwrite=request.overwrite
+    ) as finished:
         if finished is not None:
             return {**finished, "reused": True}
         reading.announce("preprocess", source, request.settings.validation_fraction)
@@ -219,10 +230,20 @@ def create_dataset(request: Request) -> dict[str, Any]:
             )
 
 
-def file_names(layout: Layout) -> list[str]:
-    """Every file that a job may write, without the manifest."""
+def file_names(layout: Layout, splits: Collection[str]) -> list[str]:
+    """Every file that a job may write, without the manifest.
+
+    Args:
+      layout: the shards that the job writes.
+      splits: all splits of the data set.
+    """
     tasks = layout.tasks()
-    return [*tasks, *map(quarantine.file_name, tasks), *finish.NAMES]
+    return [
+        *tasks,
+        *map(index.file_name, tasks),
+        *map(quarantine.file_name, tasks),
+        *finish.descriptions(splits),
+    ]
 
 
 def write_dataset(
@@ -234,6 +255,9 @@ def write_dataset(
     output: OutputDirectory,
     base: Mapping[str, Any] | None = None,
     num_existing: int = 0,
+    num_changed: int = 0,
+    rewrites: Sequence[rewriting.Rewrite] = (),
+    removed: rewriting.Removed = rewriting.NOTHING_REMOVED,
 ) -> dict[str, Any]:
     """Writes shards and the files that describe the set, last its manifest.
 
@@ -245,19 +269,18 @@ def write_dataset(
       output: the directory, held by this process and ready for the job.
       base: the manifest of the data set to append to.
       num_existing: records of the source that are skipped because `base` holds them.
+      num_changed: how many of these have another image or label in the source.
+      rewrites: shards of `base` that are written again without some records.
+      removed: these records.
 
     Returns:
       The manifest.
     """
-    existing_shards = list(filter(is_shard, base["files"])) if base else []
-    num_records = source.num_records + sum(entry["num_examples"] for entry in existing_shards)
-    buckets = describe.num_buckets(num_records)
     shard_writer.write_shards(
         source_spec=source.for_workers(),
         layout=layout,
         blocks=blocks,
-        existing_shards=existing_shards,
-        num_buckets=buckets,
+        rewrites=rewrites,
         tasks=output.tasks,
         options=request.options,
     )
@@ -266,7 +289,9 @@ def write_dataset(
         layout=layout,
         output=output,
         max_quarantined=request.max_quarantined,
-        num_buckets=buckets,
         base=base,
         num_existing=num_existing,
+        num_changed=num_changed,
+        rewritten={rewrite.shard["name"]: rewrite.new_name for rewrite in rewrites},
+        removed=removed,
     )

@@ -1,32 +1,38 @@
-"""The end of preprocess: reconciles counts, describes the set, writes the manifest."""
+"""The end of a job on a data set: reconciles counts, describes the set, writes the manifest."""
 
 import collections
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import reader, tfds_metadata
+from pipeline.datasets import index, reader, tfds_metadata
+from pipeline.datasets.building.rewriting import NOTHING_REMOVED, Removed
 from pipeline.datasets.building.shard_writer import Layout
-from pipeline.datasets.profile import describe
+from pipeline.datasets.profile import describe, duplicates
 from pipeline.datasets.profile import page as stats_page
 from pipeline.datasets.profile import warnings as set_warnings
+from pipeline.datasets.profile.statistics import Statistics
 from pipeline.sources import conversion
 from pipeline.sources.splits import in_order
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
-from pipeline.stages.contracts import is_shard
+from pipeline.stages.contracts import FileEntry
 from pipeline.stages.output_directory import OutputDirectory
 
 _STATISTICS = "statistics.json"
-DUPLICATES = "duplicates.jsonl"
 _PAGE = "stats.html"
-# All files written here, without the manifest.
-NAMES = (_STATISTICS, DUPLICATES, _PAGE, "dataset_info.json", "features.json")
+# Files that describe the whole set, without the manifest and the statistics of splits.
+NAMES = (_STATISTICS, duplicates.FILE, _PAGE, "dataset_info.json", "features.json")
 # Sample images on the page for each split.
 _NUM_SAMPLES = 48
 # Number of quarantine reasons that are listed.
 _MAX_REASONS = 20
+
+
+def descriptions(splits: Collection[str]) -> list[str]:
+    """All files that describe the whole set: each job writes them anew."""
+    return [*NAMES, *map(index.statistics_name, splits)]
 
 
 def finish_dataset(
@@ -35,20 +41,24 @@ def finish_dataset(
     layout: Layout,
     output: OutputDirectory,
     max_quarantined: quarantine.Limit,
-    num_buckets: int,
     base: Mapping[str, Any] | None = None,
     num_existing: int = 0,
+    num_changed: int = 0,
+    rewritten: Mapping[str, str] | None = None,
+    removed: Removed = NOTHING_REMOVED,
 ) -> dict[str, Any]:
-    """Describes the set and writes its manifest.
+    """Describes a set with the records of a source, and writes its manifest.
 
     Args:
       source: the source that was read.
       layout: the shards that were written.
       output: the output directory.
       max_quarantined: limit on unreadable records.
-      num_buckets: the number of buckets that the shards were written with.
       base: the manifest of the data set that was appended to.
       num_existing: records of the source that were skipped because `base` holds them.
+      num_changed: how many of these have another image or label in the source.
+      rewritten: shard of `base` -> the shard that takes its place.
+      removed: the records of `base` that were replaced.
 
     Returns:
       The manifest as written.
@@ -57,9 +67,9 @@ def finish_dataset(
       StageError: a shard failed, records are missing, or too many are unreadable.
       SourceChanged: the source has changed.
     """
-    tasks = layout.tasks()
+    tasks = [*layout.tasks(), *(rewritten or {}).values()]
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
-    new = [entry for marker in markers.values() for entry in marker["entries"]]
+    new = [entry for task in layout.tasks() for entry in markers[task]["entries"]]
     written = sum(entry.get("num_examples", 0) for entry in new)
     quarantined = sum(entry.get("num_quarantined", 0) for entry in new)
     quarantine.check(
@@ -75,91 +85,186 @@ def finish_dataset(
             f"{quarantined} quarantined + {num_existing} already in the data set; expected the sum "
             "to match: run the same command again"
         )
-    entries = [e for e in base["files"] if e["name"] not in NAMES] if base else []
-    entries += new
-    splits = in_order({entry["split"] for entry in entries if is_shard(entry)})
-    by_split = {split: [e for e in entries if e.get("split") == split] for split in splits}
-    num_in_names = {
-        split: layout.num_in_names.get(split) or base["num_shards"][split] for split in splits
-    }
+    ignored = {"ignored": dict(source.ignored)} if source.ignored else {}
+    total = {**counts, **ignored}
+    last_append = {}
+    if base:
+        added = {key: base["records"][key] + count for key, count in counts.items()}
+        total = {**base["records"], **added, "read": added["read"] - num_existing}
+        num_removed = len(removed.ids)  # Replaced, so read and written again.
+        for key in ("read", "written"):
+            total[key] -= num_removed
+        last = {**counts, "there": num_existing, **ignored}
+        if num_changed:
+            last["changed"] = num_changed
+        last_append = {"last_append": last}
+    return publish(
+        output,
+        name=layout.name,
+        image_shape=source.image_shape,
+        class_names=list(source.class_names),
+        num_in_names=layout.num_in_names,
+        markers=markers,
+        base=base,
+        removed=removed,
+        records=total,
+        further=last_append,
+        check=source.check_unchanged,
+    )
 
-    statistics = {s: describe.read_statistics(output.tasks, s) for s in splits}
-    duplicates = _write_duplicates(output, num_buckets)
-    class_names = list(source.class_names)
-    warnings = set_warnings.find(statistics, duplicates, class_names)
+
+def publish(
+    output: OutputDirectory,
+    *,
+    name: str,
+    image_shape: Sequence[int],
+    class_names: list[str],
+    num_in_names: Mapping[str, int],
+    markers: Mapping[str, Mapping[str, Any]],
+    base: Mapping[str, Any] | None,
+    removed: Removed,
+    records: Mapping[str, Any],
+    further: Mapping[str, Any],
+    files: Sequence[FileEntry] = (),
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Describes a data set as it is now, and writes its manifest.
+
+    Args:
+      output: the output directory.
+      name: the data set's name.
+      image_shape: (H, W, C).
+      class_names: class_names[i] is the name of label i.
+      num_in_names: split -> number of shards in the file names of the first job.
+      markers: new shard -> its marker.
+      base: the manifest of the set before this job; None of a new set.
+      removed: records that are not in the set any more.
+      records: the account of the whole set.
+      further: further keys of the manifest.
+      files: entries of further files, already written.
+      check: called before the manifest is written; raises if the job must not succeed.
+
+    Returns:
+      The manifest as written.
+    """
+    directory = output.directory
+    old_files = {entry["name"]: entry for entry in base["files"]} if base else {}
+    gone = {*removed.shards, *map(index.file_name, removed.shards)}
+    gone |= {*descriptions(base["splits"] if base else ()), *(entry["name"] for entry in files)}
+    entries = [entry for entry in old_files.values() if entry["name"] not in gone]
+    entries += [entry for marker in markers.values() for entry in marker["entries"]]
+    indexes = index.Indexes(directory, entries)
+    shards = indexes.shards
+    splits = in_order({entry["split"] for entry in shards})
+    by_split = {split: [e for e in shards if e["split"] == split] for split in splits}
+    num_shards = {s: num_in_names.get(s) or base["num_shards"][s] for s in splits}
+
+    statistics = {}
+    for split in splits:
+        total = Statistics(image_shape)
+        for part in (
+            describe.kept_statistics(directory, old_files, split),
+            describe.read_statistics(describe.job_directory(output.tasks), split),
+        ):
+            if part:
+                total += part
+        if split in removed.statistics:
+            total -= removed.statistics[split]
+            total.minimum, total.maximum = _extremes(indexes, by_split[split])
+        statistics[split] = total
+    counts = _write_duplicates(directory, indexes, old_files, markers, removed.ids)
+    warnings = set_warnings.find(statistics, counts, class_names)
     description = {
         "splits": {
             split: {
                 **statistics[split].summary(class_names),
-                "num_duplicates": duplicates.repeated[split],
+                "num_duplicates": counts.repeated[split],
                 "num_quarantined": sum(
                     e["num_quarantined"] for e in entries if e.get("of_split") == split
                 ),
             }
             for split in splits
         },
-        "quarantined": _reasons(output.directory, entries),
+        "quarantined": _reasons(directory, entries),
         "duplicates_between": {
-            f"{a}, {b}": shared.count for (a, b), shared in sorted(duplicates.shared.items())
+            f"{a}, {b}": shared.count for (a, b), shared in sorted(counts.shared.items())
         },
         "warnings": warnings,
     }
     page = stats_page.render(
-        name=layout.name,
+        name=name,
         description=description,
         statistics=statistics,
         class_names=class_names,
-        samples={s: _samples(output.directory, by_split[s], source.image_shape) for s in splits},
+        samples={s: _samples(directory, by_split[s], image_shape) for s in splits},
     )
-    texts = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
-    if layout.compression == "none":  # tensorflow-datasets cannot read compressed TFRecords.
-        texts |= tfds_metadata.tfds_files(
-            name=layout.name,
-            image_shape=source.image_shape,
-            splits=by_split,
-            num_shards=num_in_names,
+    contents = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
+    if output.made_from["compression"] == "none":  # tensorflow-datasets reads no other.
+        contents |= tfds_metadata.tfds_files(
+            name=name, image_shape=image_shape, splits=by_split, num_shards=num_shards
         )
-    files = [manifest_lib.write_file(output.directory, name, data) for name, data in texts.items()]
-    files.append(duplicates.entry)
+    contents |= {index.statistics_name(s): total.to_bytes() for s, total in statistics.items()}
+    described = [manifest_lib.write_file(directory, n, data) for n, data in contents.items()]
     identity = {
         "format_version": manifest_lib.FORMAT_VERSION,
         "made_from": output.made_from,
-        "shards": [entry for entry in entries if is_shard(entry)],
+        "shards": shards,
     }
-    ignored = {"ignored": dict(source.ignored)} if source.ignored else {}
-    total = {**counts, **ignored}
-    if base:
-        added = {key: base["records"][key] + count for key, count in counts.items()}
-        total = {**base["records"], **added, "read": added["read"] - num_existing}
-    source.check_unchanged()
+    check()
     return output.finish(
         {
             "dataset_id": manifest_lib.content_id(identity),
-            "name": layout.name,
-            "image_shape": list(source.image_shape),
+            "name": name,
+            "image_shape": list(image_shape),
             "class_names": class_names,
-            "num_shards": num_in_names,
+            "num_shards": num_shards,
             "splits": {split: statistics[split].num_examples for split in splits},
-            "records": total,
-            **({"last_append": {**counts, "there": num_existing, **ignored}} if base else {}),
+            "records": dict(records),
+            **further,
             "warnings": warnings,
-            "files": entries + files,
+            "files": [*entries, *files, *described, counts.entry],
         },
         markers,
     )
 
 
-def _write_duplicates(output: OutputDirectory, num_buckets: int) -> set_warnings.Duplicates:
+def _extremes(indexes: index.Indexes, shards: Sequence[FileEntry]) -> tuple[int, int]:
+    """The smallest and the largest value of a pixel; (255, 0) without records."""
+    lowest, highest = 255, 0
+    for shard in shards:
+        if len(rows := indexes[shard].rows):
+            lowest = min(lowest, int(rows["lowest"].min()))
+            highest = max(highest, int(rows["highest"].max()))
+    return lowest, highest
+
+
+def _write_duplicates(
+    directory: str,
+    indexes: index.Indexes,
+    old_files: Mapping[str, FileEntry],
+    markers: Mapping[str, Mapping[str, Any]],
+    removed_ids: Collection[str],
+) -> set_warnings.Duplicates:
     """Writes duplicates.jsonl, and returns its counts."""
-    duplicates = set_warnings.Duplicates()
+    try:
+        earlier = manifest_lib.read_file(directory, old_files[duplicates.FILE]).splitlines(True)
+        is_kept = True
+    except (KeyError, StageError):  # A new set, or an append that was killed has rewritten it.
+        earlier, is_kept = [], False
+    counts = set_warnings.Duplicates()
 
     def lines() -> Iterator[bytes]:
-        for line in describe.read_duplicates(output.tasks, num_buckets):
-            duplicates.add(json.loads(line)["ids"])
+        for line in duplicates.lines(
+            directory,
+            indexes,
+            is_new=lambda shard: not is_kept or shard["name"] in markers,
+            earlier=duplicates.without(earlier, removed_ids),
+        ):
+            counts.add(json.loads(line)["ids"])
             yield line
 
-    duplicates.entry = manifest_lib.write_lines(output.directory, DUPLICATES, lines())
-    return duplicates
+    counts.entry = manifest_lib.write_lines(directory, duplicates.FILE, lines())
+    return counts
 
 
 def _reasons(directory: str, entries: list[dict[str, Any]]) -> dict[str, int]:
@@ -170,7 +275,7 @@ def _reasons(directory: str, entries: list[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS])
 
 
-def _samples(directory: str, entries: list[dict[str, Any]], shape: tuple[int, ...]) -> list[Any]:
+def _samples(directory: str, entries: Sequence[FileEntry], shape: Sequence[int]) -> list[Any]:
     """The first records of a split: a random sample, since a hash of the ids orders them."""
     samples: list[Any] = []
     for entry in entries:

@@ -1,279 +1,211 @@
-"""The Beam pipeline that finds the records of a source that a finished data set does not hold.
+"""Finds the records of a source that a finished data set does not hold.
 
-The pipeline shuffles hashes: 32 bytes for a record of the data set, 24 for a record of the source.
-The ids of both meet in buckets. An image of the source is read only if its id is already in the
-data set, to check that both are the same record.
+The command looks up the ids of the source in the set's indexes, and reads no shard. An image of the
+source is read only if the set holds its id, to check that both are the same record; workers do
+this, and the records of files that have not changed are passed over.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
-from pipeline.datasets import placement, reader
-from pipeline.datasets.profile import describe
-from pipeline.formats import tf_example
+from pipeline.datasets import index, placement
 from pipeline.runners import run as runner
 from pipeline.sources import conversion
 from pipeline.stages import quarantine
-from pipeline.stages.contracts import is_shard
-from pipeline.stages.manifest import read_sealed, sealed_json
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
 
-_HASH_BYTES = 16
-# Element of the shuffle: (name of a shard, hashes of ids, hashes of records), or
-# ("", hashes of ids, int64 indices as little-endian bytes). Hashes are joined.
-_Part = tuple[str, bytes, bytes]
+# Records whose ids are hashed at once, and records that a worker compares.
+_BLOCK_SIZE = 65_536
+_COMPARED_AT_ONCE = 8_192
+_KNOWN_DTYPE = np.dtype([("source", "<i8"), ("image", "<u8", (2,)), ("label", "<i8")])
 
 
-def _hash(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()[:_HASH_BYTES]
+class Found(NamedTuple):
+    """The records of a source, as far as a data set holds them."""
 
+    id_hashes: np.ndarray  # uint64 (n, 2): of all records of the source
+    new: np.ndarray  # int64: records that the set does not hold
+    changed: np.ndarray  # int64: records that the set holds with another image or label
+    places: index.Places  # of all records of the source
+    num_barred: int  # Records that were removed from the set, and stay out.
 
-def _by_bucket(
-    name: str, ids: list[bytes], values: np.ndarray, num_buckets: int
-) -> Iterator[tuple[int, _Part]]:
-    """Groups ids and their values (n, bytes) into buckets by the hashes of the ids."""
-    hashes = np.frombuffer(b"".join(map(_hash, ids)), np.uint8).reshape(-1, _HASH_BYTES)
-    numbers = np.ascontiguousarray(hashes[:, :4]).view("<u4")[:, 0] % num_buckets
-    for bucket in np.unique(numbers).tolist():
-        mask = numbers == bucket
-        yield bucket, (name, hashes[mask].tobytes(), values[mask].tobytes())
-
-
-class HashShard(beam.DoFn):
-    """Manifest entry of a shard -> the hashes of its ids and of its records."""
-
-    def __init__(self, tasks: Tasks, num_buckets: int):
-        """`tasks` of the data set's directory; `num_buckets` as in describe.num_buckets."""
-        self._tasks, self._num_buckets = tasks, num_buckets
-
-    def process(self, entry: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
-        """Manifest entry -> (bucket, part)."""
-        try:
-            shard = reader.Dataset(self._tasks.directory).read_shard(entry)
-        except StageError as error:
-            _mark(self._tasks, entry["name"], {"failed": str(error)})
-            return
-        ids = [record_id.encode() for record_id in shard.ids]
-        hashes = np.frombuffer(b"".join(map(_hash, shard.records)), np.uint8)
-        yield from _by_bucket(
-            entry["name"], ids, hashes.reshape(-1, _HASH_BYTES), self._num_buckets
-        )
-
-
-class HashIds(beam.DoFn):
-    """Block of indices -> the hashes of their ids."""
-
-    def __init__(self, source_spec: conversion.SourceSpec, num_buckets: int):
-        """`num_buckets` as in describe.num_buckets."""
-        self._source_spec, self._num_buckets = source_spec, num_buckets
-
-    def process(self, block: tuple[int, int]) -> Iterator[tuple[int, _Part]]:
-        """(first, last + 1) -> (bucket, part)."""
-        indices = np.arange(*block, dtype="<i8")
-        ids = conversion.open_converted(self._source_spec).ids(indices)
-        yield from _by_bucket("", ids, indices.view(np.uint8).reshape(-1, 8), self._num_buckets)
-
-
-class KeepNew(beam.DoFn):
-    """All ids of a bucket -> a file with the indices of new records, and a marker."""
-
-    def __init__(
-        self,
-        source_spec: conversion.SourceSpec,
-        validation_fraction: float,
-        quarantined: frozenset[bytes],
-        tasks: Tasks,
-    ):
-        """`quarantined` are the ids in the data set's quarantine."""
-        self._source_spec, self._tasks = source_spec, tasks
-        self._validation_fraction, self._quarantined = validation_fraction, quarantined
-
-    def process(self, element: tuple[int, Iterable[_Part]]) -> None:
-        """Takes (bucket, parts); yields nothing."""
-        bucket, parts = element
-        set_records: dict[bytes, tuple[bytes, str]] = {}  # hash of id -> hash of record, shard
-        source_ids: list[tuple[bytes, int]] = []  # hash of id, index
-        for name, joined, values in parts:
-            hashes = [joined[i : i + _HASH_BYTES] for i in range(0, len(joined), _HASH_BYTES)]
-            if name:
-                for number, id_hash in enumerate(hashes):
-                    start = number * _HASH_BYTES
-                    set_records[id_hash] = values[start : start + _HASH_BYTES], name
-            else:
-                source_ids += zip(hashes, np.frombuffer(values, "<i8").tolist(), strict=True)
-        new = np.array(sorted(i for id_hash, i in source_ids if id_hash not in set_records), "<i8")
-        existing = sorted((i, set_records[h]) for h, i in source_ids if h in set_records)
-        source = conversion.open_converted(self._source_spec)
-        still_bad = self._still_bad(source, new)
-        new = np.setdiff1d(new, still_bad)
-        num_existing = len(existing) + len(still_bad)
-        marker = {"num_there": num_existing, "splits": self._split_counts(source, new)}
-        conflict = self._first_conflict(source, existing)
-        if conflict:
-            marker["failed"] = conflict
-        buffer = io.BytesIO()
-        np.save(buffer, new)
-        files.write_bytes(self._tasks.path(_new_file(bucket)), buffer.getvalue())
-        _mark(self._tasks, str(bucket), marker)
-
-    def _still_bad(self, source: conversion.ConvertedSource, new: np.ndarray) -> np.ndarray:
-        """The new indices whose records are in the set's quarantine and are still unreadable."""
-        ids = source.ids(new) if self._quarantined else []
-        quarantined = new[[i for i, record_id in enumerate(ids) if record_id in self._quarantined]]
-        step = self._source_spec.records_at_a_time
-        bad = [np.empty(0, np.int64)]
-        for first in range(0, len(quarantined), step):
-            faults = source.read(quarantined[first : first + step]).faults
-            bad.append(quarantined[[first + place for place, _ in faults]])
-        return np.concatenate(bad)
-
-    def _split_counts(self, source: conversion.ConvertedSource, new: np.ndarray) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for split, indices in source.by_source_split(new):
-            ids = source.ids(indices)
-            splits = placement.splits_of(split, ids, self._validation_fraction)
-            for name, count in zip(*np.unique(splits, return_counts=True), strict=True):
-                counts[str(name)] = counts.get(str(name), 0) + int(count)
-        return counts
-
-    def _first_conflict(
-        self, source: conversion.ConvertedSource, existing: list[tuple[int, tuple[bytes, str]]]
-    ) -> str:
-        """The error for an existing id whose record differs in the source; "" if none does."""
-        step = self._source_spec.records_at_a_time
-        for first in range(0, len(existing), step):
-            batch = existing[first : first + step]
-            indices = np.array([index for index, _ in batch], np.int64)
-            ids = source.ids(indices)
-            records = source.read(indices)
-            places = records.places.tolist()
-            for place, image, label in zip(places, records.images, records.labels, strict=True):
-                index, (record_hash, shard) = batch[place]
-                encoded = tf_example.encode(ids[place], image.tobytes(), int(label))
-                if _hash(encoded) != record_hash:
-                    return _conflict(source, index, ids[place], shard)
-            if records.faults:
-                place, reason = records.faults[0]
-                index, (_, shard) = batch[place]
-                return f"{_conflict(source, index, ids[place], shard)} ({reason})"
-        return ""
-
-
-def _conflict(source: conversion.ConvertedSource, index: int, record_id: bytes, shard: str) -> str:
-    return (
-        f"the id {record_id.decode()!r} is already in {shard}, with another image or label than "
-        f"in {source.where(index)}; expected new records to have new ids: add a prefix with "
-        "--id_prefix, or create a new data set"
-    )
-
-
-def _new_file(bucket: int) -> str:
-    return f"new-{bucket:05d}.npy"
-
-
-def _mark(tasks: Tasks, name: str, marker: dict[str, Any]) -> None:
-    files.write_bytes(tasks.path(f"new-{name}.seen"), sealed_json(marker))
-
-
-def load_indices(tasks: Tasks, name: str) -> np.ndarray:
-    """The int64 indices in a file named by `find`."""
-    return np.load(io.BytesIO(files.read_bytes(tasks.path(name))))
+    @property
+    def num_existing(self) -> int:
+        """Number of records that are not new."""
+        return len(self.id_hashes) - len(self.new)
 
 
 def find(
+    source: conversion.ConvertedSource,
     *,
-    source_spec: conversion.SourceSpec,
-    num_records: int,
-    base: dict[str, Any],
+    base: Mapping[str, Any],
+    indexes: index.Indexes,
+    barred: np.ndarray,
     tasks: Tasks,
     options: PipelineOptions,
-) -> tuple[list[str], dict[str, int], int]:
-    """Finds the records of a source whose ids a data set does not hold.
+) -> Found:
+    """Finds the records of a source that a data set does not hold.
 
     Args:
-      source_spec: the source.
-      num_records: number of records in the source.
+      source: the open source.
       base: the data set's manifest.
+      indexes: of the data set.
+      barred: hashes of ids that were removed from the set, uint64 (k, 2).
       tasks: of the data set's directory, which this process holds.
       options: Beam's.
 
-    Returns:
-      Names of the files of indices, for `load_indices`; split -> number of new records; and the
-      number of records that the data set already holds.
-
     Raises:
-      StageError: an id is in the data set with another record, or a shard is damaged.
+      index.Damaged: an index is missing or damaged.
+      StageError: the source cannot be read.
     """
-    entries = list(filter(is_shard, base["files"]))
-    num_examples = sum(entry["num_examples"] for entry in entries)
-    num_buckets = describe.num_buckets(num_records + num_examples)
-    block_size = max(1, min(65_536, num_records))
-    blocks = [
-        (first, min(first + block_size, num_records)) for first in range(0, num_records, block_size)
-    ]
-    bucket_names = [str(bucket) for bucket in range(num_buckets)]
-    names = [_new_file(bucket) for bucket in range(num_buckets)]
-    files.make_dirs(tasks.path())
-    for name in [
-        *names,
-        *(f"new-{m}.seen" for m in [*bucket_names, *(e["name"] for e in entries)]),
-    ]:
-        files.remove(tasks.path(name))
-    quarantined = frozenset(
-        fault["id"].encode() for fault in quarantine.read_all(tasks.directory, base["files"])
+    seed = base["made_from"]["seed"]
+    hashes = [np.empty((0, 2), np.uint64)]
+    for first in range(0, source.num_records, _BLOCK_SIZE):
+        block = np.arange(first, min(first + _BLOCK_SIZE, source.num_records))
+        hashes.append(index.id_hashes(seed, source.ids(block)))
+    id_hashes = np.concatenate(hashes)
+    places = indexes.find(id_hashes)
+    is_new = places.shards < 0
+    is_barred = is_new & index.are_among(id_hashes, barred)
+    new = np.flatnonzero(is_new & ~is_barred)
+    new = np.setdiff1d(new, _still_unreadable(source, new, _quarantined(tasks.directory, base)))
+    known = np.flatnonzero(~is_new)
+    known = known[~source.trusted(known)]
+    changed = np.empty(0, np.int64)
+    if len(known):
+        rows = indexes.rows(index.Places(places.shards[known], places.positions[known]))
+        changed = _changed(source, known, rows, base=base, tasks=tasks, options=options)
+    return Found(id_hashes, new, changed, places, int(is_barred.sum()))
+
+
+def _quarantined(directory: str, base: Mapping[str, Any]) -> frozenset[bytes]:
+    """The ids in a data set's quarantine."""
+    return frozenset(
+        fault["id"].encode() for fault in quarantine.read_all(directory, base["files"])
     )
-    keep = KeepNew(source_spec, base["made_from"]["validation_fraction"], quarantined, tasks)
+
+
+def _still_unreadable(
+    source: conversion.ConvertedSource, new: np.ndarray, quarantined: frozenset[bytes]
+) -> np.ndarray:
+    """The records in the set's quarantine that are still unreadable."""
+    if not quarantined:
+        return np.empty(0, np.int64)
+    ids = source.ids(new)
+    listed = new[[i for i, record_id in enumerate(ids) if record_id in quarantined]]
+    step = source.for_workers().records_at_a_time
+    faulty = [np.empty(0, np.int64)]
+    for first in range(0, len(listed), step):
+        faults = source.read(listed[first : first + step]).faults
+        faulty.append(listed[[first + place for place, _ in faults]])
+    return np.concatenate(faulty)
+
+
+def split_counts(
+    source: conversion.ConvertedSource, indices: np.ndarray, validation_fraction: float
+) -> dict[str, int]:
+    """Split of the data set -> number of the records at `indices`."""
+    counts: dict[str, int] = {}
+    for source_split, split_indices in source.by_source_split(indices):
+        for first in range(0, len(split_indices), _BLOCK_SIZE):
+            ids = source.ids(split_indices[first : first + _BLOCK_SIZE])
+            splits = placement.splits_of(source_split, ids, validation_fraction)
+            for name, count in zip(*np.unique(splits, return_counts=True), strict=True):
+                counts[str(name)] = counts.get(str(name), 0) + int(count)
+    return counts
+
+
+class _Compare(beam.DoFn):
+    """Name of a file of known records -> a file with those that the source has otherwise."""
+
+    def __init__(self, source_spec: conversion.SourceSpec, tasks: Tasks):
+        """`tasks` of the data set's directory."""
+        self._source_spec, self._tasks = source_spec, tasks
+
+    def process(self, name: str) -> None:
+        """Takes the name of a file; yields nothing."""
+        known = np.load(io.BytesIO(files.read_bytes(self._tasks.path(name))))
+        source = conversion.open_converted(self._source_spec)
+        step = self._source_spec.records_at_a_time
+        is_same = np.zeros(len(known), bool)  # An unreadable image is another one.
+        for first in range(0, len(known), step):
+            expected = known[first : first + step]
+            records = source.read(expected["source"])
+            readable = expected[records.places]
+            is_same[first + records.places] = (readable["label"] == records.labels) & (
+                readable["image"] == index.image_hashes(records.images)
+            ).all(axis=1)
+        _save(self._tasks, _result_of(name), known["source"][~is_same])
+
+
+def _save(tasks: Tasks, name: str, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    files.write_bytes(tasks.path(name), buffer.getvalue())
+
+
+def _result_of(name: str) -> str:
+    return name.replace("known", "changed")
+
+
+def _changed(
+    source: conversion.ConvertedSource,
+    known: np.ndarray,
+    rows: np.ndarray,
+    *,
+    base: Mapping[str, Any],
+    tasks: Tasks,
+    options: PipelineOptions,
+) -> np.ndarray:
+    """The records that differ from the rows of the index, int64, in order."""
+    expected = np.empty(len(known), _KNOWN_DTYPE)
+    expected["source"], expected["image"], expected["label"] = known, rows["image"], rows["label"]
+    # A result stays valid for a later try with the same records of the same source.
+    spec = source.for_workers()
+    state = f"{base['dataset_id']} {spec.source_hash}".encode() + expected.tobytes()
+    prefix = f"known-{hashlib.sha256(state).hexdigest()[:16]}"
+    files.make_dirs(tasks.path())
+    existing = set(files.list_names(tasks.path()))
+    names = []
+    for number, first in enumerate(range(0, len(known), _COMPARED_AT_ONCE)):
+        names.append(f"{prefix}-{number:05d}.npy")
+        if _result_of(names[-1]) not in existing:
+            _save(tasks, names[-1], expected[first : first + _COMPARED_AT_ONCE])
+    work = [name for name in names if _result_of(name) not in existing]
+    compare = _Compare(spec, tasks)
 
     def build(pipeline: beam.Pipeline) -> None:
-        set_parts = (
-            pipeline
-            | "Shards" >> beam.Create(entries, reshuffle=True)  # manifest entries
-            | "HashShard" >> beam.ParDo(HashShard(tasks, num_buckets))
-        )
-        source_parts = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks, reshuffle=True)  # (first, last + 1)
-            | "HashIds" >> beam.ParDo(HashIds(source_spec, num_buckets))
-        )
         _ = (
-            (set_parts, source_parts)
-            | beam.Flatten()
-            | "GroupById" >> beam.GroupByKey()  # (bucket, [part])
-            | "KeepNew" >> beam.ParDo(keep)
+            pipeline
+            | "Known" >> beam.Create(work, reshuffle=True)
+            | "Compare" >> beam.ParDo(compare)
         )
 
-    def num_seen() -> int:
-        return sum(n.endswith(".seen") for n in files.list_names(tasks.path()))
+    def num_compared() -> int:
+        return sum(name.startswith("changed-") for name in files.list_names(tasks.path()))
 
-    progress = Progress("preprocess: finding new records", total=num_buckets, unit="parts")
-    runner.run(build, options, progress=progress, count_done=num_seen)
+    if work:
+        progress = Progress("preprocess: comparing", total=len(names), unit="parts")
+        runner.run(build, options, progress=progress, count_done=num_compared)
+    return np.concatenate([load_indices(tasks, _result_of(name)) for name in names])
 
-    markers = {
-        name: read_sealed(tasks.path(f"new-{name}.seen"))
-        for name in [*bucket_names, *(entry["name"] for entry in entries)]
-    }
-    failed = [marker["failed"] for marker in markers.values() if marker and "failed" in marker]
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise StageError(f"--append: {failed[0]}{more}")
-    splits: dict[str, int] = {}
-    for name in bucket_names:  # An empty bucket has no marker.
-        for split, count in ((markers[name] or {}).get("splits", {})).items():
-            splits[split] = splits.get(split, 0) + count
-    num_existing = sum((markers[name] or {}).get("num_there", 0) for name in bucket_names)
-    if sum(splits.values()) + num_existing != num_records:
-        raise StageError(
-            f"--append: {num_records} records read, but {sum(splits.values())} new + "
-            f"{num_existing} already in the data set; expected the sum to match: run the same "
-            "command again"
-        )
-    return [n for n in names if files.exists(tasks.path(n))], splits, num_existing
+
+def save_blocks(tasks: Tasks, indices: np.ndarray) -> Iterator[str]:
+    """Writes indices of records to files; yields their names, for `load_indices`."""
+    for number, first in enumerate(range(0, len(indices), _BLOCK_SIZE)):
+        name = f"new-{number:05d}.npy"
+        _save(tasks, name, indices[first : first + _BLOCK_SIZE].astype("<i8"))
+        yield name
+
+
+def load_indices(tasks: Tasks, name: str) -> np.ndarray:
+    """The int64 indices in a file of `save_blocks`."""
+    return np.load(io.BytesIO(files.read_bytes(tasks.path(name))))

@@ -15,9 +15,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.progress import Progress
 from pipeline.datasets import placement, reader
-from pipeline.datasets.building import new_records, source_records
+from pipeline.datasets.building import new_records, rewriting, source_records
 from pipeline.datasets.profile import describe
-from pipeline.datasets.profile.describe import IMAGES, STATISTICS
+from pipeline.datasets.profile.statistics import Statistics
 from pipeline.formats import tfrecord
 from pipeline.runners import run as runner
 from pipeline.sources import conversion
@@ -92,64 +92,57 @@ class AssignShards(beam.DoFn):
 
 
 class WriteShard(beam.DoFn):
-    """All indices of a shard -> its file and marker, statistics and image hashes."""
+    """All indices of a shard -> its file, index and marker, and its statistics."""
 
-    def __init__(
-        self,
-        source_spec: conversion.SourceSpec,
-        layout: Layout,
-        tasks: Tasks,
-        num_buckets: int,
-    ):
-        """`num_buckets` is the number of buckets for image hashes; see describe.num_buckets."""
+    def __init__(self, source_spec: conversion.SourceSpec, layout: Layout, tasks: Tasks):
+        """`tasks` are of the output directory."""
         self._source_spec, self._layout, self._tasks = source_spec, layout, tasks
-        self._num_buckets = num_buckets
 
-    def process(self, element: tuple[tuple[str, int], Iterable[bytes]]) -> Iterator[Any]:
-        """((split, shard), [int64 indices as little-endian bytes]) -> STATISTICS and IMAGES."""
+    def process(
+        self, element: tuple[tuple[str, int], Iterable[bytes]]
+    ) -> Iterator[tuple[str, Statistics]]:
+        """((split, shard), [int64 indices as little-endian bytes]) -> (split, statistics)."""
         (split, shard), parts = element
-        name = self._layout.shard_name(split, shard)
-        description = describe.Description(split, self._source_spec.image_shape, self._num_buckets)
+        seed, name = self._layout.seed, self._layout.shard_name(split, shard)
+        description = describe.Description(self._source_spec.image_shape, seed)
         indices = np.frombuffer(b"".join(parts), "<i8")
-        records = source_records.SourceRecords(self._source_spec, self._layout.seed, name, indices)
+        records = source_records.SourceRecords(self._source_spec, seed, name, indices)
+        directory = self._tasks.directory
 
         def encoded() -> Iterator[bytes]:
             for batch in records.batches():
                 started = time.perf_counter()
-                description.add(batch.ids, batch.images, batch.labels)
+                num_bytes = list(map(len, batch.encoded))
+                description.add(batch.ids, batch.images, batch.labels, num_bytes)
                 records.secs["compute"] += time.perf_counter() - started
                 yield from batch.encoded
 
         def make() -> dict[str, Any]:
             started = time.perf_counter()
-            with manifest_lib.writing(self._tasks.directory, name) as file:
+            with manifest_lib.writing(directory, name) as file:
                 num_examples = tfrecord.write(file, name, encoded())
-            entry = {**file.entry(), "num_examples": num_examples}
+            entry = {**file.entry(), "num_examples": num_examples, "split": split}
+            index_entry = description.write_index(directory, name)
             fault_entries = quarantine.write(
-                self._tasks.directory,
-                name,
-                records.faults,
-                num_quarantined=len(records.faults),
+                directory, name, records.faults, num_quarantined=len(records.faults)
             )
             secs = records.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
             fault_entries = [{**fault_entry, "of_split": split} for fault_entry in fault_entries]
-            return {"entries": [{**entry, "split": split}, *fault_entries], "secs": secs}
+            return {"entries": [entry, *fault_entries, index_entry], "secs": secs}
 
         marker = self._tasks.make_once(name, make)
         if marker is None:
             return
         if marker["reused"]:
-            path = files.join(self._tasks.directory, name)
-            data = files.read_bytes(path)
+            path = files.join(directory, name)
             description = describe.describe_shard(
-                data,
+                files.read_bytes(path),
                 path,
-                split=split,
                 image_shape=self._source_spec.image_shape,
-                num_buckets=self._num_buckets,
+                seed=seed,
             )
-        yield from description.outputs()
+        yield split, description.statistics
 
 
 def index_blocks(num_records: int) -> list[IndexBlock]:
@@ -164,8 +157,7 @@ def write_shards(
     source_spec: conversion.SourceSpec,
     layout: Layout,
     blocks: Sequence[IndexBlock],
-    existing_shards: Sequence[dict[str, Any]],
-    num_buckets: int,
+    rewrites: Sequence[rewriting.Rewrite] = (),
     tasks: Tasks,
     options: PipelineOptions,
 ) -> None:
@@ -175,8 +167,7 @@ def write_shards(
       source_spec: the source.
       layout: the shards to write.
       blocks: the indices of the records to write.
-      existing_shards: manifest entries of shards that stay; described with the new shards.
-      num_buckets: see describe.num_buckets.
+      rewrites: existing shards to write again without some records.
       tasks: of the output directory, which this process holds.
       options: Beam's.
     """
@@ -189,34 +180,17 @@ def write_shards(
         )
         # A shard without records is written as an empty file.
         empty = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
-        written = (
+        _ = (
             (assigned, empty)
             | "AllParts" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
-            | "WriteShard"
-            >> beam.ParDo(WriteShard(source_spec, layout, tasks, num_buckets)).with_outputs(
-                STATISTICS, IMAGES
+            | "WriteShard" >> beam.ParDo(WriteShard(source_spec, layout, tasks))
+            | "WriteStatistics" >> describe.WriteStatistics(describe.job_directory(tasks))
+        )
+        if rewrites:
+            rewriting.rewrite_shards(
+                pipeline, rewrites, source_spec.image_shape, layout.seed, tasks
             )
-        )
-        described = (
-            pipeline
-            | "Shards" >> beam.Create(existing_shards, reshuffle=True)  # manifest entries
-            | "DescribeShard"
-            >> beam.ParDo(
-                describe.DescribeShard(tasks.directory, source_spec.image_shape, num_buckets)
-            ).with_outputs(STATISTICS, IMAGES)
-        )
-        _ = (
-            (written[STATISTICS], described[STATISTICS])
-            | "AllStatistics" >> beam.Flatten()
-            | "WriteStatistics" >> describe.WriteStatistics(tasks)
-        )
-        _ = (
-            (written[IMAGES], described[IMAGES])
-            | "AllImages" >> beam.Flatten()
-            | "GroupByHash" >> beam.GroupByKey()  # (bucket, [part])
-            | "FindDuplicates" >> beam.ParDo(describe.FindDuplicates(tasks))
-        )
 
-    progress = Progress("preprocess", total=len(layout.keys()), unit="shards")
+    progress = Progress("preprocess", total=len(layout.keys()) + len(rewrites), unit="shards")
     runner.run(build, options, progress=progress, count_done=tasks.num_done)

@@ -5,7 +5,6 @@ digit.
 """
 
 import collections
-import hashlib
 import io
 import json
 import math
@@ -15,16 +14,10 @@ import numpy as np
 
 from pipeline.formats.tf_example import UNLABELLED
 
-IMAGE_HASH_BYTES = 16
 # Largest height or width of a mean image; larger images are sampled at every n-th pixel.
 _MEAN_SIDE = 64
 # Mean images are kept for the first labels only, to bound their memory.
 MAX_MEAN_IMAGES = 100
-
-
-def image_hash(image: bytes) -> bytes:
-    """The hash that identifies equal images: the first 16 bytes of sha256."""
-    return hashlib.sha256(image).digest()[:IMAGE_HASH_BYTES]
 
 
 class Statistics:
@@ -80,6 +73,19 @@ class Statistics:
         self.image_sum += other.image_sum
         for label, image in other.label_sums.items():
             self.label_sums[label] = self.label_sums.get(label, 0) + image
+        return self
+
+    def __isub__(self, other: "Statistics") -> "Statistics":
+        """Takes out the statistics of records that were added; minimum and maximum stay."""
+        self.label_counts -= other.label_counts  # Drops counts of 0.
+        self.num_blank -= other.num_blank
+        self.sums -= other.sums
+        self.squares -= other.squares
+        self.image_sum -= other.image_sum
+        for label, image in other.label_sums.items():
+            self.label_sums[label] = self.label_sums[label] - image
+            if not self.label_counts[label]:
+                del self.label_sums[label]
         return self
 
     @property

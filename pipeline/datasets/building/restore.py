@@ -1,0 +1,94 @@
+"""Makes indexes and statistics of a finished data set that are missing or damaged.
+
+Both are functions of the shards. Sets of earlier versions have none.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.cli.progress import Progress
+from pipeline.datasets import index
+from pipeline.datasets.profile import describe
+from pipeline.datasets.profile.statistics import Statistics
+from pipeline.runners import run as runner
+from pipeline.stages import manifest as manifest_lib
+from pipeline.stages.contracts import FileEntry
+from pipeline.stages.output_directory import OutputDirectory
+from pipeline.storage import files as files_lib
+
+
+def complete(
+    output: OutputDirectory,
+    base: dict[str, Any],
+    *,
+    options: PipelineOptions,
+    damaged: Sequence[FileEntry] = (),
+) -> dict[str, Any]:
+    """Makes what a data set lacks; the shards stay.
+
+    Args:
+      output: the data set's directory, which this process holds.
+      base: its manifest.
+      options: Beam's.
+      damaged: entries of the shards whose indexes are damaged. Those that the manifest does not
+        name are made anyway.
+
+    Returns:
+      The manifest, written anew if entries have changed.
+
+    Raises:
+      StageError: a shard is damaged.
+    """
+    files = {entry["name"]: entry for entry in base["files"]}
+    indexes = index.Indexes(output.directory, base["files"])
+    splits = [
+        split
+        for split in base["splits"]
+        if describe.kept_statistics(output.directory, files, split) is None
+    ]
+    damaged_names = {shard["name"] for shard in damaged}
+    shards = [
+        shard
+        for shard in indexes.shards
+        if shard["name"] in damaged_names
+        or shard["split"] in splits
+        or index.file_name(shard["name"]) not in files
+    ]
+    if not shards:
+        return base
+    print(
+        f"preprocess: makes the indexes of {len(shards)} shards, which are missing or damaged",
+        file=sys.stderr,
+        flush=True,
+    )
+    directory, scratch = output.directory, output.tasks.path("restore")
+    work = describe.DescribeShard(directory, tuple(base["image_shape"]), base["made_from"]["seed"])
+
+    def build(pipeline: beam.Pipeline) -> None:
+        _ = (
+            pipeline
+            | "Shards" >> beam.Create(shards, reshuffle=True)
+            | "DescribeShard" >> beam.ParDo(work)
+            | "WriteStatistics" >> describe.WriteStatistics(scratch)
+        )
+
+    names = [index.file_name(shard["name"]) for shard in shards]
+    for path in (scratch, files_lib.join(directory, index.DIRECTORY)):
+        files_lib.make_dirs(path)
+    progress = Progress("preprocess: indexes", total=len(shards), unit="shards")
+    runner.run(build, options, progress=progress, count_done=lambda: 0)
+    entries = [
+        manifest_lib.file_entry(name, files_lib.read_bytes(files_lib.join(directory, name)))
+        for name in names
+    ]
+    for split in splits:
+        total = describe.read_statistics(scratch, split) or Statistics(base["image_shape"])
+        name = index.statistics_name(split)
+        entries.append(manifest_lib.write_file(directory, name, total.to_bytes()))
+    files_lib.remove(scratch)
+    files |= {entry["name"]: entry for entry in entries}
+    return output.replace_manifest({**base, "files": list(files.values())})

@@ -1,0 +1,181 @@
+"""Writes shards again without some of their records.
+
+A rewritten shard gets a new name, with the next free number, and the old file goes after the
+manifest has been replaced. Until then the old data set is whole.
+"""
+
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline.cli.errors import StageError
+from pipeline.datasets import index, reader
+from pipeline.datasets.profile import describe
+from pipeline.datasets.profile.statistics import Statistics
+from pipeline.formats import tfrecord
+from pipeline.stages import manifest as manifest_lib
+from pipeline.stages.contracts import FileEntry
+from pipeline.stages.tasks import Tasks
+from pipeline.storage import files
+
+_NUMBER = re.compile(r"-(\d+)-of-\d+")
+
+
+class Rewrite(NamedTuple):
+    """A shard that is written again."""
+
+    shard: FileEntry  # The old one.
+    new_name: str
+    positions: tuple[int, ...]  # Of the records to leave out, in order.
+
+
+class Removed(NamedTuple):
+    """Records that a job takes out of a data set."""
+
+    shards: Collection[str]  # Files that are written again without them, under other names.
+    ids: Collection[str]
+    statistics: Mapping[str, Statistics]  # Split -> statistics of these records.
+
+
+NOTHING_REMOVED = Removed((), (), {})
+
+
+def shard_number(name: str) -> int:
+    """The number in a shard's file name."""
+    return int(_NUMBER.findall(name)[-1])
+
+
+def next_numbers(shards: Sequence[FileEntry]) -> dict[str, int]:
+    """Split -> the number of its next shard."""
+    numbers: dict[str, int] = {}
+    for shard in shards:
+        number = 1 + shard_number(shard["name"])
+        numbers[shard["split"]] = max(number, numbers.get(shard["split"], 0))
+    return numbers
+
+
+def plan(
+    base: Mapping[str, Any], indexes: index.Indexes, places: index.Places, first: Mapping[str, int]
+) -> list[Rewrite]:
+    """The shards to write again.
+
+    Args:
+      base: the data set's manifest.
+      indexes: of the data set.
+      places: of the records to leave out.
+      first: split -> number of its first rewritten shard.
+    """
+    made_from, numbers, rewrites = base["made_from"], dict(first), []
+    for number in np.unique(places.shards).tolist():
+        shard = indexes.shards[number]
+        split = shard["split"]
+        new_name = reader.shard_name(
+            base["name"],
+            split,
+            numbers[split],
+            base["num_shards"][split],
+            made_from["compression"],
+        )
+        numbers[split] += 1
+        positions = sorted(places.positions[places.shards == number].tolist())
+        rewrites.append(Rewrite(shard, new_name, tuple(positions)))
+    return rewrites
+
+
+def file_names(rewrites: Sequence[Rewrite]) -> list[str]:
+    """The files that a job writes for these shards."""
+    names = [rewrite.new_name for rewrite in rewrites]
+    return [*names, *map(index.file_name, names)]
+
+
+def dropped_names(rewrites: Sequence[Rewrite]) -> list[str]:
+    """The files that go when the job is finished."""
+    names = [rewrite.shard["name"] for rewrite in rewrites]
+    return [*names, *map(index.file_name, names)]
+
+
+def identity(rewrites: Sequence[Rewrite]) -> str:
+    """A hash of the records that are left out; part of `made_from`."""
+    return manifest_lib.content_id([[r.shard["sha256"], r.positions] for r in rewrites])
+
+
+def removed(directory: str, indexes: index.Indexes, rewrites: Sequence[Rewrite]) -> Removed:
+    """What the rewritten shards leave out, read from the old ones.
+
+    Raises:
+      StageError: a shard is missing or damaged.
+    """
+    ids: set[str] = set()
+    statistics: dict[str, Statistics] = {}
+    for shard, _, positions in rewrites:
+        offsets = indexes[shard].offsets[list(positions)].tolist()
+        records = list(reader.read_records(directory, shard, offsets))
+        ids.update(record.id.decode() for record in records)
+        images = np.frombuffer(b"".join(record.image for record in records), np.uint8)
+        shape = reader.Dataset(directory).image_shape
+        total = statistics.setdefault(shard["split"], Statistics(shape))
+        labels = np.array([record.label for record in records], np.int64)
+        total.add(images.reshape(len(records), *shape), labels)
+    return Removed({rewrite.shard["name"] for rewrite in rewrites}, ids, statistics)
+
+
+class RewriteShard(beam.DoFn):
+    """Rewrite -> the new shard, its index and its marker; yields nothing."""
+
+    def __init__(self, image_shape: tuple[int, ...], seed: int, tasks: Tasks):
+        """`seed` is the data set's, `tasks` are of its directory."""
+        self._image_shape, self._seed, self._tasks = image_shape, seed, tasks
+
+    def process(self, rewrite: Rewrite) -> None:
+        """Writes one shard."""
+        directory, tasks = self._tasks.directory, self._tasks
+        description = describe.Description(self._image_shape, self._seed)
+        left_out = set(rewrite.positions)
+
+        def kept() -> Iterator[bytes]:
+            path = files.join(directory, rewrite.shard["name"])
+            data = manifest_lib.read_file(directory, rewrite.shard)
+            for position, item in enumerate(reader.parse_records(data, path, self._image_shape)):
+                if isinstance(item, reader.Fault):
+                    raise StageError(f"{path}: at byte {item.offset} {item.reason}")
+                _, serialized, record = item
+                if position not in left_out:
+                    label = np.array([record.label], np.int64)
+                    description.add([record.id], [record.image], label, [len(serialized)])
+                    yield serialized
+
+        def make() -> dict[str, Any]:
+            started = time.perf_counter()
+            with manifest_lib.writing(directory, rewrite.new_name) as file:
+                num_examples = tfrecord.write(file, rewrite.new_name, kept())
+            entry = {
+                **file.entry(),
+                "num_examples": num_examples,
+                "split": rewrite.shard["split"],
+            }
+            index_entry = description.write_index(directory, rewrite.new_name)
+            return {
+                "entries": [entry, index_entry],
+                "secs": {"write": time.perf_counter() - started},
+            }
+
+        tasks.make_once(rewrite.new_name, make)
+
+
+def rewrite_shards(
+    pipeline: beam.Pipeline,
+    rewrites: Sequence[Rewrite],
+    image_shape: tuple[int, ...],
+    seed: int,
+    tasks: Tasks,
+) -> None:
+    """Adds the work to a pipeline; then each new shard has a marker of success or failure."""
+    _ = (
+        pipeline
+        | "Rewrites" >> beam.Create(rewrites, reshuffle=True)
+        | "RewriteShard" >> beam.ParDo(RewriteShard(image_shape, seed, tasks))
+    )
