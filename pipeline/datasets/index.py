@@ -19,6 +19,8 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, is_shard
 
 DIRECTORY = "index"
+# Of the format; a try of an earlier version is not resumed.
+VERSION = "index 1"
 # Hashes of ids that were removed, and stay out.
 BARRED = f"{DIRECTORY}/barred.npy"
 _DTYPE = np.dtype(

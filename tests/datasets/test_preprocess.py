@@ -53,12 +53,12 @@ def test_nor_on_the_block_size_nor_the_place_of_the_source(
     idx_dir, data_dir, tmp_path, monkeypatch
 ):
     from pipeline.datasets.building import shard_writer
-    from pipeline.datasets.profile import describe
+    from pipeline.datasets.profile import duplicates
     from pipeline.sources import conversion
 
     monkeypatch.setattr(shard_writer, "BLOCK_SIZE", 7)
     monkeypatch.setattr(conversion, "_RECORDS_AT_A_TIME", 3)
-    monkeypatch.setattr(describe, "_RECORDS_A_BUCKET", 50)
+    monkeypatch.setattr(duplicates, "_RECORDS_AT_ONCE", 50)
     elsewhere = make_idx_set(tmp_path / "elsewhere", suffix=".gz")
     make_shards(f"idx:{elsewhere}", tmp_path / "out")
     assert outputs_of(tmp_path / "out") == outputs_of(data_dir)

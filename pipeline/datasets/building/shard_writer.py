@@ -14,7 +14,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.progress import Progress
-from pipeline.datasets import placement, reader
+from pipeline.datasets import index, placement, reader
 from pipeline.datasets.building import new_records, rewriting, source_records
 from pipeline.datasets.profile import describe
 from pipeline.datasets.profile.statistics import Statistics
@@ -129,9 +129,14 @@ class WriteShard(beam.DoFn):
             secs = records.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
             fault_entries = [{**fault_entry, "of_split": split} for fault_entry in fault_entries]
-            return {"entries": [entry, *fault_entries, index_entry], "secs": secs}
+            return {
+                "entries": [entry, *fault_entries, index_entry],
+                "secs": secs,
+                "made_of": index.VERSION,
+            }
 
-        marker = self._tasks.make_once(name, make)
+        # Earlier versions wrote no index.
+        marker = self._tasks.make_once(name, make, made_of=index.VERSION)
         if marker is None:
             return
         if marker["reused"]:
