@@ -39,7 +39,7 @@ _FORMS = {
     "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
 # These read of unchanged files no more than is asked for.
-_REMEMBERING = ("folder",)
+_REMEMBERING = ("folder", "csv", "parquet")
 _OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}
 FORMS = f"{', '.join(_FORMS)} or your_module.your_function:REST"
 

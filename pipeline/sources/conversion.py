@@ -141,7 +141,7 @@ class ConvertedSource:
 
     def fingerprint(self) -> str:
         """The source's fingerprint, without the conversion."""
-        return self._opened.recollection.fingerprint()
+        return self._opened.recollection.fingerprint
 
     @property
     def is_unchanged(self) -> bool:

@@ -73,6 +73,7 @@ class Facts(NamedTuple):
     columns: Mapping[str, "pa.Array"]  # Name -> (n,)
     is_read: np.ndarray  # (n,) bool; False for a file that could not be read
     about: Mapping[str, Any] = {}  # Of the whole source; JSON.
+    other_stamps: Sequence[str] = ()  # Of unlisted files that were read, too.
 
 
 def key_of(spec: str, options: SourceOptions) -> str:
@@ -198,6 +199,7 @@ class Recollection:
             "class_names": list(source.class_names),
         }
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The source's fingerprint."""
         if self.is_unchanged:
@@ -249,16 +251,18 @@ class Recollection:
             "way": pa.array(ways, pa.string()).dictionary_encode(),
             **facts.columns,
         }
-        is_settled_ = [is_settled(stamp, self._opened_at) for stamp in stamps]
+        are_settled = [is_settled(stamp, self._opened_at) for stamp in stamps]
+        others_are = (is_settled(stamp, self._opened_at) for stamp in facts.other_stamps)
         about = {
             "key": self._key,
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
             "num_files": num_files,
+            "is_settled": all(are_settled) and all(others_are),
             "set": self._set(),
             "conversion": conversion,
             "reader": facts.about,
         }
-        mask = pa.array(facts.is_read & np.array(is_settled_, bool))
+        mask = pa.array(facts.is_read & np.array(are_settled, bool))
         return to_bytes(pa.table(columns).filter(mask), about)
 
 
