@@ -84,10 +84,9 @@ class ParquetSource:
         )
         if columns.label is None and options.labels != "none":
             listing.refuse_labels_in_names(listed_files, self._where)
-        self._readings = [remembering.reading_of(columns, split) for split in splits.values()]
-        self._known = remembering.known_in(memory, self.listed, self._readings)
-        self._num_same = remembering.num_same(memory, self._paths, self._known)
-        self._parts_before = memory.about["reader"]["parts"] if memory is not None else []
+        self._reading = remembering.reading_of(columns)
+        self._known = remembering.known_in(memory, self.listed, self._reading)
+        self._before = memory.about["reader"] if memory is not None else {"paths": [], "parts": []}
         stamp_by_path = {listed_files.full(path): stamp for path, stamp in self.listed.items()}
         split_by_path = dict(zip(stamp_by_path, splits.values(), strict=True))
         known = {listed_files.full(path): known.rows for path, known in self._known.items()}
@@ -165,11 +164,14 @@ class ParquetSource:
 
         Those of the first files that have not changed are in the memory.
         """
-        copy = self._copy
-        num_same_bytes = int(copy.offsets[copy.starts[self._num_same]])
-        same = [bytes.fromhex(part) for part in self._parts_before]
-        same = same[: num_same_bytes // arrays.HASH_BYTES]
-        return [*same, *arrays.part_digests(copying.Bytes(copy), len(same))]
+        copy, before = self._copy, self._before
+        num_same = remembering.num_same(before["paths"], self._paths, self._known)
+        parts = [bytes.fromhex(part) for part in before["parts"]]
+        if num_same < max(len(before["paths"]), len(self._paths)):
+            # The last part that is equal may end in a file that is not.
+            num_bytes = int(copy.offsets[copy.starts[num_same]])
+            parts = parts[: num_bytes // arrays.HASH_BYTES]
+        return [*parts, *arrays.part_digests(copying.Bytes(copy), len(parts))]
 
     def fingerprint(self) -> str:
         """sha256 over paths below DIR, images, labels and class names."""
@@ -190,22 +192,22 @@ class ParquetSource:
     def ways(self) -> list[str]:
         """How the rows of each file are read, and the names of the classes of its labels."""
         ways, names = [], self.class_names
-        for first, rows, reading_ in zip(
-            self._copy.starts.tolist(), self._copy.rows, self._readings, strict=False
-        ):
+        for first, rows in zip(self._copy.starts.tolist(), self._copy.rows, strict=False):
             _, places = np.unique(rows.labels, return_index=True)
             labels = self._labels[first + places].tolist()
-            classes_ = [names[n] if 0 <= n < len(names) else min(n, 0) for n in labels]
-            digest = hashlib.sha256(json.dumps(classes_).encode()).hexdigest()
-            ways.append(json.dumps([reading_, digest]))
+            own = [names[label] if 0 <= label < len(names) else min(label, 0) for label in labels]
+            digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()
+            ways.append(f"{digest} {self._reading}")
         return ways
 
     def facts(self) -> Facts:
         """Schemas, the places of rows in the copy, labels, and headers."""
-        columns = remembering.columns_of(
-            list(self._schemas.values()), self._readings, self._copy.rows, self._heads
-        )
-        about = {"paths": self._paths, "parts": [part.hex() for part in self._parts]}
+        columns = remembering.columns_of(list(self._schemas.values()), self._copy.rows, self._heads)
+        about = {
+            "reading": self._reading,
+            "paths": self._paths,
+            "parts": [part.hex() for part in self._parts],
+        }
         return Facts(columns, np.ones(len(self._paths), bool), about)
 
     def _places(self, indices: np.ndarray) -> list[tuple[str, int]]:

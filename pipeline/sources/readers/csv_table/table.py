@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -106,14 +105,6 @@ class Table:
         sampled = sample.look(self.head, self.separator, self._no_pixels, looked_at)
         self.num_labels, self.num_words = sampled.num_labels, sampled.num_words
         self.notes += sampled.notes
-
-    @property
-    def way(self) -> list[Any]:
-        """What decides how the bytes of a row become a record; JSON."""
-        places = self.order.places
-        digest = "" if places is None else hashlib.sha256(places.tobytes()).hexdigest()
-        columns = [self.head.num_columns, self._label, self.columns.ids, self._no_pixels]
-        return [self.separator.decode(), self.head.names is None, *columns, digest]
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -1,5 +1,6 @@
 """What a memory keeps of Parquet files: schemas, where rows lie in the copy, labels, headers."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,47 +35,38 @@ def schemas_in(memory: Memory | None, listed: Mapping[str, str]) -> dict[str, pa
     return {path: schemas[text] for path, text in zip(paths, texts, strict=True)}
 
 
-def reading_of(columns: Columns, split: str) -> str:
-    """What decides how the rows of a file are read, beside the options."""
-    return json.dumps([split, columns.image, columns.label, columns.unread, columns.is_left_over])
+def reading_of(columns: Columns) -> str:
+    """What all schemas decide about the reading of a file; the rest are options."""
+    return json.dumps([columns.image, columns.label, columns.unread, columns.is_left_over])
 
 
-def known_in(
-    memory: Memory | None, listed: Mapping[str, str], readings: Sequence[str]
-) -> dict[str, Known]:
+def known_in(memory: Memory | None, listed: Mapping[str, str], reading: str) -> dict[str, Known]:
     """What is known of files that have not changed and are read as before.
 
     Args:
       memory: with the columns of `columns_of`.
       listed: path -> stamp of each file.
-      readings: of each file, see `reading_of`.
+      reading: see `reading_of`.
     """
-    if memory is None:
+    if memory is None or memory.about["reader"]["reading"] != reading:
         return {}
-    numbers, known = memory.rows_of(listed), {}
-    for path, number, reading in zip(listed, numbers.tolist(), readings, strict=True):
-        if number < 0 or memory.table["reading"][number].as_py() != reading:
+    numbers, names = memory.rows_of(listed), [*_ARRAYS, "texts", "highest", "heads"]
+    known = {}
+    for path, number in zip(listed, numbers.tolist(), strict=True):
+        if number < 0:
             continue
-        names = [*_ARRAYS, "texts", "highest", "heads"]
-        fields = {
-            name: column[0] for name, column in memory.take(np.array([number]), names).items()
-        }
+        fields = {name: memory.table[name][number].as_py() for name in names}
         arrays = {name: np.frombuffer(fields[name], dtype) for name, dtype in _ARRAYS.items()}
         arrays["shapes"] = arrays["shapes"].reshape(-1, 3)
-        shapes, num_of_16_bits, refused = json.loads(fields["heads"])
-        heads = Heads(
-            [(tuple(shape), count) for shape, count in shapes],
-            num_of_16_bits,
-            refused and tuple(refused),
-        )
         rows = Rows(**arrays, texts=json.loads(fields["texts"]), highest=fields["highest"])
-        known[path] = Known(rows, heads)
+        shapes, num_of_16_bits, refused = json.loads(fields["heads"])
+        shapes = [(tuple(shape), count) for shape, count in shapes]
+        known[path] = Known(rows, Heads(shapes, num_of_16_bits, refused and tuple(refused)))
     return known
 
 
 def columns_of(
     schemas: Sequence[pa.Schema],
-    readings: Sequence[str],
     rows: Sequence[Rows],
     heads: Sequence[Heads],
 ) -> dict[str, pa.Array]:
@@ -88,7 +80,6 @@ def columns_of(
     }
     return {
         "schema": pa.array([s.serialize().to_pybytes() for s in schemas]).dictionary_encode(),
-        "reading": pa.array(readings, pa.string()).dictionary_encode(),
         **columns,
         "texts": pa.array([json.dumps(one.texts) for one in rows], pa.string()),
         "highest": pa.array([one.highest for one in rows], pa.int64()),
@@ -96,12 +87,14 @@ def columns_of(
     }
 
 
-def num_same(memory: Memory | None, paths: Sequence[str], known: Mapping[str, Any]) -> int:
-    """How many files, from the first on, are the same and at the same place as in a memory."""
-    before = memory.about["reader"]["paths"] if memory is not None else []
-    number = 0
-    for path, path_before in zip(paths, before, strict=False):
-        if path != path_before or path not in known:
-            break
-        number += 1
-    return number
+def num_same(before: Sequence[str], paths: Sequence[str], known: Mapping[str, Any]) -> int:
+    """How many files, from the first on, are the same in the same order as at an earlier opening.
+
+    Args:
+      before: the paths of all files then.
+      paths: the paths of all files now.
+      known: the files that have not changed.
+    """
+    pairs = zip(before, paths, strict=False)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1] and pair[1] in known, pairs)
+    return sum(1 for _ in same)
