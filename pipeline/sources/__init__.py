@@ -11,6 +11,7 @@ Conversion to one image shape is in conversion.py.
 import importlib
 
 from pipeline.cli.errors import UsageError
+from pipeline.sources.memory import Memory
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers.arrays import ArraySource
 from pipeline.sources.source import MAX_IMAGE_PIXELS, OneByOne, Source, Unreadable
@@ -37,16 +38,21 @@ _FORMS = {
     "parquet:FILE_DIR_OR_GLOB": "pipeline.sources.readers.parquet.open_parquet",
     "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
+# These read of unchanged files no more than is asked for.
+_REMEMBERING = ("folder", "csv", "parquet")
 _OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}
 FORMS = f"{', '.join(_FORMS)} or your_module.your_function:REST"
 
 
-def open_source(spec: str, options: SourceOptions = DEFAULTS) -> Source:
+def open_source(
+    spec: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None
+) -> Source:
     """Opens the source that a spec names.
 
     Args:
       spec: `KIND` or `KIND:REST`; see FORMS.
       options: how the source is read.
+      memory: what an earlier job found in the source's files.
 
     Raises:
       UsageError: unknown kind, or an option that does not apply to this kind.
@@ -65,6 +71,8 @@ def open_source(spec: str, options: SourceOptions = DEFAULTS) -> Source:
             f"--source={spec}: no source {kind!r}{reason}; expected {FORMS}"
         ) from error
     options.check_apply(kind)
+    if kind in _REMEMBERING:
+        return opener(argument, options, memory)
     if "." not in kind:
         return opener(argument, options)
     source = opener(argument)

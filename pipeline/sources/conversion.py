@@ -4,14 +4,16 @@ A record that cannot be converted is a fault with a reason, and goes to quaranti
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline import sources
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
+from pipeline.sources import memory as memory_lib
 from pipeline.sources.opened_source import OpenedSource, open_source_once
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.source import UNLABELLED
@@ -29,6 +31,7 @@ class SourceSpec(SourceOptions):
     id_prefix: str = ""
     class_names: tuple[str, ...] | None = None  # Replace the source's names.
     base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
+    memory: str | None = None  # Path or URL of what an earlier job found; see memory.py.
     # Set by the command, checked by its workers:
     image_shape: tuple[int, int, int] | None = None
     num_records: int | None = None
@@ -138,7 +141,51 @@ class ConvertedSource:
 
     def fingerprint(self) -> str:
         """The source's fingerprint, without the conversion."""
-        return self._source.fingerprint()
+        return self._opened.recollection.fingerprint
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the memory holds all files of the source with their stamps, and no others."""
+        return self._opened.recollection.is_unchanged
+
+    def memory_bytes(self) -> bytes:
+        """The memory of this opening, to be written when its records are in the data set."""
+        return self._opened.recollection.to_bytes(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """All that determines a record beside the source; JSON."""
+        spec, names = self.source_spec, self.source_class_names
+        return {
+            "image_shape": list(self.image_shape),
+            "image_size": spec.image_size and list(spec.image_size),
+            "flags": [spec.grayscale, spec.rgb, spec.transpose, spec.id_prefix],
+            "classes": [
+                [name, names[label] if label < len(names) else label]
+                for label, name in enumerate(self._source.class_names)
+            ],
+        }
+
+    @functools.cached_property
+    def _converts_as_before(self) -> bool:
+        before, after = dict(self._opened.recollection.conversion), self._settings()
+        classes = before.pop("classes", []), after.pop("classes")
+        return before == after and memory_lib.same_names(*classes)
+
+    def trusted(self, indices: np.ndarray) -> np.ndarray:
+        """Whether each record is, but for its place, the one that an earlier job converted.
+
+        True for a record of a file with the stamp of the memory, which is read and converted in
+        the same way. False says nothing. A record that failed is trusted to fail again.
+
+        Args:
+          indices: int64 (n,).
+
+        Returns:
+          bool (n,); all False without a memory.
+        """
+        if not self._converts_as_before:
+            return np.zeros(len(indices), bool)
+        return self._opened.recollection.trusted(indices)
 
     def check_unchanged(self) -> None:
         """Raises SourceChanged if a file of the source has changed since it was opened."""
@@ -282,7 +329,7 @@ def open_converted(source_spec: SourceSpec) -> ConvertedSource:
       UsageError: no such source, or a conversion that does not apply to it.
       StageError: the source cannot be read.
     """
-    arguments = source_spec.source, source_spec.options
+    arguments = source_spec.source, source_spec.options, source_spec.memory
     if source_spec.source_hash is None:  # A command opens the source as it is now.
         open_source_once.cache_clear()
     opened = open_source_once(*arguments)

@@ -8,11 +8,13 @@ job ends.
 import contextlib
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline import sources
 from pipeline.cli.errors import SourceChanged
+from pipeline.sources import memory as memory_lib
 from pipeline.stages import manifest as manifest_lib
 
 # Changed files that an error names.
@@ -26,6 +28,7 @@ class OpenedSource(NamedTuple):
     source: sources.Source
     listed: Mapping[str, str]  # File -> stamp at opening; {} if the source lists no files.
     hash: str  # Of `listed`, or of the class names if that is empty; and of the splits.
+    recollection: memory_lib.Recollection  # What an earlier job found in the listed files.
 
     def check_unchanged(self) -> None:
         """Raises SourceChanged, which names the files that have changed since the opening."""
@@ -55,16 +58,30 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def open_source_once(spec: str, options: sources.SourceOptions) -> OpenedSource:
-    """As sources.open_source; the source opened last stays open in this process."""
-    source = sources.open_source(spec, options)
+def open_source_once(
+    spec: str, options: sources.SourceOptions, memory_path: str | None = None
+) -> OpenedSource:
+    """As sources.open_source; the source opened last stays open in this process.
+
+    Args:
+      spec: as in --source.
+      options: see SourceOptions.
+      memory_path: path or URL of a memory of the source; see memory.py.
+    """
+    opened_at, key = time.time_ns(), memory_lib.key_of(spec, options)
+    # A function of the user may read other files than those that its source lists.
+    memory = memory_lib.read(None if "." in spec.partition(":")[0] else memory_path, key)
+    source = sources.open_source(spec, options, memory)
     listed = getattr(source, "listed", None)
     if listed is None:
         listed = source.listing() if hasattr(source, "listing") else {}
     # Class names follow from the files, and for a CSV they take a pass over all rows.
     contents = sorted(listed.items()) or list(source.class_names)
     text = manifest_lib.canonical_json([contents, list(source.split_sizes.items())])
-    return OpenedSource(spec, source, listed, hashlib.sha256(text).hexdigest())
+    recollection = memory_lib.Recollection(
+        source, listed, memory=memory, key=key, opened_at=opened_at
+    )
+    return OpenedSource(spec, source, listed, hashlib.sha256(text).hexdigest(), recollection)
 
 
 @contextlib.contextmanager

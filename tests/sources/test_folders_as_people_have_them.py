@@ -17,12 +17,12 @@ from pipeline.datasets import reader
 from pipeline.sources import (
     SourceOptions,
     Unreadable,
-    bounded_image,
     conversion,
     image_file,
     open_source,
 )
-from pipeline.sources.image_frames import MAX_FRAMES
+from pipeline.sources.image_headers import bounded_image
+from pipeline.sources.image_headers.image_frames import MAX_FRAMES
 from pipeline.sources.splits import splits_of_directories
 from tests.conftest import REPOSITORY, make_shards
 from tests.sources.test_greedy_files import chunk, tiff

@@ -20,7 +20,7 @@ from pipeline.storage import stamps
 # A higher label is not a class number; the column holds something else.
 MAX_LABEL = 65_535
 # Bytes of each part that is hashed separately; another size changes every fingerprint.
-_HASH_BYTES = 1 << 23
+HASH_BYTES = 1 << 23
 _HASH_THREADS = 4
 
 
@@ -77,14 +77,24 @@ class FileRows:
 
 def hash_rows(digest: "hashlib._Hash", array: np.ndarray | Rows) -> None:
     """Adds an array to a digest: the digests of its parts, which are hashed in parallel."""
-    step = max(1, _HASH_BYTES // max(1, math.prod(array.shape[1:])))
+    for part in part_digests(array):
+        digest.update(part)
+
+
+def part_digests(array: np.ndarray | Rows, first_part: int = 0) -> Iterator[bytes]:
+    """The digests of the parts of an array, hashed in parallel.
+
+    Args:
+      array: of bytes.
+      first_part: parts before this one are left out.
+    """
+    step = max(1, HASH_BYTES // max(1, math.prod(array.shape[1:])))
 
     def hash_part(first: int) -> bytes:
         return hashlib.sha256(np.ascontiguousarray(array[first : first + step])).digest()
 
     with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
-        for part in pool.map(hash_part, range(0, len(array), step)):
-            digest.update(part)
+        yield from pool.map(hash_part, range(first_part * step, len(array), step))
 
 
 def class_names_up_to(highest: int, where: str) -> list[str]:

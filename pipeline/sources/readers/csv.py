@@ -10,12 +10,13 @@ import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
+from pipeline.sources.memory import Facts, Memory
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
-from pipeline.sources.readers.csv_table import classes, columns, header, label_column
+from pipeline.sources.readers.csv_table import classes, columns, header, label_column, unchanged
 from pipeline.sources.readers.csv_table.table import Table
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
-from pipeline.storage import files, stamps
+from pipeline.storage import stamps
 
 _NAME = re.compile(r".*\.(csv|tsv)(\.gz)?", re.IGNORECASE)
 
@@ -30,6 +31,7 @@ class CsvSource:
         *,
         notes: Iterable[str] = (),
         ignored: Mapping[str, int] | None = None,
+        entries: Mapping[str, str] | None = None,
     ):
         """Decides what the columns hold.
 
@@ -38,6 +40,7 @@ class CsvSource:
           options: see SourceOptions.
           notes: see Source.
           ignored: see Source.
+          entries: see unchanged.py.
 
         Raises:
           UsageError: more than one column may hold the labels, or none may.
@@ -68,7 +71,7 @@ class CsvSource:
         self.listed = {table.path: table.stamp for table in self._tables}
         of_tables = [f"{table.path}: {note}" for table in self._tables for note in table.notes]
         self.notes = [*notes, *of_tables]
-        self.ignored = dict(ignored or {})
+        self.ignored, self._entries = dict(ignored or {}), dict(entries or {})
 
     def listing(self) -> dict[str, str]:
         """Path -> current stamp of each file."""
@@ -109,6 +112,32 @@ class CsvSource:
             table.hash_into(digest)
         return digest.hexdigest()
 
+    def file_numbers(self, indices: np.ndarray) -> np.ndarray:
+        """The place of each record's file in `listed`."""
+        return np.searchsorted(self._starts, indices, side="right") - 1
+
+    def ways(self) -> list[str]:
+        """Whether labels are words, for each file: other files decide nothing else about one."""
+        return ["words" if self._are_words else "numbers"] * len(self._tables)
+
+    def facts(self) -> Facts:
+        """What a source over the same files is, without opening them."""
+        about = {
+            "entries": self._entries,
+            "class_names": self.class_names,  # Their scan adds to the notes.
+            "notes": self.notes,
+            "ignored": self.ignored,
+            "split_sizes": list(self.split_sizes.items()),
+            "image_shape": self.image_shape,
+            "paths": list(self.listed),
+            "ways": self.ways(),
+            "has_ids": any(table.columns.ids is not None for table in self._tables),
+        }
+        others = self._entries.keys() - self.listed.keys()
+        stamps_ = [self._entries[path] for path in others]
+        read_stamps = [s for s in stamps_ if s not in (unchanged.DIRECTORY, unchanged.OTHER)]
+        return Facts({}, np.ones(len(self.listed), bool), about, read_stamps)
+
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """`<split>-<value of the id column>`, else `<split>-<row, 7 digits>`."""
         prefixes = [split.encode() for split in self.split_sizes]
@@ -122,7 +151,7 @@ class CsvSource:
 
     def _rows(self, indices: np.ndarray) -> Iterator[tuple[Table, int]]:
         """The table and the row in it, for each index."""
-        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        numbers = self.file_numbers(indices)
         rows = indices - self._starts[numbers]
         for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
             yield self._tables[number], row
@@ -157,7 +186,9 @@ def _check_order(tables: Sequence[Table]) -> None:
                 )
 
 
-def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
+def open_csv(
+    path: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None
+) -> CsvSource | unchanged.UnchangedCsv:
     """The image set in a CSV file, or in a directory with one file for each split.
 
     csv_table/columns.py decides which columns hold the label, the id and the pixels of a square
@@ -167,6 +198,7 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
       path: FILE, local or a URL, a set without splits; or DIR, where file names (*train*.csv,
         *test*.csv) state the split.
       options: see SourceOptions.
+      memory: what an earlier job found; if all files are unchanged, none is opened.
 
     Raises:
       UsageError: more than one column may hold the labels, or none may.
@@ -174,20 +206,22 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
     """
     if not path:
         raise UsageError("--source=csv: names no file; write --source=csv:FILE")
-    if not files.is_dir(path):
-        return CsvSource({UNSPLIT: Table(path)}, options)
+    entries = unchanged.entries_of(path, _NAME.fullmatch)
+    if memory is not None and unchanged.is_as_before(memory, entries):
+        return unchanged.UnchangedCsv(memory, entries, lambda: open_csv(path, options))
+    if list(entries) == [path]:
+        return CsvSource({UNSPLIT: Table(path)}, options, entries=entries)
     tables: dict[str, Table] = {}
-    names = [name for name in files.list_names(path) if not name.startswith(".")]
-    is_dir = files.each(path, lambda name: files.is_dir(files.join(path, name)), names)
-    directories = [name for name, is_one in zip(names, is_dir, strict=True) if is_one]
+    names = {entry.rpartition("/")[2]: entry for entry in entries}
+    directories = [name for name, entry in names.items() if entries[entry] == unchanged.DIRECTORY]
     notes = [f"directories are not read: {', '.join(directories)}"] if directories else []
     ignored: dict[str, int] = collections.Counter()
-    for name in sorted(set(names) - set(directories)):
+    for name in sorted(names.keys() - set(directories)):
         ending = os.path.splitext(name)[1].lower()
         if not _NAME.fullmatch(name):
             ignored[ending] += 1
             continue
-        table = Table(files.join(path, name))
+        table = Table(names[name])
         if not header.may_hold_pixels(table.head):
             shown = ", ".join((table.head.names or ["without names"])[:5])
             notes.append(
@@ -216,5 +250,9 @@ def open_csv(path: str, options: SourceOptions = DEFAULTS) -> CsvSource:
             "in two files would be in two splits: name one file, or move the file away"
         )
     return CsvSource(
-        {s: tables[s] for s in in_order(tables)}, options, notes=notes, ignored=ignored
+        {s: tables[s] for s in in_order(tables)},
+        options,
+        notes=notes,
+        ignored=ignored,
+        entries=entries,
     )

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import time
@@ -19,8 +20,10 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
 from pipeline.sources.image_file import EXTENSIONS, Header, RefusedNow, decode, read_header
+from pipeline.sources.memory import Facts, Memory
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers.folder_tree import oddities
+from pipeline.sources.readers.folder_tree.contents import Contents
 from pipeline.sources.readers.folder_tree.layout import find_layout
 from pipeline.sources.readers.folder_tree.places import Place, directory_of, printable
 from pipeline.sources.splits import in_order
@@ -38,19 +41,22 @@ _FILES_AT_A_TIME = 32
 _HASH_BYTES = 1 << 16
 # Allowance for data beside the pixels: profiles, thumbnails, text.
 _EXTRA_BYTES = 1 << 20
-# Skipped links, and image shapes, that a note names.
-_MAX_SHOWN, _MAX_SHAPES = 3, 5
+# Skipped links that a note names.
+_MAX_SHOWN = 3
 
 
 class FolderSource:
     """A source over image files; their directories are splits and classes."""
 
-    def __init__(self, directory: str, options: SourceOptions = DEFAULTS):
+    def __init__(
+        self, directory: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None
+    ):
         """Lists the files.
 
         Args:
           directory: local path or URL.
           options: see SourceOptions.
+          memory: what an earlier job found; unchanged files are opened to decode them alone.
 
         Raises:
           UsageError: directories that have more than one meaning.
@@ -58,7 +64,7 @@ class FolderSource:
         """
         # Pillow warns of damage, which is quarantined, and of harmless oddities.
         warnings.filterwarnings("ignore", module="PIL")
-        self._directory, self._options = directory, options
+        self._directory, self._options, self._memory = directory, options, memory
         self._is_url, self._prefix = files_lib.is_url(directory), files_lib.join(directory, "")
         # Uncompressed, a pixel with 8 bits a channel takes at most 4 bytes. Larger files are not
         # read.
@@ -104,6 +110,7 @@ class FolderSource:
             paths[self._place(path).split].append(path)
         self.split_sizes = {split: len(paths[split]) for split in in_order(paths)}
         self._paths = [path for split in self.split_sizes for path in paths[split]]
+        self.listed = {path: self.listed[path] for path in self._paths}
         self._labels = np.array(
             [labels.get(self._place(path).class_name, source.UNLABELLED) for path in self._paths],
             np.int64,
@@ -204,75 +211,72 @@ class FolderSource:
     def _scan_files(self, paths: list[str]) -> list[tuple[bytes, Header | str]]:
         return [self._scan_file(path) for path in paths]
 
-    def _num_threads(self) -> int:
+    def _num_threads(self, paths: list[str]) -> int:
         """Several if reading waits for a disk or a network; else threads slow each other down."""
         if self._is_url:
             return _NUM_THREADS
-        self._scan_file(self._paths[0])  # Imports Pillow.
+        self._scan_files(paths[:1])  # Imports Pillow.
         start, busy_start = time.perf_counter(), time.thread_time()
-        self._scan_files(self._paths[1 : 1 + _FILES_AT_A_TIME])
+        self._scan_files(paths[1 : 1 + _FILES_AT_A_TIME])
         waits = time.perf_counter() - start > 2 * (time.thread_time() - busy_start)
         return _NUM_THREADS if waits else 1
 
     @functools.cached_property
-    def _scan(self) -> tuple[str, tuple[int, int, int]]:
-        """Fingerprint and most frequent shape, from one pass over all files.
+    def _contents(self) -> Contents:
+        """Digests and headers: those of unchanged files from the memory, others from a pass.
 
         The pass also adds to `notes`.
         """
-        digest, shapes, reason = hashlib.sha256(), collections.Counter(), ""
-        num_of_16_bits, num_refused, num_animated, num_left_out = 0, 0, 0, 0
-        digest.update(self._choices)
-        starts = range(0, len(self._paths), _FILES_AT_A_TIME)
-        tasks = [self._paths[start : start + _FILES_AT_A_TIME] for start in starts]
-        with concurrent.futures.ThreadPoolExecutor(self._num_threads()) as pool:
+        contents, places = Contents(len(self._paths)), list(range(len(self._paths)))
+        if self._memory is not None:
+            rows = self._memory.rows_of(self.listed)
+            contents.recall(self._memory, rows)
+            places = np.flatnonzero(rows < 0).tolist()
+        paths = [self._paths[place] for place in places]
+        starts = range(0, len(paths), _FILES_AT_A_TIME)
+        tasks = [paths[start : start + _FILES_AT_A_TIME] for start in starts]
+        with concurrent.futures.ThreadPoolExecutor(self._num_threads(paths)) as pool:
             scanned = itertools.chain.from_iterable(pool.map(self._scan_files, tasks))
-            for path, (content, header) in zip(self._paths, scanned, strict=True):
-                digest.update(os.fsencode(path) + b"\0" + content)
-                if isinstance(header, str):
-                    reason = reason or printable(f"{path}: {header}")
-                    num_refused += 1
-                else:
-                    shapes[header.shape] += 1
-                    num_of_16_bits += header.is_of_16_bits
-                    num_animated += header.num_frames > 1
-                    num_left_out += header.num_frames - 1
-        if not shapes:
+            for place, (digest, header) in zip(places, scanned, strict=True):
+                contents.add(place, digest, header)
+        if not contents.shapes():
+            place, reason = contents.first_refused()
             raise StageError(
                 f"--source=folder:{self._directory}: none of its {len(self._paths)} images "
-                f"can be opened ({reason}); expected PNG, JPEG or another format that Pillow "
-                "reads: convert the images, or name another directory"
+                f"can be opened ({printable(f'{self._paths[place]}: {reason}')}); expected PNG, "
+                "JPEG or another format that Pillow reads: convert the images, or name another "
+                "directory"
             )
-        ordered = sorted(shapes, key=lambda shape: (shapes[shape], shape), reverse=True)
-        if len(ordered) > 1:
-            shown = [f"{'×'.join(map(str, s))} ({shapes[s]:,})" for s in ordered[:_MAX_SHAPES]]
-            if len(ordered) > _MAX_SHAPES:
-                shown.append(f"and {len(ordered) - _MAX_SHAPES:,} other shapes")
-            self.notes.append(f"images are {', '.join(shown)}")
-        if num_refused:
-            self.notes.append(
-                f"images that go to quarantine by their headers: {num_refused:,}, such as {reason}"
-            )
-        if num_of_16_bits:
-            self.notes.append(
-                f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
-            )
-        if num_animated:
-            self.notes.append(
-                f"{num_animated:,} files hold more than one frame; the first is read, and "
-                f"{num_left_out:,} are left out"
-            )
-        self.notes += oddities.of_files(self._paths, self._places)
-        return digest.hexdigest(), ordered[0]
+        self.notes += contents.notes(self._paths) + oddities.of_files(self._paths, self._places)
+        return contents
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The most frequent image shape."""
-        return self._scan[1]
+        return self._contents.shapes()[0][0]
 
     def fingerprint(self) -> str:
         """sha256 over paths and contents of all images, and over choices made in reading them."""
-        return self._scan[0]
+        digest = hashlib.sha256(self._choices)
+        for place, path in enumerate(self._paths):
+            digest.update(os.fsencode(path) + b"\0" + self._contents.digest_of(place))
+        return digest.hexdigest()
+
+    def file_numbers(self, indices: np.ndarray) -> np.ndarray:
+        """The place of each record's file in `listed`."""
+        return indices
+
+    def ways(self) -> list[str]:
+        """What the directory of each listed file says of its record."""
+        ways = {
+            directory: json.dumps([place.split, place.class_name, place.fault])
+            for directory, place in self._places.items()
+        }
+        return [ways[directory_of(path)] for path in self._paths]
+
+    def facts(self) -> Facts:
+        """Digests and headers."""
+        return Facts(*self._contents.columns())
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """Paths below the directory."""
@@ -314,7 +318,9 @@ def _ending(path: str) -> str:
     return ending if _ENDING.fullmatch(ending) else ""
 
 
-def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSource:
+def open_folder(
+    directory: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None
+) -> FolderSource:
     """The image set in a directory of image files.
 
     Args:
@@ -322,6 +328,7 @@ def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSour
         test, val, …), they hold the class directories; else they are the class directories.
         Without class directories, images have no labels. See folder_tree/.
       options: see SourceOptions.
+      memory: see FolderSource.
 
     Raises:
       UsageError: directories that have more than one meaning.
@@ -334,4 +341,4 @@ def open_folder(directory: str, options: SourceOptions = DEFAULTS) -> FolderSour
             f"--source=folder:{directory}: no such directory; expected a directory of "
             "images: name another one"
         )
-    return FolderSource(directory.rstrip("/") or "/", options)
+    return FolderSource(directory.rstrip("/") or "/", options, memory)

@@ -5,8 +5,8 @@ that records are read from.
 """
 
 import collections
+import functools
 import hashlib
-import io
 import json
 import os
 
@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import source
-from pipeline.sources.image_file import decode, read_header
-from pipeline.sources.local_file import OpenFile
+from pipeline.sources.image_file import decode
+from pipeline.sources.memory import Facts, Memory
 from pipeline.sources.options import DEFAULTS, SourceOptions
 from pipeline.sources.readers import arrays
 from pipeline.sources.readers.parquet_files import (
@@ -25,9 +25,11 @@ from pipeline.sources.readers.parquet_files import (
     listing,
     looking,
     reading,
+    remembering,
     values,
 )
 from pipeline.sources.readers.parquet_files import columns as columns_lib
+from pipeline.sources.readers.parquet_files.heads import Heads, heads_of
 from pipeline.sources.splits import UNSPLIT
 from pipeline.storage import files
 
@@ -38,12 +40,14 @@ _DARK = (1, 16)
 class ParquetSource:
     """A source over the rows of Parquet files."""
 
-    def __init__(self, place: str, options: SourceOptions = DEFAULTS):
+    def __init__(self, place: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None):
         """Finds the columns, and copies them.
 
         Args:
           place: FILE, DIR or GLOB, local or a URL.
           options: see SourceOptions.
+          memory: what an earlier job found; unchanged files are copied when their images are
+            asked for.
 
         Raises:
           UsageError: --label_column has to name a column, or a column states splits.
@@ -58,17 +62,20 @@ class ParquetSource:
                 f"{', '.join(listing.ENDINGS)} files below, or a pattern such as "
                 "DIR/train-*.parquet: mend the path"
             )
-        self.listed, self.ignored = dict(listed_files.stamps), listed_files.ignored
         splits = listing.splits_of(listed_files, self._where)
         self._paths = list(splits)
-        stamp_by_path = {listed_files.full(path): listed_files.stamps[path] for path in self._paths}
+        self.listed = {path: listed_files.stamps[path] for path in self._paths}
+        self.ignored = listed_files.ignored
 
         def read_schema(path: str) -> pa.Schema:
-            with reading.opened(path, stamp_by_path[path]) as parquet:
+            with reading.opened(listed_files.full(path), self.listed[path]) as parquet:
                 return parquet.schema_arrow
 
-        read_schemas = files.each(listed_files.root, read_schema, stamp_by_path)
-        schemas = dict(zip(self._paths, read_schemas, strict=True))
+        schemas = remembering.schemas_in(memory, self.listed)
+        others = [path for path in self._paths if path not in schemas]
+        read_schemas = files.each(listed_files.root, read_schema, others)
+        schemas |= zip(others, read_schemas, strict=True)
+        self._schemas = schemas = {path: schemas[path] for path in self._paths}
         columns = columns_lib.find(
             schemas,
             self._where,
@@ -77,10 +84,17 @@ class ParquetSource:
         )
         if columns.label is None and options.labels != "none":
             listing.refuse_labels_in_names(listed_files, self._where)
+        self._reading = remembering.reading_of(columns)
+        self._known = remembering.known_in(memory, self.listed, self._reading)
+        self._before = memory.about["reader"] if memory is not None else {"paths": [], "parts": []}
+        stamp_by_path = {listed_files.full(path): stamp for path, stamp in self.listed.items()}
         split_by_path = dict(zip(stamp_by_path, splits.values(), strict=True))
-        looking.refuse_splits_in_rows(split_by_path, stamp_by_path, columns)
-        looking.refuse_distinct(stamp_by_path, columns, self._where)
-        self._copy = copying.copy_rows(stamp_by_path, columns, options)
+        known = {listed_files.full(path): known.rows for path, known in self._known.items()}
+        new = {path: stamp for path, stamp in stamp_by_path.items() if path not in known}
+        looking.refuse_splits_in_rows(split_by_path, new, columns)
+        if not looking.repeat(rows.labels for rows in known.values()):
+            looking.refuse_distinct(stamp_by_path, columns, self._where)
+        self._copy = copying.Copy(stamp_by_path, columns, options, known)
         self._labels = self._copy.labels
         sizes = collections.Counter[str]()
         for split, size in zip(splits.values(), np.diff(self._copy.starts).tolist(), strict=True):
@@ -102,7 +116,6 @@ class ParquetSource:
                 "stored as they are; a column that is written again with "
                 f"(255 * x / {dark}).round() makes {dark} white"
             )
-        self._shape: tuple[int, int, int] | None = None
 
     def listing(self) -> dict[str, str]:
         """Path -> current stamp of each file."""
@@ -111,43 +124,54 @@ class ParquetSource:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
-    @property
+    @functools.cached_property
+    def _heads(self) -> list[Heads]:
+        """The headers of all images, by file."""
+        known = [self._known.get(path) for path in self._paths]
+        return [
+            one.heads if one else heads_of(self._copy, number, self._options)
+            for number, one in enumerate(known)
+        ]
+
+    @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """The most frequent image shape, by the headers of all images."""
-        if self._shape is None:
-            shapes, reason, num_of_16_bits = collections.Counter[tuple[int, int, int]](), "", 0
-            options = self._options
-            for index, shape in enumerate(self._copy.shapes.tolist()):
-                if not values.is_fault(shape) and not values.is_encoded(shape):
-                    shapes[tuple(shape)] += 1
-                    continue
-                data = self._copy.read(*self._copy.offsets[index : index + 2].tolist())
-                try:
-                    if values.is_fault(shape):
-                        raise ValueError(data.decode())
-                    image = io.BytesIO(data)
-                    header = read_header(image, options.max_image_pixels, options.background)
-                except ValueError as error:
-                    reason = reason or f"{self.where(index)}: {error}"
-                else:
-                    shapes[header.shape] += 1
-                    num_of_16_bits += header.is_of_16_bits
-            if not shapes:
-                raise StageError(
-                    f"{self._where}: none of its {len(self._labels):,} images can be read "
-                    f"({reason}); expected PNG, JPEG or another format that Pillow reads, or "
-                    "pixels in lists: write the table again"
-                )
-            if len(shapes) > 1:
-                shown = (f"{'×'.join(map(str, s))} ({n:,})" for s, n in shapes.most_common(5))
-                more = ", …" if len(shapes) > 5 else ""
-                self.notes.append(f"images are of {len(shapes):,} shapes: {', '.join(shown)}{more}")
-            if num_of_16_bits:
-                self.notes.append(
-                    f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
-                )
-            self._shape = max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
-        return self._shape
+        """The most frequent image shape, by the headers of all images; adds to `notes`."""
+        shapes = collections.Counter[tuple[int, int, int]]()
+        for heads in self._heads:
+            for shape, count in heads.shapes:
+                shapes[shape] += count
+        if not shapes:
+            places = zip(self._copy.starts.tolist(), self._heads, strict=False)
+            first, row, reason = next((n, *h.refused) for n, h in places if h.refused)
+            raise StageError(
+                f"{self._where}: none of its {len(self._labels):,} images can be read "
+                f"({self.where(first + row)}: {reason}); expected PNG, JPEG or another format that "
+                "Pillow reads, or pixels in lists: write the table again"
+            )
+        if len(shapes) > 1:
+            shown = (f"{'×'.join(map(str, s))} ({n:,})" for s, n in shapes.most_common(5))
+            more = ", …" if len(shapes) > 5 else ""
+            self.notes.append(f"images are of {len(shapes):,} shapes: {', '.join(shown)}{more}")
+        if num_of_16_bits := sum(heads.num_of_16_bits for heads in self._heads):
+            self.notes.append(
+                f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
+            )
+        return max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
+
+    @functools.cached_property
+    def _parts(self) -> list[bytes]:
+        """Digests of the parts of all images, one after another.
+
+        Those of the first files that have not changed are in the memory.
+        """
+        copy, before = self._copy, self._before
+        num_same = remembering.num_same(before["paths"], self._paths, self._known)
+        parts = [bytes.fromhex(part) for part in before["parts"]]
+        if num_same < max(len(before["paths"]), len(self._paths)):
+            # The last part that is equal may end in a file that is not.
+            num_bytes = int(copy.offsets[copy.starts[num_same]])
+            parts = parts[: num_bytes // arrays.HASH_BYTES]
+        return [*parts, *arrays.part_digests(copying.Bytes(copy), len(parts))]
 
     def fingerprint(self) -> str:
         """sha256 over paths below DIR, images, labels and class names."""
@@ -157,13 +181,38 @@ class ParquetSource:
             digest.update(os.fsencode(path) + f"\0{first};".encode())
         for array, dtype in ((self._labels, "<i8"), (copy.offsets, "<i8"), (copy.shapes, "<i4")):
             digest.update(np.ascontiguousarray(array, dtype))
-        file = OpenFile(copy.file, self._where)
-        arrays.hash_rows(digest, arrays.FileRows(file, 0, (file.num_bytes,), np.dtype(np.uint8)))
+        for part in self._parts:
+            digest.update(part)
         return digest.hexdigest()
+
+    def file_numbers(self, indices: np.ndarray) -> np.ndarray:
+        """The place of each record's file in `listed`."""
+        return np.searchsorted(self._copy.starts, indices, side="right") - 1
+
+    def ways(self) -> list[str]:
+        """How the rows of each file are read, and the names of the classes of its labels."""
+        ways, names = [], self.class_names
+        for first, rows in zip(self._copy.starts.tolist(), self._copy.rows, strict=False):
+            _, places = np.unique(rows.labels, return_index=True)
+            labels = self._labels[first + places].tolist()
+            own = [names[label] if 0 <= label < len(names) else min(label, 0) for label in labels]
+            digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()
+            ways.append(f"{digest} {self._reading}")
+        return ways
+
+    def facts(self) -> Facts:
+        """Schemas, the places of rows in the copy, labels, and headers."""
+        columns = remembering.columns_of(list(self._schemas.values()), self._copy.rows, self._heads)
+        about = {
+            "reading": self._reading,
+            "paths": self._paths,
+            "parts": [part.hex() for part in self._parts],
+        }
+        return Facts(columns, np.ones(len(self._paths), bool), about)
 
     def _places(self, indices: np.ndarray) -> list[tuple[str, int]]:
         """The file of each record, and its row."""
-        numbers = np.searchsorted(self._copy.starts, indices, side="right") - 1
+        numbers = self.file_numbers(indices)
         rows = indices - self._copy.starts[numbers]
         pairs = zip(numbers.tolist(), rows.tolist(), strict=True)
         return [(self._paths[number], row) for number, row in pairs]
@@ -181,6 +230,7 @@ class ParquetSource:
     def read(self, indices: np.ndarray) -> tuple[source.OneByOne, np.ndarray]:
         """Decodes the images at `indices`, each on access."""
         copy, labels = self._copy, self._labels[indices]
+        copy.load(np.unique(self.file_numbers(indices)).tolist())
         # As Python's numbers, which cost less to look at one by one.
         firsts, ends = copy.offsets[indices].tolist(), copy.offsets[indices + 1].tolist()
         rows = list(zip(firsts, ends, copy.shapes[indices].tolist(), labels.tolist(), strict=True))
@@ -204,13 +254,16 @@ class ParquetSource:
         return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def open_parquet(place: str, options: SourceOptions = DEFAULTS) -> ParquetSource:
+def open_parquet(
+    place: str, options: SourceOptions = DEFAULTS, memory: Memory | None = None
+) -> ParquetSource:
     """The image set in Parquet files.
 
     Args:
       place: FILE, DIR or GLOB, local or a URL. Names of files, and of directories below DIR,
         state the splits.
       options: see SourceOptions.
+      memory: see ParquetSource.
 
     Raises:
       UsageError: --label_column has to name a column.
@@ -218,4 +271,4 @@ def open_parquet(place: str, options: SourceOptions = DEFAULTS) -> ParquetSource
     """
     if not place:
         raise UsageError("--source=parquet: names no file; write --source=parquet:FILE_DIR_OR_GLOB")
-    return ParquetSource(place, options)
+    return ParquetSource(place, options, memory)

@@ -1,6 +1,6 @@
 """What the values of columns tell that their names and types do not; looked at before the copy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ def refuse_splits_in_rows(
 
     Args:
       splits: full path -> the split that the path states.
-      stamp_by_path: full path -> stamp.
+      stamp_by_path: full path -> stamp of each file that is not known to have no such column.
       columns: the columns of the files.
 
     Raises:
@@ -74,6 +74,12 @@ def _refuse_split(path: str, name: str, values: Mapping[str, str | int]) -> None
         f"a file without it, pq.write_table(pq.read_table({path!r}).drop_columns([{name!r}]), "
         "OTHER_FILE)"
     )
+
+
+def repeat(labels: Iterable[np.ndarray]) -> bool:
+    """Whether the labels of a file, int64 (n,), hold one twice, which `refuse_distinct` accepts."""
+    numbers = (of_file[of_file >= 0] for of_file in labels)
+    return any(len(np.unique(of_file)) < len(of_file) for of_file in numbers)
 
 
 def refuse_distinct(stamp_by_path: Mapping[str, str], columns: Columns, where: str) -> None:

@@ -1,7 +1,7 @@
 """The values of columns: images as bytes with their shapes, and labels as numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,8 +67,7 @@ def label_numbers(column: pa.Array, numbers: dict[str, int]) -> np.ndarray:
             raise ValueError(f"a label of {longest:,} bytes")
         texts = encoded.dictionary.to_pylist()
         own = [numbers.setdefault(text, len(numbers)) if text else -1 for text in texts]
-        if len(numbers) > _MAX_CLASSES:
-            raise ValueError(f"more than {_MAX_CLASSES:,} different labels")
+        check_classes(numbers)
         places = encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False)
         return np.array([*own, -1], np.int64)[places]
     if pa.types.is_floating(column.type):
@@ -77,6 +76,12 @@ def label_numbers(column: pa.Array, numbers: dict[str, int]) -> np.ndarray:
         labels = np.where(is_whole, np.where(is_whole, values, 0).astype(np.int64), NOT_WHOLE)
         return np.where(np.isnan(values), -1, labels)
     return column.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+
+
+def check_classes(numbers: Mapping[str, int]) -> None:
+    """Raises a ValueError for too many texts to be classes."""
+    if len(numbers) > _MAX_CLASSES:
+        raise ValueError(f"more than {_MAX_CLASSES:,} different labels")
 
 
 def cells(column: pa.Array, max_pixels: int, max_bytes: int) -> Cells:

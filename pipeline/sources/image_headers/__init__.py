@@ -1,0 +1,1 @@
+"""Headers of image files: opened within bounds, and the number of frames."""
