@@ -30,6 +30,19 @@ _MAX_QUARANTINED = flags.DEFINE_string(
 _APPEND = flags.DEFINE_bool(
     "append", False, "Append the source's new records to the finished data set in output_dir."
 )
+_ON_CHANGED = flags.DEFINE_enum(
+    "on_changed",
+    "fail",
+    ["fail", "keep", "replace"],
+    "With --append, if an id comes again with another image or label: stop, keep the record of the "
+    "data set and warn, or replace it.",
+)
+_REREAD = flags.DEFINE_bool(
+    "reread",
+    False,
+    "With --append, read files again that have the size and the time, or the etag, of an earlier "
+    "run.",
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print what would be read, and how, and write nothing."
 )
@@ -54,7 +67,8 @@ flags.register_multi_flags_validator(
 )
 _SUBJECTS = {
     **source_flags.SUBJECTS,
-    "Output": ("output_dir", "append", "overwrite", "compression", "dry_run"),
+    "Output": ("output_dir", "overwrite", "compression", "dry_run"),
+    "Append": ("append", "on_changed", "reread"),
     "Bad records and exit status": ("max_quarantined", "status_on_conflict"),
 }
 
@@ -84,6 +98,8 @@ def run(beam_args: list[str]) -> None:
         max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
         overwrite=_OVERWRITE.value,
         options=options,
+        on_changed=_ON_CHANGED.value,
+        reread=_REREAD.value,
     )
     if _DRY_RUN.value:
         _dry_run(request)
@@ -96,6 +112,13 @@ def run(beam_args: list[str]) -> None:
         raise
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
+    if num_changed := manifest.get("last_append", {}).get("changed"):
+        print(
+            f"preprocess: warning: {num_changed:,} records have another image or label in the "
+            "source than in the data set, which keeps its own: --on_changed=replace takes the new "
+            "ones",
+            file=sys.stderr,
+        )
     print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")
 
 

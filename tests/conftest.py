@@ -225,12 +225,15 @@ def smoke_config(data_dir: object, /, **changes):
 def outputs_of(directory: pathlib.Path) -> dict[str, bytes]:
     """Name -> bytes of every file of a finished stage that its inputs determine.
 
-    timings.json and changes.parquet tell how the stage came to them.
+    timings.json and changes.parquet tell how the stage came to them, and index/source-* what the
+    stage remembers of the files of its sources.
     """
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("timings.json", ".lock", "changes.parquet")
+        if path.is_file()
+        and path.name not in ("timings.json", ".lock", "changes.parquet")
+        and not path.match("index/source-*")
     }
 
 

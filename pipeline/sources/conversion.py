@@ -204,10 +204,6 @@ class ConvertedSource:
         prefix = self.source_spec.id_prefix.encode()
         return [prefix + record_id for record_id in ids] if prefix else ids
 
-    def trusted(self, indices: np.ndarray) -> np.ndarray:
-        """STAND-IN until the memory of sources is merged."""
-        return np.zeros(len(indices), bool)
-
     def by_source_split(self, indices: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """(split, its indices) for each split of the source that has any, in order."""
         ends = np.cumsum(list(self.split_sizes.values()))

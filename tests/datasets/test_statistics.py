@@ -81,8 +81,10 @@ def test_images_that_stand_twice_are_found_wherever_they_are(tmp_path, monkeypat
     y, v = np.arange(200) % 10, np.arange(60) % 10
     x[150], x[151], u[3], u[40] = x[7], x[7], x[7], x[90]
     manifest, statistics = of_set(tmp_path, {"train": (x, y), "test": (u, v)})
-    [warning] = manifest["warnings"]
+    warning, relabelled = manifest["warnings"]
     assert warning.startswith("2 images stand both in train and in test: ")
+    # Pixels of record 7 stand at 150 and 151, whose labels are 0 and 1; and those of 90 at 40.
+    assert relabelled.startswith("1 image has more than one label: train-0000007 = train-0000150")
     assert "train-0000007 = test-0000003" in warning
     assert "train-0000090 = test-0000040" in warning
     assert statistics["duplicates_between"] == {"train, test": 2}
@@ -102,6 +104,7 @@ def test_images_that_stand_twice_are_found_wherever_they_are(tmp_path, monkeypat
         },
     }
     assert {line["image_hash"]: line["ids"] for line in lines} == expected
+    assert sorted(line.get("labels", []) for line in lines) == [[], [0, 1, 3, 7]]
     assert [line["image_hash"] for line in lines] == sorted(expected)
 
 

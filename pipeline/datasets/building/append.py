@@ -5,6 +5,7 @@ directory is the old data set. tensorflow-datasets reads dataset_info.json, whic
 shortly before.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from pipeline.datasets.building import (
     reading,
     restore,
     rewriting,
+    taken,
 )
 from pipeline.datasets.building.create import Request
 from pipeline.datasets.building.shard_writer import Layout
@@ -50,6 +52,7 @@ def append_records(request: Request) -> dict[str, Any]:
     """
     output_dir = request.output_dir
     base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
+    memory = taken.Taken(output_dir, request.source_spec)
     request, source = opened(request, base)
     directory = create.output_directory(output_dir, base["made_from"])
     with (
@@ -76,7 +79,7 @@ def append_records(request: Request) -> dict[str, Any]:
             )
         identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
-        def nothing_new() -> dict[str, Any]:
+        def nothing_new(id_hashes: np.ndarray | None = None) -> dict[str, Any]:
             directory.forget_finished(base)
             if not directory.is_complete(description):
                 raise StageError(
@@ -85,6 +88,7 @@ def append_records(request: Request) -> dict[str, Any]:
                     "with python -m pipeline.verify, and finish that append, or create the data "
                     "set again with --overwrite"
                 )
+            memory.write(source, id_hashes)
             return {**base, "reused": True}
 
         if _is_in(base, identity):
@@ -95,9 +99,12 @@ def append_records(request: Request) -> dict[str, Any]:
         except StageError:
             directory.forget_finished(base)
             raise
+        memory.report_gone(base, additions.found.id_hashes)
         if not len(additions.found.new):
-            return nothing_new()
-        return _write(request, source, base, additions, identity)
+            return nothing_new(additions.found.id_hashes)
+        manifest = _write(request, source, base, additions, identity)
+        memory.write(source, additions.found.id_hashes)
+        return manifest
 
 
 class _Additions(NamedTuple):
@@ -196,7 +203,7 @@ def _write(
         num_existing=found.num_existing,
         num_changed=num_kept,
         rewrites=rewrites,
-        removed=rewriting.removed(output.directory, indexes, rewrites),
+        removed=rewriting.removed(output.directory, indexes, rewrites, source.image_shape),
     )
 
 
@@ -226,6 +233,8 @@ def opened(
       base: the data set's manifest; None to read it.
     """
     base = base or manifest_lib.read_manifest(request.output_dir, "preprocess", "--output_dir")
+    spec = taken.remembering(request.source_spec, request.output_dir, reread=request.reread)
+    request = dataclasses.replace(request, source_spec=spec)
     request, source = create.opened(request, base)
     _check_fits(request.output_dir, base, request.settings, source)
     return request, source
@@ -262,12 +271,14 @@ def _check_fits(
 
 
 def _is_in(base: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether the data set already holds this source with this conversion."""
+    """Whether the data set holds all records of this source with this conversion."""
+    holds = False
     for key, earlier in base["made_from"].items():
         if key == create.SOURCE or key.startswith(_APPENDED):
-            if {k: v for k, v in earlier.items() if k not in _OF_A_JOB} == identity:
-                return True
-    return False
+            # An append that replaces records may have replaced those of this source.
+            holds = holds and "replaced" not in earlier
+            holds |= {k: v for k, v in earlier.items() if k not in _OF_A_JOB} == identity
+    return holds
 
 
 def _layout(

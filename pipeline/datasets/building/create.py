@@ -13,7 +13,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import index, placement
-from pipeline.datasets.building import finish, reading, rewriting, shard_writer
+from pipeline.datasets.building import (
+    finish,
+    new_records,
+    reading,
+    rewriting,
+    shard_writer,
+    taken,
+)
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.formats import tfrecord
 from pipeline.sources import conversion, opened_source
@@ -223,11 +230,15 @@ def create_dataset(request: Request) -> dict[str, Any]:
         if finished is not None:
             return {**finished, "reused": True}
         reading.announce("preprocess", source, request.settings.validation_fraction)
+        taken.forget_all(output.directory)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
-            return write_dataset(
+            manifest = write_dataset(
                 request, source=source, layout=layout, blocks=blocks, output=output
             )
+        hashes = new_records.id_hashes(source, request.settings.seed)
+        taken.Taken(output.directory, request.source_spec).write(source, hashes)
+        return manifest
 
 
 def file_names(layout: Layout, splits: Collection[str]) -> list[str]:
@@ -292,6 +303,5 @@ def write_dataset(
         base=base,
         num_existing=num_existing,
         num_changed=num_changed,
-        rewritten={rewrite.shard["name"]: rewrite.new_name for rewrite in rewrites},
         removed=removed,
     )

@@ -2,8 +2,10 @@
 
 import collections
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import index, reader, tfds_metadata
@@ -44,7 +46,6 @@ def finish_dataset(
     base: Mapping[str, Any] | None = None,
     num_existing: int = 0,
     num_changed: int = 0,
-    rewritten: Mapping[str, str] | None = None,
     removed: Removed = NOTHING_REMOVED,
 ) -> dict[str, Any]:
     """Describes a set with the records of a source, and writes its manifest.
@@ -57,7 +58,6 @@ def finish_dataset(
       base: the manifest of the data set that was appended to.
       num_existing: records of the source that were skipped because `base` holds them.
       num_changed: how many of these have another image or label in the source.
-      rewritten: shard of `base` -> the shard that takes its place.
       removed: the records of `base` that were replaced.
 
     Returns:
@@ -67,7 +67,7 @@ def finish_dataset(
       StageError: a shard failed, records are missing, or too many are unreadable.
       SourceChanged: the source has changed.
     """
-    tasks = [*layout.tasks(), *(rewritten or {}).values()]
+    tasks = [*layout.tasks(), *removed.rewritten.values()]
     markers = dict(zip(tasks, output.tasks.markers(tasks), strict=True))
     new = [entry for task in layout.tasks() for entry in markers[task]["entries"]]
     written = sum(entry.get("num_examples", 0) for entry in new)
@@ -91,7 +91,7 @@ def finish_dataset(
     if base:
         added = {key: base["records"][key] + count for key, count in counts.items()}
         total = {**base["records"], **added, "read": added["read"] - num_existing}
-        num_removed = len(removed.ids)  # Replaced, so read and written again.
+        num_removed = removed.num_records  # Replaced, so read and written again.
         for key in ("read", "written"):
             total[key] -= num_removed
         last = {**counts, "there": num_existing, **ignored}
@@ -149,30 +149,38 @@ def publish(
     """
     directory = output.directory
     old_files = {entry["name"]: entry for entry in base["files"]} if base else {}
-    gone = {*removed.shards, *map(index.file_name, removed.shards)}
+    gone = {*removed.rewritten, *map(index.file_name, removed.rewritten)}
     gone |= {*descriptions(base["splits"] if base else ()), *(entry["name"] for entry in files)}
     entries = [entry for entry in old_files.values() if entry["name"] not in gone]
     entries += [entry for marker in markers.values() for entry in marker["entries"]]
     indexes = index.Indexes(directory, entries)
     shards = indexes.shards
+    new_shards = markers.keys() - set(removed.rewritten.values())
     splits = in_order({entry["split"] for entry in shards})
     by_split = {split: [e for e in shards if e["split"] == split] for split in splits}
     num_shards = {s: num_in_names.get(s) or base["num_shards"][s] for s in splits}
 
-    statistics = {}
+    earlier_duplicates, statistics = [], {}
+    if base:  # `restore` has made sure that these files are the manifest's.
+        duplicates_entry = old_files[duplicates.FILE]
+        earlier_duplicates = manifest_lib.read_file(directory, duplicates_entry).splitlines(True)
     for split in splits:
         total = Statistics(image_shape)
-        for part in (
-            describe.kept_statistics(directory, old_files, split),
-            describe.read_statistics(describe.job_directory(output.tasks), split),
-        ):
-            if part:
-                total += part
+        if base and split in base["splits"]:
+            total += describe.kept_statistics(directory, old_files, split)
+        if part := describe.read_statistics(describe.job_directory(output.tasks), split):
+            total += part
         if split in removed.statistics:
             total -= removed.statistics[split]
             total.minimum, total.maximum = _extremes(indexes, by_split[split])
         statistics[split] = total
-    counts = _write_duplicates(directory, indexes, old_files, markers, removed.ids)
+    counts = write_duplicates(
+        directory,
+        indexes,
+        is_new=lambda shard: shard["name"] in new_shards,
+        removed=removed.images,
+        earlier=earlier_duplicates,
+    )
     warnings = set_warnings.find(statistics, counts, class_names)
     description = {
         "splits": {
@@ -238,29 +246,22 @@ def _extremes(indexes: index.Indexes, shards: Sequence[FileEntry]) -> tuple[int,
     return lowest, highest
 
 
-def _write_duplicates(
+def write_duplicates(
     directory: str,
     indexes: index.Indexes,
-    old_files: Mapping[str, FileEntry],
-    markers: Mapping[str, Mapping[str, Any]],
-    removed_ids: Collection[str],
+    *,
+    is_new: Callable[[FileEntry], bool],
+    removed: np.ndarray = duplicates.NO_IMAGES,
+    earlier: Iterable[bytes] = (),
 ) -> set_warnings.Duplicates:
-    """Writes duplicates.jsonl, and returns its counts."""
-    try:
-        earlier = manifest_lib.read_file(directory, old_files[duplicates.FILE]).splitlines(True)
-        is_kept = True
-    except (KeyError, StageError):  # A new set, or an append that was killed has rewritten it.
-        earlier, is_kept = [], False
+    """Writes duplicates.jsonl, and returns its counts; arguments as of `duplicates.lines`."""
     counts = set_warnings.Duplicates()
 
     def lines() -> Iterator[bytes]:
         for line in duplicates.lines(
-            directory,
-            indexes,
-            is_new=lambda shard: not is_kept or shard["name"] in markers,
-            earlier=duplicates.without(earlier, removed_ids),
+            directory, indexes, is_new=is_new, removed=removed, earlier=earlier
         ):
-            counts.add(json.loads(line)["ids"])
+            counts.add(json.loads(line))
             yield line
 
     counts.entry = manifest_lib.write_lines(directory, duplicates.FILE, lines())

@@ -66,15 +66,10 @@ def find(
       index.Damaged: an index is missing or damaged.
       StageError: the source cannot be read.
     """
-    seed = base["made_from"]["seed"]
-    hashes = [np.empty((0, 2), np.uint64)]
-    for first in range(0, source.num_records, _BLOCK_SIZE):
-        block = np.arange(first, min(first + _BLOCK_SIZE, source.num_records))
-        hashes.append(index.id_hashes(seed, source.ids(block)))
-    id_hashes = np.concatenate(hashes)
-    places = indexes.find(id_hashes)
+    hashes = id_hashes(source, base["made_from"]["seed"])
+    places = indexes.find(hashes)
     is_new = places.shards < 0
-    is_barred = is_new & index.are_among(id_hashes, barred)
+    is_barred = is_new & index.are_among(hashes, barred)
     new = np.flatnonzero(is_new & ~is_barred)
     new = np.setdiff1d(new, _still_unreadable(source, new, _quarantined(tasks.directory, base)))
     known = np.flatnonzero(~is_new)
@@ -83,7 +78,16 @@ def find(
     if len(known):
         rows = indexes.rows(index.Places(places.shards[known], places.positions[known]))
         changed = _changed(source, known, rows, base=base, tasks=tasks, options=options)
-    return Found(id_hashes, new, changed, places, int(is_barred.sum()))
+    return Found(hashes, new, changed, places, int(is_barred.sum()))
+
+
+def id_hashes(source: conversion.ConvertedSource, seed: int) -> np.ndarray:
+    """Hashes of the ids of all records of a source, uint64 (n, 2)."""
+    hashes = [np.empty((0, 2), np.uint64)]
+    for first in range(0, source.num_records, _BLOCK_SIZE):
+        block = np.arange(first, min(first + _BLOCK_SIZE, source.num_records))
+        hashes.append(index.id_hashes(seed, source.ids(block)))
+    return np.concatenate(hashes)
 
 
 def _quarantined(directory: str, base: Mapping[str, Any]) -> frozenset[bytes]:
@@ -101,8 +105,9 @@ def _still_unreadable(
         return np.empty(0, np.int64)
     ids = source.ids(new)
     listed = new[[i for i, record_id in enumerate(ids) if record_id in quarantined]]
+    is_unchanged = source.trusted(listed)
     step = source.for_workers().records_at_a_time
-    faulty = [np.empty(0, np.int64)]
+    faulty, listed = [listed[is_unchanged]], listed[~is_unchanged]
     for first in range(0, len(listed), step):
         faults = source.read(listed[first : first + step]).faults
         faulty.append(listed[[first + place for place, _ in faults]])

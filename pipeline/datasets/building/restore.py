@@ -1,10 +1,10 @@
-"""Makes indexes and statistics of a finished data set that are missing or damaged.
+"""Makes files of a finished data set that are missing or damaged: indexes, statistics, duplicates.
 
-Both are functions of the shards. Sets of earlier versions have none.
+All are functions of the shards. Sets of earlier versions have none.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -12,7 +12,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.progress import Progress
 from pipeline.datasets import index
-from pipeline.datasets.profile import describe
+from pipeline.datasets.building import finish
+from pipeline.datasets.profile import describe, duplicates
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
@@ -45,6 +46,7 @@ def complete(
     """
     files = {entry["name"]: entry for entry in base["files"]}
     indexes = index.Indexes(output.directory, base["files"])
+    had_none = not any(index.entry_of(files, shard) for shard in indexes.shards)
     splits = [
         split
         for split in base["splits"]
@@ -58,8 +60,29 @@ def complete(
         or shard["split"] in splits
         or index.file_name(shard["name"]) not in files
     ]
-    if not shards:
+    has_duplicates = output.is_complete([files[duplicates.FILE]])
+    if not shards and has_duplicates:
         return base
+    if shards:
+        files |= {
+            entry["name"]: entry for entry in _describe(output, base, shards, splits, options)
+        }
+    # Earlier versions made neither indexes, nor this file with labels.
+    if not has_duplicates or had_none:
+        indexes = index.Indexes(output.directory, files.values())
+        counts = finish.write_duplicates(output.directory, indexes, is_new=lambda shard: True)
+        files[duplicates.FILE] = counts.entry
+    return output.replace_manifest({**base, "files": list(files.values())})
+
+
+def _describe(
+    output: OutputDirectory,
+    base: Mapping[str, Any],
+    shards: Sequence[FileEntry],
+    splits: Sequence[str],
+    options: PipelineOptions,
+) -> list[FileEntry]:
+    """Makes the indexes of some shards and the statistics of some splits; their entries."""
     print(
         f"preprocess: makes the indexes of {len(shards)} shards, which are missing or damaged",
         file=sys.stderr,
@@ -90,5 +113,4 @@ def complete(
         name = index.statistics_name(split)
         entries.append(manifest_lib.write_file(directory, name, total.to_bytes()))
     files_lib.remove(scratch)
-    files |= {entry["name"]: entry for entry in entries}
-    return output.replace_manifest({**base, "files": list(files.values())})
+    return entries

@@ -6,7 +6,7 @@ manifest has been replaced. Until then the old data set is whole.
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -36,12 +36,13 @@ class Rewrite(NamedTuple):
 class Removed(NamedTuple):
     """Records that a job takes out of a data set."""
 
-    shards: Collection[str]  # Files that are written again without them, under other names.
-    ids: Collection[str]
+    num_records: int
+    rewritten: Mapping[str, str]  # Old shard -> the one that is written without them.
+    images: np.ndarray  # uint64 (num_records, 2): hashes
     statistics: Mapping[str, Statistics]  # Split -> statistics of these records.
 
 
-NOTHING_REMOVED = Removed((), (), {})
+NOTHING_REMOVED = Removed(0, {}, np.empty((0, 2), np.uint64), {})
 
 
 def shard_number(name: str) -> int:
@@ -103,24 +104,30 @@ def identity(rewrites: Sequence[Rewrite]) -> str:
     return manifest_lib.content_id([[r.shard["sha256"], r.positions] for r in rewrites])
 
 
-def removed(directory: str, indexes: index.Indexes, rewrites: Sequence[Rewrite]) -> Removed:
+def removed(
+    directory: str,
+    indexes: index.Indexes,
+    rewrites: Sequence[Rewrite],
+    image_shape: Sequence[int],
+) -> Removed:
     """What the rewritten shards leave out, read from the old ones.
 
     Raises:
       StageError: a shard is missing or damaged.
     """
-    ids: set[str] = set()
+    images = [np.empty((0, 2), np.uint64)]
     statistics: dict[str, Statistics] = {}
     for shard, _, positions in rewrites:
-        offsets = indexes[shard].offsets[list(positions)].tolist()
-        records = list(reader.read_records(directory, shard, offsets))
-        ids.update(record.id.decode() for record in records)
-        images = np.frombuffer(b"".join(record.image for record in records), np.uint8)
-        shape = reader.Dataset(directory).image_shape
-        total = statistics.setdefault(shard["split"], Statistics(shape))
+        rows = indexes[shard].rows[list(positions)]
+        images.append(rows["image"])
+        total = statistics.setdefault(shard["split"], Statistics(image_shape))
+        records = list(reader.read_records(directory, shard, rows["offset"].tolist()))
+        pixels = np.frombuffer(b"".join(record.image for record in records), np.uint8)
         labels = np.array([record.label for record in records], np.int64)
-        total.add(images.reshape(len(records), *shape), labels)
-    return Removed({rewrite.shard["name"] for rewrite in rewrites}, ids, statistics)
+        total.add(pixels.reshape(len(records), *image_shape), labels)
+    hashes = np.concatenate(images)
+    names = {rewrite.shard["name"]: rewrite.new_name for rewrite in rewrites}
+    return Removed(len(hashes), names, hashes, statistics)
 
 
 class RewriteShard(beam.DoFn):

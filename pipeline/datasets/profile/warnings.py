@@ -31,14 +31,17 @@ class Duplicates:
     def __init__(self):
         self.repeated: collections.Counter[str] = collections.Counter()  # Split -> repetitions.
         self.shared: dict[tuple[str, str], SharedImages] = collections.defaultdict(SharedImages)
+        self.relabelled = SharedImages()  # Images with more than one label.
         self.entry: dict[str, Any] = {}  # The manifest entry of duplicates.jsonl.
 
-    def add(self, ids: Mapping[str, Sequence[str]]) -> None:
-        """Adds a group of equal images.
-
-        Args:
-          ids: split -> ids of the group's images in that split.
-        """
+    def add(self, group: Mapping[str, Any]) -> None:
+        """Adds a group of equal images, as a line of duplicates.jsonl holds them."""
+        ids: Mapping[str, Sequence[str]] = group["ids"]
+        if "labels" in group:
+            self.relabelled.count += 1
+            if len(self.relabelled.examples) < _MAX_SHOWN:
+                first, second = itertools.islice(itertools.chain(*map(ids.get, in_order(ids))), 2)
+                self.relabelled.examples.append((first, second))
         for split, split_ids in ids.items():
             self.repeated[split] += len(split_ids) - 1
         for a, b in itertools.combinations(in_order(ids), 2):
@@ -90,6 +93,14 @@ def find(
         warnings.append(
             f"{_images(shared.count)} {stand} both in {a} and in {b}: {pairs}{more}; all of them "
             "are in duplicates.jsonl"
+        )
+    if relabelled := duplicates.relabelled.count:
+        pairs = ", ".join(f"{x} = {y}" for x, y in duplicates.relabelled.examples)
+        more = ", …" if relabelled > len(duplicates.relabelled.examples) else ""
+        have = "has" if relabelled == 1 else "have"
+        warnings.append(
+            f"{_images(relabelled)} {have} more than one label: {pairs}{more}; all of them are in "
+            "duplicates.jsonl, with their labels"
         )
     for a, b in itertools.combinations(statistics, 2):
         if _inverted(statistics[a], statistics[b]):
