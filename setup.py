@@ -70,6 +70,7 @@ setuptools.setup(
             "vae-export = pipeline.export:main",
             "vae-latest = pipeline.latest:main",
             "vae-report = pipeline.report:main",
+            "vae-remove = pipeline.remove:main",
             "vae-verify = pipeline.verify:main",
         ]
     },

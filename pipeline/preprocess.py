@@ -112,7 +112,10 @@ def run(beam_args: list[str]) -> None:
         raise
     for warning in manifest["warnings"]:
         print(f"preprocess: warning: {warning}", file=sys.stderr)
-    if num_changed := manifest.get("last_append", {}).get("changed"):
+    num_changed = manifest.get("num_changed", 0)
+    if not manifest.get("reused"):
+        num_changed = manifest.get("last_append", {}).get("changed", 0)
+    if num_changed:
         print(
             f"preprocess: warning: {num_changed:,} records have another image or label in the "
             "source than in the data set, which keeps its own: --on_changed=replace takes the new "

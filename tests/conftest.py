@@ -121,6 +121,7 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     conversion.open_source_once.cache_clear()  # A test may have changed the files.
     make = append_set.append_records if settings.pop("append", False) else create_set.create_dataset
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
+    of_job = {key: settings.pop(key) for key in ("on_changed", "reread") if key in settings}
     overwrite = settings.pop("overwrite", False)
     of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
     of_set["compression"] = "none"
@@ -133,6 +134,7 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
             max_quarantined=limit,
             overwrite=overwrite,
             options=options,
+            **of_job,
         )
     )
 

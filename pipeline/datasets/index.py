@@ -21,8 +21,8 @@ from pipeline.stages.contracts import FileEntry, is_shard
 DIRECTORY = "index"
 # Of the format; a try of an earlier version is not resumed.
 VERSION = "index 1"
-# Hashes of ids that were removed, and stay out.
-BARRED = f"{DIRECTORY}/barred.npy"
+# Start of the name of the file with the hashes of ids that were removed, and stay out.
+_BARRED = f"{DIRECTORY}/barred-"
 _DTYPE = np.dtype(
     [
         ("id", "<u8", (2,)),  # The hash of the id, see placement.shards_and_order.
@@ -278,6 +278,16 @@ class Indexes:
         return rows
 
 
+def is_barred(name: str) -> bool:
+    """Whether a file of a data set holds the hashes of removed ids."""
+    return name.startswith(_BARRED)
+
+
+def barred_name(number: int) -> str:
+    """The file that the removal with this number writes."""
+    return f"{_BARRED}{number:04d}.npy"
+
+
 def read_barred(directory: str, files: Iterable[FileEntry]) -> np.ndarray:
     """Hashes of the ids that were removed from a data set: uint64 (n, 2), sorted.
 
@@ -289,7 +299,7 @@ def read_barred(directory: str, files: Iterable[FileEntry]) -> np.ndarray:
       StageError: the file is missing or damaged.
     """
     for entry in files:
-        if entry["name"] == BARRED:
+        if is_barred(entry["name"]):
             return np.load(io.BytesIO(manifest_lib.read_file(directory, entry)))
     return np.empty((0, 2), np.uint64)
 

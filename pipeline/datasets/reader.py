@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,6 +17,7 @@ from pipeline.storage import cache, files
 
 # What a reader does with a damaged shard.
 ON_CORRUPT = ("fail", "quarantine")
+_NUMBER = re.compile(r"-(\d+)-of-\d+")
 
 
 def shard_name(name: str, split: str, shard: int, num_shards: int, compression: str) -> str:
@@ -25,6 +27,11 @@ def shard_name(name: str, split: str, shard: int, num_shards: int, compression: 
     """
     suffix = tfrecord.suffix(compression)
     return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}{suffix}"
+
+
+def shard_number(name: str) -> int:
+    """The number in a shard's file name."""
+    return int(_NUMBER.findall(name)[-1])
 
 
 class DamagedShard(NamedTuple):

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.datasets.reader import shard_number
+
 
 def tfds_files(
     *,
@@ -45,9 +47,14 @@ def tfds_files(
         },
     }
 
+    def lengths(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+        """By number; a number whose shard was written again has no file, and no record."""
+        by_number = {shard_number(entry["name"]): entry["num_examples"] for entry in entries}
+        return [str(by_number.get(number, 0)) for number in range(max(by_number) + 1)]
+
     def template(split: str, entries: Sequence[Mapping[str, Any]]) -> str:
         number = "{SHARD_X_OF_Y}"
-        if len(entries) != num_shards[split]:
+        if len(lengths(entries)) != num_shards[split]:
             number = f"{{SHARD_INDEX}}-of-{num_shards[split]:05d}"
         return "{DATASET}-{SPLIT}.{FILEFORMAT}-" + number
 
@@ -59,7 +66,7 @@ def tfds_files(
             {
                 "name": split,
                 "numBytes": str(sum(entry["bytes"] for entry in entries)),
-                "shardLengths": [str(entry["num_examples"]) for entry in entries],
+                "shardLengths": lengths(entries),
                 "filepathTemplate": template(split, entries),
             }
             for split, entries in splits.items()

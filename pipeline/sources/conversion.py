@@ -148,9 +148,14 @@ class ConvertedSource:
         """Whether the memory holds all files of the source with their stamps, and no others."""
         return self._opened.recollection.is_unchanged
 
-    def memory_bytes(self) -> bytes:
-        """The memory of this opening, to be written when its records are in the data set."""
-        return self._opened.recollection.to_bytes(self._settings())
+    def memory_bytes(self, without: Sequence[int] = ()) -> bytes:
+        """The memory of this opening, to be written when its records are in the data set.
+
+        Args:
+          without: records that the data set holds otherwise; they are not trusted later.
+        """
+        indices = np.array(without, np.int64)
+        return self._opened.recollection.to_bytes(self._settings(), indices)
 
     def _settings(self) -> dict[str, Any]:
         """All that determines a record beside the source; JSON."""

@@ -232,11 +232,12 @@ class Recollection:
             return np.zeros(len(indices), bool)
         return self._trusted_files[self._source.file_numbers(indices)]
 
-    def to_bytes(self, conversion: Mapping[str, Any]) -> bytes:
+    def to_bytes(self, conversion: Mapping[str, Any], without: np.ndarray) -> bytes:
         """The memory of this opening.
 
         Args:
           conversion: JSON, see `conversion`.
+          without: records whose files are left out, int64 (n,).
         """
         import pyarrow as pa
 
@@ -262,8 +263,10 @@ class Recollection:
             "conversion": conversion,
             "reader": facts.about,
         }
-        mask = pa.array(facts.is_read & np.array(are_settled, bool))
-        return to_bytes(pa.table(columns).filter(mask), about)
+        mask = facts.is_read & np.array(are_settled, bool)
+        if len(without):
+            mask[source.file_numbers(without) if hasattr(source, "file_numbers") else ...] = False
+        return to_bytes(pa.table(columns).filter(pa.array(mask)), about)
 
 
 def same_names(before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> bool:

@@ -221,14 +221,13 @@ class OutputDirectory:
     def replace_manifest(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Writes the manifest of a locked, finished directory anew; returns the manifest."""
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(manifest))
-        written: dict[str, Any] = through_json(manifest)
-        return written
+        return manifest
 
     def _other_append(self, job: Job) -> UnfinishedConflict:
         differing = "; ".join(differences(job["made_from"], self.made_from))
         return UnfinishedConflict(
-            f"--output_dir={self.directory}: holds an unfinished --append of other inputs "
-            f"({differing}); finish that append first, or pass --overwrite to undo it"
+            f"--output_dir={self.directory}: holds an unfinished --append or removal of other "
+            f"inputs ({differing}); finish that first, or pass --overwrite to undo it"
         )
 
     def _remove_unfinished(self) -> None:

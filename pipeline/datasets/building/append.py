@@ -33,7 +33,7 @@ from pipeline.stages.output_directory import OutputDirectory
 # Start of the keys of `made_from` for appended sources.
 _APPENDED = "appended-"
 # What such a part of `made_from` holds beside the identity of the source.
-_OF_A_JOB = ("num_shards", "replaced")
+_OF_A_JOB = ("num_shards", "replaced", "kept")
 
 
 def append_records(request: Request) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def append_records(request: Request) -> dict[str, Any]:
             )
         identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
-        def nothing_new(id_hashes: np.ndarray | None = None) -> dict[str, Any]:
+        def nothing_new(additions: _Additions | None = None) -> dict[str, Any]:
             directory.forget_finished(base)
             if not directory.is_complete(description):
                 raise StageError(
@@ -88,8 +88,12 @@ def append_records(request: Request) -> dict[str, Any]:
                     "with python -m pipeline.verify, and finish that append, or create the data "
                     "set again with --overwrite"
                 )
-            memory.write(source, id_hashes)
-            return {**base, "reused": True}
+            if additions is None:
+                memory.write(source, None)
+                return {**base, "reused": True}
+            memory.write(source, additions.found.id_hashes, additions.kept)
+            num_changed = {"num_changed": len(additions.kept)} if len(additions.kept) else {}
+            return {**base, "reused": True, **num_changed}
 
         if _is_in(base, identity):
             return nothing_new()
@@ -101,9 +105,9 @@ def append_records(request: Request) -> dict[str, Any]:
             raise
         memory.report_gone(base, additions.found.id_hashes)
         if not len(additions.found.new):
-            return nothing_new(additions.found.id_hashes)
+            return nothing_new(additions)
         manifest = _write(request, source, base, additions, identity)
-        memory.write(source, additions.found.id_hashes)
+        memory.write(source, additions.found.id_hashes, additions.kept)
         return manifest
 
 
@@ -113,7 +117,7 @@ class _Additions(NamedTuple):
     found: new_records.Found  # `new` holds the records to replace, too.
     layout: Layout
     rewrites: list[rewriting.Rewrite]
-    num_kept: int  # Changed records that the data set keeps as they are.
+    kept: np.ndarray  # Changed records that the data set keeps as they are, int64.
 
 
 def _additions(
@@ -145,12 +149,12 @@ def _additions(
         base = restore.complete(directory, base, options=request.options, damaged=error.shards)
         found = find()
     indexes = index.Indexes(directory.directory, base["files"])
-    num_kept, replaced = 0, np.empty(0, np.int64)
+    kept = replaced = np.empty(0, np.int64)
     if len(found.changed):
         if request.on_changed == "fail":
             raise _conflict(source, found, indexes)
         if request.on_changed == "keep":
-            num_kept = len(found.changed)
+            kept = found.changed
         else:
             replaced = found.changed
     found = found._replace(new=np.union1d(found.new, replaced))
@@ -161,7 +165,7 @@ def _additions(
     for split, count in layout.num_shards.items():
         free[split] = free.get(split, 0) + count
     places = index.Places(found.places.shards[replaced], found.places.positions[replaced])
-    return base, _Additions(found, layout, rewriting.plan(base, indexes, places, free), num_kept)
+    return base, _Additions(found, layout, rewriting.plan(base, indexes, places, free), kept)
 
 
 def _write(
@@ -172,18 +176,22 @@ def _write(
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the new shards and describes the set; the manifest."""
-    found, layout, rewrites, num_kept = additions
+    found, layout, rewrites, kept = additions
     number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
     appended = {**identity, "num_shards": layout.num_shards}
     if rewrites:
         appended["replaced"] = rewriting.identity(rewrites)
+    if len(kept):
+        appended["kept"] = len(kept)
     made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": appended}
     output = create.output_directory(request.output_dir, made_from)
     splits = {*base["splits"], *layout.num_shards}
     output.begin_append(
         [*create.file_names(layout, splits), *rewriting.file_names(rewrites)],
-        rewriting.dropped_names(rewrites),
+        rewriting.dropped_names(rewrite.shard["name"] for rewrite in rewrites),
     )
+    if rewrites:  # What other sources have brought may be replaced.
+        taken.forget(output.directory, ids=False)
     indexes = index.Indexes(output.directory, base["files"])
     num_new, num_replaced = len(found.new), sum(len(rewrite.positions) for rewrite in rewrites)
     parts = [f"{num_new - num_replaced:,} new records"]
@@ -201,7 +209,7 @@ def _write(
         output=output,
         base=base,
         num_existing=found.num_existing,
-        num_changed=num_kept,
+        num_changed=len(kept),
         rewrites=rewrites,
         removed=rewriting.removed(output.directory, indexes, rewrites, source.image_shape),
     )
@@ -272,12 +280,12 @@ def _check_fits(
 
 def _is_in(base: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether the data set holds all records of this source with this conversion."""
-    holds = False
-    for key, earlier in base["made_from"].items():
-        if key == create.SOURCE or key.startswith(_APPENDED):
-            # An append that replaces records may have replaced those of this source.
-            holds = holds and "replaced" not in earlier
-            holds |= {k: v for k, v in earlier.items() if k not in _OF_A_JOB} == identity
+    made_from, holds = base["made_from"], False
+    for key in (create.SOURCE, *sorted(key for key in made_from if key.startswith(_APPENDED))):
+        # An append that replaces records may have replaced those of this source.
+        holds = holds and "replaced" not in made_from[key]
+        earlier = {k: v for k, v in made_from[key].items() if k not in _OF_A_JOB}
+        holds |= earlier == identity and "kept" not in made_from[key]
     return holds
 
 

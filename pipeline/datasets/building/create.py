@@ -230,7 +230,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
         if finished is not None:
             return {**finished, "reused": True}
         reading.announce("preprocess", source, request.settings.validation_fraction)
-        taken.forget_all(output.directory)
+        taken.forget(output.directory, ids=True)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
             manifest = write_dataset(

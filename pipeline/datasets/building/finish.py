@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import index, reader, tfds_metadata
+from pipeline.datasets.building import rewriting
 from pipeline.datasets.building.rewriting import NOTHING_REMOVED, Removed
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.datasets.profile import describe, duplicates
@@ -109,6 +110,7 @@ def finish_dataset(
         removed=removed,
         records=total,
         further=last_append,
+        dropped=rewriting.dropped_names(removed.rewritten),
         check=source.check_unchanged,
     )
 
@@ -126,6 +128,7 @@ def publish(
     records: Mapping[str, Any],
     further: Mapping[str, Any],
     files: Sequence[FileEntry] = (),
+    dropped: Collection[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Describes a data set as it is now, and writes its manifest.
@@ -142,6 +145,7 @@ def publish(
       records: the account of the whole set.
       further: further keys of the manifest.
       files: entries of further files, already written.
+      dropped: files of the set that go with this job.
       check: called before the manifest is written; raises if the job must not succeed.
 
     Returns:
@@ -149,8 +153,7 @@ def publish(
     """
     directory = output.directory
     old_files = {entry["name"]: entry for entry in base["files"]} if base else {}
-    gone = {*removed.rewritten, *map(index.file_name, removed.rewritten)}
-    gone |= {*descriptions(base["splits"] if base else ()), *(entry["name"] for entry in files)}
+    gone = {*dropped, *descriptions(base["splits"] if base else ())}
     entries = [entry for entry in old_files.values() if entry["name"] not in gone]
     entries += [entry for marker in markers.values() for entry in marker["entries"]]
     indexes = index.Indexes(directory, entries)

@@ -52,6 +52,9 @@ def complete(
         for split in base["splits"]
         if describe.kept_statistics(output.directory, files, split) is None
     ]
+    has_duplicates = output.is_complete([files[duplicates.FILE]])
+    if not has_duplicates:  # To be made from all indexes.
+        damaged = [shard for shard in indexes.shards if indexes.read(shard) is None]
     damaged_names = {shard["name"] for shard in damaged}
     shards = [
         shard
@@ -60,7 +63,6 @@ def complete(
         or shard["split"] in splits
         or index.file_name(shard["name"]) not in files
     ]
-    has_duplicates = output.is_complete([files[duplicates.FILE]])
     if not shards and has_duplicates:
         return base
     if shards:

@@ -4,9 +4,8 @@ A rewritten shard gets a new name, with the next free number, and the old file g
 manifest has been replaced. Until then the old data set is whole.
 """
 
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -21,8 +20,6 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files
-
-_NUMBER = re.compile(r"-(\d+)-of-\d+")
 
 
 class Rewrite(NamedTuple):
@@ -45,16 +42,11 @@ class Removed(NamedTuple):
 NOTHING_REMOVED = Removed(0, {}, np.empty((0, 2), np.uint64), {})
 
 
-def shard_number(name: str) -> int:
-    """The number in a shard's file name."""
-    return int(_NUMBER.findall(name)[-1])
-
-
 def next_numbers(shards: Sequence[FileEntry]) -> dict[str, int]:
     """Split -> the number of its next shard."""
     numbers: dict[str, int] = {}
     for shard in shards:
-        number = 1 + shard_number(shard["name"])
+        number = 1 + reader.shard_number(shard["name"])
         numbers[shard["split"]] = max(number, numbers.get(shard["split"], 0))
     return numbers
 
@@ -93,9 +85,13 @@ def file_names(rewrites: Sequence[Rewrite]) -> list[str]:
     return [*names, *map(index.file_name, names)]
 
 
-def dropped_names(rewrites: Sequence[Rewrite]) -> list[str]:
-    """The files that go when the job is finished."""
-    names = [rewrite.shard["name"] for rewrite in rewrites]
+def dropped_names(shards: Iterable[str]) -> list[str]:
+    """The files that go when shards have been written again.
+
+    Args:
+      shards: names of the old shards.
+    """
+    names = list(shards)
     return [*names, *map(index.file_name, names)]
 
 

@@ -9,7 +9,7 @@ record that the set does not hold.
 import dataclasses
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.sources import memory as memory_lib
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 
-_PREFIX = "source-"
+_PREFIX, _MEMORY = "source-", ".memory"
 
 
 class Taken:
@@ -43,17 +43,23 @@ class Taken:
     @property
     def memory(self) -> str:
         """Path or URL of the memory."""
-        return f"{self._stem}.memory"
+        return f"{self._stem}{_MEMORY}"
 
-    def write(self, source: conversion.ConvertedSource, id_hashes: np.ndarray | None) -> None:
+    def write(
+        self,
+        source: conversion.ConvertedSource,
+        id_hashes: np.ndarray | None,
+        changed: Sequence[int] = (),
+    ) -> None:
         """Writes the memory of a source whose records the finished data set holds.
 
         Args:
           source: the source, as open while its records were read.
           id_hashes: of all its records, uint64 (n, 2); None to leave the ids as they are.
+          changed: records that the data set holds with another image or label.
         """
         files.make_dirs(files.join(self._directory, index.DIRECTORY))
-        data = source.memory_bytes()
+        data = source.memory_bytes(changed)
         if _read(self.memory) != data:
             files.write_bytes(self.memory, data)
         if id_hashes is not None:
@@ -110,11 +116,16 @@ def remembering(
     return dataclasses.replace(spec, memory=memory)
 
 
-def forget_all(directory: str) -> None:
-    """Removes what an earlier data set in a directory remembered."""
+def forget(directory: str, *, ids: bool) -> None:
+    """Removes the memories of all sources of a data set; their files are read again.
+
+    Args:
+      directory: the data set's.
+      ids: whether to remove the hashes and the lists of ids, too.
+    """
     subdirectory = files.join(directory, index.DIRECTORY)
     for name in files.list_names(subdirectory):
-        if name.startswith(_PREFIX):
+        if name.startswith(_PREFIX) and (ids or name.endswith(_MEMORY)):
             files.remove(files.join(subdirectory, name))
 
 
