@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import placement
 from pipeline.formats import tfrecord
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, is_shard
@@ -25,7 +24,7 @@ VERSION = "index 1"
 _BARRED = f"{DIRECTORY}/barred-"
 _DTYPE = np.dtype(
     [
-        ("id", "<u8", (2,)),  # The hash of the id, see placement.shards_and_order.
+        ("id", "<u8", (2,)),  # The hash of the id, see placement.id_hashes.
         ("image", "<u8", (2,)),  # The hash of the pixels, see image_hashes.
         ("label", "<i8"),
         ("offset", "<u8"),  # Of the record's frame in the unpacked file.
@@ -87,30 +86,36 @@ class Index:
 class Builder:
     """Collects the rows of a shard's index, record by record in the order of the shard."""
 
-    def __init__(self, seed: int):
-        """`seed` is the data set's."""
-        self._seed, self._parts, self._end = seed, [np.empty(0, _DTYPE)], 0
+    def __init__(self):
+        self._parts, self._end = [np.empty(0, _DTYPE)], 0
 
     def add(
-        self, ids: Sequence[bytes], images: np.ndarray, labels: np.ndarray, num_bytes: Sequence[int]
-    ) -> None:
+        self,
+        id_hashes: np.ndarray,
+        images: Sequence[bytes],
+        labels: np.ndarray,
+        num_bytes: Sequence[int],
+    ) -> np.ndarray:
         """Adds n > 0 records.
 
         Args:
-          ids: the records' ids.
-          images: uint8 (n, H·W·C).
+          id_hashes: uint64 (n, 2), see placement.id_hashes.
+          images: the records' pixels, H·W·C bytes each.
           labels: int64 (n,).
           num_bytes: lengths of the serialized records.
+
+        Returns:
+          The pixels, uint8 (n, H·W·C).
         """
-        rows = np.empty(len(ids), _DTYPE)
-        rows["id"] = id_hashes(self._seed, ids)
-        rows["image"] = image_hashes(images)
-        rows["label"] = labels
+        rows = np.empty(len(images), _DTYPE)
+        rows["id"], rows["image"], rows["label"] = id_hashes, image_hashes(images), labels
         ends = self._end + np.cumsum(np.array(num_bytes) + tfrecord.FRAME_BYTES)
         rows["offset"][0], rows["offset"][1:] = self._end, ends[:-1]
         self._end = int(ends[-1])
-        rows["lowest"], rows["highest"] = images.min(axis=1), images.max(axis=1)
+        pixels = np.frombuffer(b"".join(images), np.uint8).reshape(len(rows), -1)
+        rows["lowest"], rows["highest"] = pixels.min(axis=1), pixels.max(axis=1)
         self._parts.append(rows)
+        return pixels
 
     def index(self) -> Index:
         """The index of all records added."""
@@ -145,18 +150,13 @@ def are_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return places_in(others, hashes) >= 0
 
 
-def id_hashes(seed: int, ids: Sequence[bytes]) -> np.ndarray:
-    """The hash of each id, uint64 (n, 2): shard and order of `placement.shards_and_order`."""
-    return np.stack(placement.shards_and_order(seed, ids), axis=1)
-
-
-def image_hashes(images: np.ndarray) -> np.ndarray:
+def image_hashes(images: Iterable[bytes]) -> np.ndarray:
     """The first 16 bytes of each image's sha256, uint64 (n, 2), leading bytes first.
 
     Args:
-      images: uint8 (n, ...).
+      images: H·W·C bytes each, or arrays of as many uint8.
     """
-    joined = b"".join(hashlib.sha256(image).digest()[:16] for image in np.ascontiguousarray(images))
+    joined = b"".join([hashlib.sha256(image).digest()[:16] for image in images])
     return np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
@@ -245,6 +245,12 @@ class Indexes:
         if index is None:
             raise Damaged([shard])
         return index
+
+    def ids(self) -> np.ndarray:
+        """Hashes of the ids of all records, uint64 (n, 2)."""
+        return np.concatenate(
+            [np.empty((0, 2), np.uint64), *(self[shard].ids for shard in self.shards)]
+        )
 
     def find(self, ids: np.ndarray) -> Places:
         """Where each id is, if the set holds it.

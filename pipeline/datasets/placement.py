@@ -66,27 +66,26 @@ def expected_sizes(source_sizes: dict[str, int], validation_fraction: float) -> 
     return {split: sizes[split] for split in in_order(sizes)}
 
 
-def shards_and_order(seed: int, record_ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Two independent 64-bit numbers for each record.
+def id_hashes(seed: int, record_ids: Sequence[bytes]) -> np.ndarray:
+    """A hash of each id, two independent 64-bit numbers.
 
     Args:
       seed: of the order, 0 ≤ seed < 2**63.
       record_ids: the records' ids.
 
     Returns:
-      uint64 (n,): modulo the number of shards, the record's shard.
-      uint64 (n,): the sort key within the shard.
+      uint64 (n, 2): the first number, modulo the number of shards, is the record's shard; the
+        second is the sort key within the shard.
     """
     salt = seed.to_bytes(8, "little")
-    hashes = _hashes(hashlib.blake2b(digest_size=16, salt=salt, person=b"shard"), record_ids)
-    return hashes[:, 0], hashes[:, 1]
+    return _hashes(hashlib.blake2b(digest_size=16, salt=salt, person=b"shard"), record_ids)
 
 
 def sorted_by(keys: np.ndarray, record_ids: Sequence[bytes]) -> np.ndarray:
     """The order of records within their shard.
 
     Args:
-      keys: uint64 (n,), from `shards_and_order`.
+      keys: uint64 (n,), from `id_hashes`.
       record_ids: the records' ids, which break ties between equal keys.
 
     Returns:

@@ -20,7 +20,11 @@ from PIL import Image
 
 _SIZES = (100_000, 1_000_000)
 _NUM_NEW, _NUM_FILES = 1_000, 100_000
-_RUN = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
+_RUN = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
 
 
 def run(*command: str) -> tuple[float, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import index, reader
+from pipeline.datasets import index, placement, reader
 from pipeline.datasets.building import removal
 from pipeline.runners import options as beam_options
 from tests.conftest import die_at_file, make_shards, outputs_of, run_command
@@ -65,7 +65,7 @@ def test_an_index_holds_every_record_of_its_shard(out):
     for shard in indexes.shards:
         rows, read = indexes[shard].rows, dataset.read_shard(shard)
         ids = [record_id.encode() for record_id in read.ids]
-        assert (rows["id"] == index.id_hashes(0, ids)).all()
+        assert (rows["id"] == placement.id_hashes(0, ids)).all()
         assert (rows["image"] == index.image_hashes(read.images)).all()
         assert (rows["label"] == read.labels).all()
         flat = read.images.reshape(len(ids), -1)

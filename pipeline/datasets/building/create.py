@@ -15,7 +15,6 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import index, placement
 from pipeline.datasets.building import (
     finish,
-    new_records,
     reading,
     rewriting,
     shard_writer,
@@ -236,7 +235,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
             manifest = write_dataset(
                 request, source=source, layout=layout, blocks=blocks, output=output
             )
-        hashes = new_records.id_hashes(source, request.settings.seed)
+        hashes = index.Indexes(output.directory, manifest["files"]).ids()
         taken.Taken(output.directory, request.source_spec).write(source, hashes)
         return manifest
 

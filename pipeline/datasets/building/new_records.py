@@ -86,7 +86,7 @@ def id_hashes(source: conversion.ConvertedSource, seed: int) -> np.ndarray:
     hashes = [np.empty((0, 2), np.uint64)]
     for first in range(0, source.num_records, _BLOCK_SIZE):
         block = np.arange(first, min(first + _BLOCK_SIZE, source.num_records))
-        hashes.append(index.id_hashes(seed, source.ids(block)))
+        hashes.append(placement.id_hashes(seed, source.ids(block)))
     return np.concatenate(hashes)
 
 
@@ -105,9 +105,8 @@ def _still_unreadable(
         return np.empty(0, np.int64)
     ids = source.ids(new)
     listed = new[[i for i, record_id in enumerate(ids) if record_id in quarantined]]
-    is_unchanged = source.trusted(listed)
     step = source.for_workers().records_at_a_time
-    faulty, listed = [listed[is_unchanged]], listed[~is_unchanged]
+    faulty = [np.empty(0, np.int64)]
     for first in range(0, len(listed), step):
         faults = source.read(listed[first : first + step]).faults
         faulty.append(listed[[first + place for place, _ in faults]])

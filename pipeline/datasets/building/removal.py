@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
-from pipeline.datasets import index
+from pipeline.datasets import index, placement
 from pipeline.datasets.building import create, finish, restore, rewriting, taken
 from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
@@ -56,7 +56,7 @@ def remove_records(
             output.undo_append(base)
         output.forget_finished(base)
         hashes = np.unique(
-            index.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]), axis=0
+            placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]), axis=0
         )
         barred = index.read_barred(directory, base["files"])
         base = restore.complete(output, base, options=options)

@@ -12,7 +12,7 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import index, reader
+from pipeline.datasets import index, placement, reader
 from pipeline.datasets.profile import describe
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.formats import tfrecord
@@ -136,7 +136,7 @@ class RewriteShard(beam.DoFn):
     def process(self, rewrite: Rewrite) -> None:
         """Writes one shard."""
         directory, tasks = self._tasks.directory, self._tasks
-        description = describe.Description(self._image_shape, self._seed)
+        description = describe.Description(self._image_shape)
         left_out = set(rewrite.positions)
 
         def kept() -> Iterator[bytes]:
@@ -147,8 +147,9 @@ class RewriteShard(beam.DoFn):
                     raise StageError(f"{path}: at byte {item.offset} {item.reason}")
                 _, serialized, record = item
                 if position not in left_out:
+                    hashes = placement.id_hashes(self._seed, [record.id])
                     label = np.array([record.label], np.int64)
-                    description.add([record.id], [record.image], label, [len(serialized)])
+                    description.add(hashes, [record.image], label, [len(serialized)])
                     yield serialized
 
         def make() -> dict[str, Any]:

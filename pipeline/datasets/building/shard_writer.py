@@ -80,7 +80,7 @@ class AssignShards(beam.DoFn):
         for source_split, split_indices in source.by_source_split(indices):
             ids = source.ids(split_indices)
             splits = placement.splits_of(source_split, ids, layout.validation_fraction)
-            numbers, _ = placement.shards_and_order(layout.seed, ids)
+            numbers = placement.id_hashes(layout.seed, ids)[:, 0]
             for split in sorted(set(splits.tolist()) & layout.num_shards.keys()):
                 mask = splits == split
                 shard_numbers = numbers[mask] % np.uint64(layout.num_shards[split])
@@ -104,7 +104,7 @@ class WriteShard(beam.DoFn):
         """((split, shard), [int64 indices as little-endian bytes]) -> (split, statistics)."""
         (split, shard), parts = element
         seed, name = self._layout.seed, self._layout.shard_name(split, shard)
-        description = describe.Description(self._source_spec.image_shape, seed)
+        description = describe.Description(self._source_spec.image_shape)
         indices = np.frombuffer(b"".join(parts), "<i8")
         records = source_records.SourceRecords(self._source_spec, seed, name, indices)
         directory = self._tasks.directory
@@ -113,7 +113,7 @@ class WriteShard(beam.DoFn):
             for batch in records.batches():
                 started = time.perf_counter()
                 num_bytes = list(map(len, batch.encoded))
-                description.add(batch.ids, batch.images, batch.labels, num_bytes)
+                description.add(batch.id_hashes, batch.images, batch.labels, num_bytes)
                 records.secs["compute"] += time.perf_counter() - started
                 yield from batch.encoded
 

@@ -18,6 +18,7 @@ class EncodedBatch(NamedTuple):
     ids: list[bytes]
     images: list[bytes]  # H·W·C raw bytes each
     labels: np.ndarray  # (n,) int64
+    id_hashes: np.ndarray  # (n, 2) uint64, see placement.shards_and_order
     encoded: list[bytes]  # the serialized tf.Examples
 
 
@@ -45,9 +46,10 @@ class SourceRecords:
         started = time.perf_counter()
         source = conversion.open_converted(self._source_spec)
         ids = source.ids(self._indices)
-        _, keys = placement.shards_and_order(self._seed, ids)
-        order = placement.sorted_by(keys, ids)
-        indices, ids = self._indices[order], [ids[i] for i in order.tolist()]
+        hashes = placement.id_hashes(self._seed, ids)
+        order = placement.sorted_by(hashes[:, 1], ids)
+        indices, hashes = self._indices[order], hashes[order]
+        ids = [ids[i] for i in order.tolist()]
         for position, (record_id, next_id) in enumerate(zip(ids, ids[1:], strict=False)):
             if record_id == next_id:  # Equal ids have equal hashes, so they are neighbours.
                 pair = indices[position : position + 2]
@@ -60,10 +62,14 @@ class SourceRecords:
         step = self._source_spec.records_at_a_time
         for first in range(0, len(ids), step):
             chunk = slice(first, first + step)
-            yield self._encoded_batch(source, indices[chunk], ids[chunk])
+            yield self._encoded_batch(source, indices[chunk], ids[chunk], hashes[chunk])
 
     def _encoded_batch(
-        self, source: conversion.ConvertedSource, indices: np.ndarray, ids: Sequence[bytes]
+        self,
+        source: conversion.ConvertedSource,
+        indices: np.ndarray,
+        ids: Sequence[bytes],
+        hashes: np.ndarray,
     ) -> EncodedBatch:
         started = time.perf_counter()
         records = source.read(indices)
@@ -82,4 +88,4 @@ class SourceRecords:
         ]
         self.secs["read"] += read_end - started
         self.secs["compute"] += time.perf_counter() - read_end
-        return EncodedBatch(good_ids, images, records.labels, encoded)
+        return EncodedBatch(good_ids, images, records.labels, hashes[records.places], encoded)

@@ -7,7 +7,7 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import index, reader
+from pipeline.datasets import index, placement, reader
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry
@@ -18,31 +18,22 @@ from pipeline.storage import files
 class Description:
     """Collects the index and the statistics of one shard."""
 
-    def __init__(self, image_shape: tuple[int, ...], seed: int):
-        """`seed` is the data set's."""
+    def __init__(self, image_shape: tuple[int, ...]):
+        """`image_shape` is (H, W, C)."""
         self.statistics = Statistics(image_shape)
-        self._index = index.Builder(seed)
+        self._index = index.Builder()
 
     def add(
         self,
-        ids: Sequence[bytes],
+        id_hashes: np.ndarray,
         images: Sequence[bytes],
         labels: np.ndarray,
         num_bytes: Sequence[int],
     ) -> None:
-        """Adds records.
-
-        Args:
-          ids: the records' ids.
-          images: the records' pixels, H·W·C bytes each.
-          labels: int64 (n,).
-          num_bytes: lengths of the serialized records.
-        """
-        if not ids:
-            return
-        pixels = np.frombuffer(b"".join(images), np.uint8).reshape(len(ids), -1)
-        self._index.add(ids, pixels, labels, num_bytes)
-        self.statistics.add(pixels.reshape(-1, *self.statistics.image_shape), labels)
+        """Adds records; arguments as of `index.Builder.add`."""
+        if images:
+            pixels = self._index.add(id_hashes, images, labels, num_bytes)
+            self.statistics.add(pixels.reshape(-1, *self.statistics.image_shape), labels)
 
     def write_index(self, directory: str, shard: str) -> FileEntry:
         """Writes the index of a shard of the data set in `directory`; returns the file's entry."""
@@ -59,7 +50,7 @@ def describe_shard(
     Raises:
       StageError: the shard is damaged.
     """
-    description = Description(image_shape, seed)
+    description = Description(image_shape)
     ids, images, labels, num_bytes = [], [], [], []
     for item in reader.parse_records(data, path, image_shape):
         if isinstance(item, reader.Fault):
@@ -71,7 +62,8 @@ def describe_shard(
         images.append(record.image)
         labels.append(record.label)
         num_bytes.append(len(serialized))
-    description.add(ids, images, np.array(labels, np.int64), num_bytes)
+    hashes = placement.id_hashes(seed, ids)
+    description.add(hashes, images, np.array(labels, np.int64), num_bytes)
     return description
 
 
