@@ -474,8 +474,16 @@ def test_a_file_that_failed_while_it_was_listed_as_whole_is_not_remembered(tmp_p
     assert contents.columns()[1].tolist() == [False, True]
 
 
-@pytest.mark.parametrize("change", ["class", "fault"])
-def test_a_file_whose_directory_has_another_meaning_is_not_trusted(tmp_path, change):
+@pytest.mark.parametrize(
+    ("kept", "before", "more"),
+    [
+        ("cat/train/1.png", ["cat/test/2.png"], ["dog/train/3.png", "dog/test/4.png"]),
+        ("x.png", ["y.png"], ["a/z.png"]),
+        ("test/x.png", ["cats/y.png"], []),
+    ],
+    ids=["no class", "no fault", "a class and no split"],
+)
+def test_a_file_whose_directory_has_another_meaning_is_not_trusted(tmp_path, kept, before, more):
     place, clock = tmp_path / "set", Clock()
 
     def write(name: str) -> None:
@@ -483,15 +491,14 @@ def test_a_file_whose_directory_has_another_meaning_is_not_trusted(tmp_path, cha
         (place / name).write_bytes(png(len(name)))
         clock.stamp(place / name)
 
-    kept = "test/x.png" if change == "class" else "x.png"
-    write(kept)
-    write("cats/y.png" if change == "class" else "y.png")
+    for name in [kept, *before]:
+        write(name)
     spec = f"folder:{place}"
     remembered = open_it(spec).memory_bytes()
-    if change == "class":
-        (place / "cats").rename(place / "train")  # test/ was a class, and is a split.
-    else:
-        write("a/z.png")  # A file beside directories of classes has none.
+    for name in more:
+        write(name)
+    if not more:
+        (place / "cats").rename(place / "train")
     source = open_it(spec, remembered, tmp_path / "memory")
     ids = source.ids(np.arange(source.num_records))
     assert not source.trusted(np.array([ids.index(kept.encode())])).any()
@@ -758,7 +765,7 @@ def test_parquet_files_of_which_other_columns_are_read_are_read_again(tmp_path, 
     place.mkdir()
     table = pa.table({"photo": [png(0)] * 4, "number": [0, 0, 1, 2]})
     if column == "numbers":
-        table = table.append_column("numbers", pa.array([[1, 2, 3, 4]] * 4))
+        table = table.append_column("numbers", pa.array([list(range(64))] * 4))
     pq.write_table(table, place / "a.parquet")
     Clock().stamp(place / "a.parquet")
     spec = f"parquet:{place}"
