@@ -14,6 +14,7 @@ import numpy as np
 from pipeline import sources
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.sources import memory as memory_lib
+from pipeline.sources.images import scaling
 from pipeline.sources.opened_source import OpenedSource, open_source_once
 from pipeline.sources.options import SourceOptions
 from pipeline.sources.source import UNLABELLED
@@ -161,7 +162,7 @@ class ConvertedSource:
         """All that determines a record beside the source; JSON."""
         spec, names = self.source_spec, self.source_class_names
         return {
-            "image_shape": list(self.image_shape),
+            "image_shape": list(map(int, self.image_shape)),
             "image_size": spec.image_size and list(spec.image_size),
             "flags": [spec.grayscale, spec.rgb, spec.transpose, spec.id_prefix],
             "classes": [
@@ -275,12 +276,12 @@ class ConvertedSource:
         if self.source_spec.transpose and not transposed:
             image = image.swapaxes(0, 1)
         if self.source_spec.grayscale and image.shape[2] == 3:
-            image = _through_pillow(image, lambda picture: picture.convert("L"))
+            image = scaling.grey(image)
         if self.source_spec.rgb and image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
         size = self.source_spec.image_size
         if size and image.shape[:2] != size:
-            image = _resized(image, size)
+            image = scaling.resized(image, size)
         if image.shape != self.image_shape:
             hint = self._hint(image.shape)
             return sources.Unreadable(
@@ -299,28 +300,6 @@ class ConvertedSource:
 
 def _shape_text(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
-
-
-def _through_pillow(image: np.ndarray, change) -> np.ndarray:
-    """Applies a function of Pillow images to an image (H, W, 1) or (H, W, 3)."""
-    from PIL import Image
-
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
-    changed = np.asarray(change(picture))
-    return changed[..., np.newaxis] if changed.ndim == 2 else changed
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scales an image with any channels to (H, W): bilinear, antialiased, in integers."""
-    from PIL import Image
-
-    def scale(picture: Image.Image) -> Image.Image:
-        return picture.resize(size[::-1], Image.Resampling.BILINEAR)
-
-    if image.shape[2] in (1, 3):
-        return _through_pillow(image, scale)
-    channels = [_through_pillow(image[..., i : i + 1], scale) for i in range(image.shape[2])]
-    return np.concatenate(channels, axis=2)
 
 
 def open_converted(source_spec: SourceSpec) -> ConvertedSource:

@@ -1,6 +1,6 @@
 """Decodes image files with Pillow: upright, with 8 bits a channel, before a background.
 
-image_headers/bounded_image.py opens them. Pixels are decoded only if the header states no more
+images/bounded_image.py opens them. Pixels are decoded only if the header states no more
 than the limit.
 """
 
@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.sources.image_headers.bounded_image import open_image, pillow
-from pipeline.sources.image_headers.image_frames import num_frames
+from pipeline.sources.images.bounded_image import open_image, pillow
+from pipeline.sources.images.image_frames import num_frames
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
 # Pillow's endings of bounded_image.FORMATS; a test compares them with Pillow's own list.

@@ -195,7 +195,7 @@ class Recollection:
         """What must stay as it is while the files do."""
         source = self._source
         return {
-            "split_sizes": list(source.split_sizes.items()),
+            "split_sizes": [[split, int(size)] for split, size in source.split_sizes.items()],
             "class_names": list(source.class_names),
         }
 

@@ -59,6 +59,10 @@ class Source(Protocol):
     A source may have `notes`, a sequence of lines: what was found and what was decided in reading
     it. And `ignored`, a mapping: the ending of files that are not read, such as ".txt", -> how
     many there are.
+
+    A source that knows in which file each record lies may have the three methods that
+    memory.Recollection calls. Then records of unchanged files are not read again, though other
+    files have changed.
     """
 
     image_shape: tuple[int, int, int]  # (H, W, C); the most frequent shape if shapes differ

@@ -21,8 +21,8 @@ from pipeline.sources import (
     image_file,
     open_source,
 )
-from pipeline.sources.image_headers import bounded_image
-from pipeline.sources.image_headers.image_frames import MAX_FRAMES
+from pipeline.sources.images import bounded_image
+from pipeline.sources.images.image_frames import MAX_FRAMES
 from pipeline.sources.splits import splits_of_directories
 from tests.conftest import REPOSITORY, make_shards
 from tests.sources.test_greedy_files import chunk, tiff

@@ -474,6 +474,87 @@ def test_a_file_that_failed_while_it_was_listed_as_whole_is_not_remembered(tmp_p
     assert contents.columns()[1].tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("kept", "before", "more"),
+    [
+        ("cat/train/1.png", ["cat/test/2.png"], ["dog/train/3.png", "dog/test/4.png"]),
+        ("x.png", ["y.png"], ["a/z.png"]),
+        ("test/x.png", ["cats/y.png"], []),
+    ],
+    ids=["no class", "no fault", "a class and no split"],
+)
+def test_a_file_whose_directory_has_another_meaning_is_not_trusted(tmp_path, kept, before, more):
+    place, clock = tmp_path / "set", Clock()
+
+    def write(name: str) -> None:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(png(len(name)))
+        clock.stamp(place / name)
+
+    for name in [kept, *before]:
+        write(name)
+    spec = f"folder:{place}"
+    remembered = open_it(spec).memory_bytes()
+    for name in more:
+        write(name)
+    if not more:
+        (place / "cats").rename(place / "train")
+    source = open_it(spec, remembered, tmp_path / "memory")
+    ids = source.ids(np.arange(source.num_records))
+    assert not source.trusted(np.array([ids.index(kept.encode())])).any()
+    assert all_of(source) == all_of(open_it(spec))
+
+
+class OneFile:
+    """A source of a file that could not be read."""
+
+    image_shape, class_names, split_sizes = (1, 1, 1), (), {"train": 1}
+
+    def __init__(self, is_read: bool):
+        self._is_read = is_read
+
+    def fingerprint(self) -> str:
+        return "0"
+
+    def file_numbers(self, indices):
+        return indices
+
+    def ways(self):
+        return [""]
+
+    def facts(self):
+        return memory.Facts({}, np.array([self._is_read]))
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_file_that_has_a_stamp_and_cannot_be_read_is_not_trusted(tmp_path, is_read):
+    about = {"key": "k", "opened_at": time.time_ns()}
+    first = memory.Recollection(OneFile(is_read), {"f": "1 1"}, memory=None, **about)
+    (tmp_path / "memory").write_bytes(first.to_bytes({}))
+    remembered = memory.read(str(tmp_path / "memory"), "k")
+    again = memory.Recollection(OneFile(True), {"f": "1 1"}, memory=remembered, **about)
+    assert again.is_unchanged == again.trusted(np.arange(1)).item() == is_read
+
+
+def test_csv_labels_that_become_words_are_not_trusted(tmp_path):
+    place, clock = tmp_path / "set", Clock()
+    place.mkdir()
+
+    def write(split: str, labels: list[str]) -> None:
+        rows = [["label", *(f"p{i}" for i in range(16))]]
+        rows += [[label, *["7"] * 16] for label in labels]
+        (place / f"{split}.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+        clock.stamp(place / f"{split}.csv")
+
+    write("train", ["-1", "0", "1", "0"])
+    write("test", ["0", "1", "1"])
+    remembered = open_it(f"csv:{place}").memory_bytes()
+    write("test", ["0", "1", "-1", "b", "b", "b"])
+    source = open_it(f"csv:{place}", remembered, tmp_path / "memory")
+    assert source.class_names[0] == "-1"
+    assert not source.trusted(np.arange(source.num_records)).any()
+
+
 def test_unchanged_csv_files_are_opened_for_their_records_alone(tmp_path):
     image_set = Csv(tmp_path / "set", np.random.default_rng(5))
     for split in ("train", "test"):
@@ -490,6 +571,13 @@ def test_unchanged_csv_files_are_opened_for_their_records_alone(tmp_path):
     assert not opened and found == {k: v for k, v in expected.items() if k != "records"}
     assert json_about(remembered) == json_about(first.memory_bytes())
     assert records(source) == expected["records"]
+    # Beside a file that may change and keep its stamp, all are opened.
+    written = time.time_ns()
+    os.utime(image_set.place / "answers.csv", ns=(written, written))
+    again = open_it(image_set.spec).memory_bytes()
+    with Opened(image_set.place) as opened:
+        open_it(image_set.spec, again, tmp_path / "memory")
+    assert "answers.csv" in opened
     # A file that is told to be no image set by its columns may become one.
     (image_set.place / "answers.csv").write_text("id,label\n1,3\n")
     os.utime(image_set.place / "answers.csv", ns=(0, 2))
@@ -649,8 +737,48 @@ def test_parquet_files_with_one_label_a_row_are_refused_as_without_a_memory(tmp_
     for settings in ({}, {"remembered": remembered, "at": tmp_path / "memory"}):
         with pytest.raises(UsageError, match="differs in all 24 rows"):
             open_it(spec, **settings)
-    write("b", [100] * 12)
+    with Opened(place) as opened:
+        write("b", [100] * 12)
+        assert open_it(spec, remembered, tmp_path / "memory").num_records == 24
+    assert opened == {"a.parquet", "b.parquet"}
     assert all_of(open_it(spec, remembered, tmp_path / "memory")) == all_of(open_it(spec))
+
+
+def test_parquet_files_with_repeated_labels_are_not_opened_to_see_that(tmp_path):
+    place, clock = tmp_path / "set", Clock()
+    place.mkdir()
+    for name in "ab":
+        table = pa.table({"image": [png(0)] * 12, "number": [0, 1] * 6})
+        pq.write_table(table, place / f"{name}.parquet")
+        clock.stamp(place / f"{name}.parquet")
+        if name == "a":
+            remembered = open_it(f"parquet:{place}").memory_bytes()
+    with Opened(place) as opened:
+        source = open_it(f"parquet:{place}", remembered, tmp_path / "memory")
+        assert source.trusted(np.arange(24)).sum() == 12
+    assert opened == {"b.parquet"}
+
+
+@pytest.mark.parametrize("column", ["label", "numbers"])
+def test_parquet_files_of_which_other_columns_are_read_are_read_again(tmp_path, column):
+    place = tmp_path / "set"
+    place.mkdir()
+    table = pa.table({"photo": [png(0)] * 4, "number": [0, 0, 1, 2]})
+    if column == "numbers":
+        table = table.append_column("numbers", pa.array([list(range(64))] * 4))
+    pq.write_table(table, place / "a.parquet")
+    Clock().stamp(place / "a.parquet")
+    spec = f"parquet:{place}"
+    remembered = open_it(spec).memory_bytes()
+    if column == "label":  # By its name; so far the labels were the column that was left over.
+        table = table.append_column("label", pa.array([3, 3, 2, 1]))
+    else:  # By the metadata; so far the images were the column of bytes.
+        about = {"info": {"features": {"numbers": {"_type": "Image"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, place / "b.parquet")
+    source = open_it(spec, remembered, tmp_path / "memory")
+    assert not source.trusted(np.arange(8)).any()
+    assert all_of(source) == all_of(open_it(spec))
 
 
 def array_set(kind: str, place: pathlib.Path) -> str:

@@ -1,5 +1,6 @@
 """Every kind of source on real files: the same records whatever they come from, and bad sets."""
 
+import dataclasses
 import gzip
 import os
 import shutil
@@ -216,6 +217,20 @@ def test_a_set_of_tensorflow_datasets_is_prepared_from_files_in_the_manual_direc
     assert "12×8 = 96 pixels, expected at most 95: --max_image_pixels" in images[2].reason
     source = sources.open_source("tfds:manual_blobs", SourceOptions(tfds_data_dir=str(moved)))
     np.testing.assert_array_equal(source.read(np.arange(300, 303))[1], labels)
+    # With a memory, the records are not read for the fingerprint.
+    prepared = [path for path in moved.rglob("*") if path.is_file()]
+    for path in prepared:
+        os.utime(path, ns=(0, 1))
+    spec = conversion.SourceSpec("tfds:manual_blobs", tfds_data_dir=str(moved))
+    fingerprint = source.fingerprint()
+    (tmp_path / "memory").write_bytes(conversion.open_converted(spec).memory_bytes())
+    spec = dataclasses.replace(spec, memory=str(tmp_path / "memory"))
+    remembering = conversion.open_converted(spec)
+    assert remembering.is_unchanged and remembering.trusted(np.arange(350)).all()
+    assert remembering.fingerprint() == fingerprint
+    os.utime(prepared[0], ns=(0, 2))
+    assert not conversion.open_converted(spec).is_unchanged
+    source = sources.open_source("tfds:manual_blobs", SourceOptions(tfds_data_dir=str(moved)))
     os.utime(next(moved.rglob("*array_record*")))
     with pytest.raises(SourceChanged, match="was changed while it was in use"):
         source.read(np.arange(3))

@@ -1,1 +1,0 @@
-"""Headers of image files: opened within bounds, and the number of frames."""

@@ -1,0 +1,1 @@
+"""Parts of reading images: opening within bounds, the number of frames, scaling."""
