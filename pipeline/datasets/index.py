@@ -126,7 +126,7 @@ def places_in(ordered: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """For each of some hashes of images, its first place in a sorted array; −1 without one.
 
     Args:
-      ordered: uint64 (m, 2), sorted by both numbers.
+      ordered: uint64 (m, 2), sorted by the first numbers.
       hashes: uint64 (n, 2).
 
     Returns:

@@ -64,7 +64,9 @@ class Taken:
             files.write_bytes(self.memory, data)
         if id_hashes is not None:
             buffer = io.BytesIO()
-            np.save(buffer, np.unique(np.concatenate([id_hashes, self._ids()]), axis=0))
+            earlier = self._ids()
+            is_gone = ~index.are_among(earlier, _sorted(id_hashes))
+            np.save(buffer, np.concatenate([id_hashes, earlier[is_gone]]))
             files.write_bytes(f"{self._stem}.ids.npy", buffer.getvalue())
 
     def _ids(self) -> np.ndarray:
@@ -86,7 +88,7 @@ class Taken:
           id_hashes: of all records that the source holds, uint64 (n, 2).
         """
         earlier, path = self._ids(), f"{self._stem}.gone.txt"
-        gone = earlier[~index.are_among(earlier, np.unique(id_hashes, axis=0))]
+        gone = earlier[~index.are_among(earlier, _sorted(id_hashes))]
         indexes = index.Indexes(self._directory, base["files"])
         places = indexes.find(gone) if len(gone) else index.Places(gone[:, 0], gone[:, 1])
         ids: list[str] = []
@@ -127,6 +129,10 @@ def forget(directory: str, *, ids: bool) -> None:
     for name in files.list_names(subdirectory):
         if name.startswith(_PREFIX) and (ids or name.endswith(_MEMORY)):
             files.remove(files.join(subdirectory, name))
+
+
+def _sorted(id_hashes: np.ndarray) -> np.ndarray:
+    return id_hashes[np.argsort(id_hashes[:, 0])]
 
 
 def _read(path: str) -> bytes:

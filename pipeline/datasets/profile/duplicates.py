@@ -105,7 +105,7 @@ def _groups(
     # The removed images count twice, so that they have an equal one.
     again = removed[in_range(removed)]
     looked_for = np.concatenate([again, again, *(part[2] for part in parts)])
-    looked_for = looked_for[np.lexsort((looked_for[:, 1], looked_for[:, 0]))]
+    looked_for = looked_for[np.argsort(looked_for[:, 0])]
     has_equal = np.zeros(len(looked_for), bool)
     has_equal[1:] = (looked_for[1:] == looked_for[:-1]).all(axis=1)
     for number, shard in enumerate(indexes.shards):
