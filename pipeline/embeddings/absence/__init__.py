@@ -114,11 +114,11 @@ class Search:
         return path
 
     def _beside(self, path: str) -> Callable[[str], contents.File | None]:
-        """Takes the name of a file below the same output as `path`; None if no such file exists."""
-        root = self._root(path)
+        """Takes a name below the export that holds a picture; None if no such file exists."""
+        export = path.rpartition("/")[0].rpartition("/")[0]
 
         def file(name: str) -> contents.File | None:
-            other = f"{root}/{name}" if root else name
+            other = f"{export}/{name}" if export else name
             return self._file(other) if other in self._paths else None
 
         return file

@@ -189,7 +189,7 @@ def _read_parquet(file: File) -> Records:
     import pyarrow.parquet as pq
 
     with files.open_read(file.path) as opened:
-        parquet = pq.ParquetFile(opened)
+        parquet = pq.ParquetFile(opened, page_checksum_verification=True)
         names = [name for name in ("id", "record_sha") if name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(columns=names):
             columns = batch.to_pydict()
