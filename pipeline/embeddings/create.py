@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.embeddings import files as row_files
-from pipeline.embeddings import gate, job, row_sample, rows, summary
-from pipeline.embeddings.comparison import changes, drift
+from pipeline.embeddings import gate, job, rows, summary
+from pipeline.embeddings.comparison import changes, drift, row_sample
 from pipeline.embeddings.inputs import Input
 from pipeline.embeddings.shard import ExportSettings
 from pipeline.machine import arithmetic

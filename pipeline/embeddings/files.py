@@ -19,6 +19,9 @@ FORMATS = ("parquet", "npy", "tfrecord")
 # Directories of an export. The first holds files of rows and nothing else, so that programs which
 # read a folder of Parquet read it.
 ROWS_DIRECTORY, IMAGES_DIRECTORY = "embeddings", "images"
+# Pairs on a contact sheet. The order within a shard is a hash of the ids, so the first records
+# of a shard are a fair sample of it.
+SHEET_PAIRS = 96
 # Columns beside the fields of a row.
 _KEYS = ("id", "label", "class", "split", "record_sha")
 # Part of a shard's identity: files of another version hold other columns.

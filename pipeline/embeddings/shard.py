@@ -21,9 +21,6 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
 from pipeline.storage import files
 
-# Pairs on a contact sheet. The order within a shard is a hash of the ids, so the first records
-# of a shard are a fair sample of it.
-_SHEET_PAIRS = 96
 # Concurrent calls of the model: while one waits for a core, or for its outputs to be copied, the
 # other computes.
 _CONCURRENT_CALLS = 2
@@ -82,12 +79,14 @@ def embed(
     known = previous.rows.shas if previous.rows else []
     positions = {sha: position for position, sha in enumerate(known)}
     origins = np.array([positions.get(sha, -1) for sha in shas], np.int64)
-    num_pictures = {"all": count, "sheets": min(count, _SHEET_PAIRS), "none": 0}[settings.images]
+    num_pictures = {"all": count, "sheets": min(count, row_files.SHEET_PAIRS), "none": 0}[
+        settings.images
+    ]
     sheet = None
     if (
         settings.images == "sheets"
         and previous.sheet
-        and shas[:_SHEET_PAIRS] == (known[:_SHEET_PAIRS])
+        and shas[: row_files.SHEET_PAIRS] == (known[: row_files.SHEET_PAIRS])
     ):
         num_pictures, sheet = 0, previous.sheet
     is_known = origins >= 0

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.embeddings import inputs, row_sample, summary
+from pipeline.embeddings import inputs, summary
+from pipeline.embeddings.comparison import row_sample
 from pipeline.embeddings.model import PublishedModel
 from pipeline.formats.tf_example import UNLABELLED
 from pipeline.reports import latent_space, projector

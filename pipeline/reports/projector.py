@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.embeddings.row_sample import Sample
+from pipeline.embeddings.comparison.row_sample import Sample
 from pipeline.formats import png as png_lib
 from pipeline.formats.tf_example import UNLABELLED
 

@@ -100,9 +100,14 @@ def _version(package: str) -> str:
 def read(path: str | None, key: str) -> Memory | None:
     """The memory at a path or URL; None if the file is absent, damaged, or of another key."""
     try:
-        data = files.read_bytes(path) if path else b""
+        memory = parse(files.read_bytes(path) if path else b"")
     except OSError:
         return None
+    return memory if memory and memory.about["key"] == key else None
+
+
+def parse(data: bytes) -> Memory | None:
+    """The memory in the bytes of a file; None if they are damaged."""
     seal, body = data[: len(_MAGIC) + _SHA_BYTES], data[len(_MAGIC) + _SHA_BYTES :]
     if seal != _MAGIC + hashlib.sha256(body).digest():
         return None
@@ -110,7 +115,7 @@ def read(path: str | None, key: str) -> Memory | None:
 
     table = pa.ipc.open_file(pa.BufferReader(body)).read_all()
     about = json.loads(table.schema.metadata[_ABOUT])
-    return Memory(table, about) if about["key"] == key else None
+    return Memory(table, about)
 
 
 def to_bytes(table: "pa.Table", about: Mapping[str, Any]) -> bytes:

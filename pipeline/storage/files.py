@@ -23,6 +23,7 @@ from pipeline.cli.errors import StageError
 from pipeline.storage import names, retries
 
 _TEMPORARY = ".writing-"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(_TEMPORARY)}(.*)-[0-9a-f]{{32}}", re.DOTALL)
 # Characters that make a path a pattern to fsspec.
 _MAGIC = re.compile(r"[*?[\]]")
 # Bytes fetched from a URL for a reader that asks for a few at a time.
@@ -365,6 +366,12 @@ def create(path: str, data: bytes) -> bool:
 def list_finished_names(directory: str) -> list[str]:
     """As `list_names`, without files that a killed process left half-written."""
     return [name for name in list_names(directory) if not name.startswith(_TEMPORARY)]
+
+
+def finished_name(name: str) -> str:
+    """The name that a half-written file was to get; the name of any other file."""
+    match = _TEMPORARY_NAME.fullmatch(name)
+    return match[1] if match else name
 
 
 def remove_unfinished(directory: str) -> None:

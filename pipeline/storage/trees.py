@@ -17,12 +17,12 @@ class Tree(NamedTuple):
     skipped_links: list[str]  # Links to directories that are listed under another path.
 
 
-def read_tree(directory: str) -> Tree:
+def read_tree(directory: str, *, hidden: bool = False) -> Tree:
     """Lists all files below `directory` with their stamps (stamps.py).
 
-    Hidden files and volume files are left out. Links to directories are followed, but each
-    directory is listed once: under its own path if that lies below `directory`, else under the
-    link whose path sorts first.
+    Volume files are left out, and hidden files unless `hidden` is set. Links to directories are
+    followed, but each directory is listed once: under its own path if that lies below `directory`,
+    else under the link whose path sorts first.
 
     Raises:
       FileNotFoundError: no such local directory.
@@ -34,13 +34,17 @@ def read_tree(directory: str) -> Tree:
             for name, stamp in retries.call(directory, _object_stamps).items()
             if name[-1:] not in ("", "/")  # "Create folder" in a console makes such objects.
         }
-        visible = [path for path in stamp_by_path if not any(map(_is_hidden, path.split("/")))]
+        visible = [
+            path
+            for path in stamp_by_path
+            if not any(_is_left_out(name, hidden) for name in path.split("/"))
+        ]
         return Tree({path: stamp_by_path[path] for path in sorted(visible)}, [])
-    return _read_local_tree(directory)
+    return _read_local_tree(directory, hidden)
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or files.is_volume_file(name)
+def _is_left_out(name: str, hidden: bool) -> bool:
+    return files.is_volume_file(name) or (name.startswith(".") and not hidden)
 
 
 def _object_stamps(fs: Any, inner: str) -> dict[str, str]:
@@ -49,7 +53,7 @@ def _object_stamps(fs: Any, inner: str) -> dict[str, str]:
     return {path[len(inner) + 1 :]: stamps.of_object(entry) for path, entry in entries.items()}
 
 
-def _read_local_tree(directory: str) -> Tree:
+def _read_local_tree(directory: str, hidden: bool) -> Tree:
     stamp_by_path: dict[str, str] = {}
     listed: set[str] = set()  # Real paths of directories.
     skipped_links: list[str] = []
@@ -76,7 +80,7 @@ def _read_local_tree(directory: str) -> Tree:
             with entries:
                 for entry in entries:
                     path = prefix + entry.name
-                    if _is_hidden(entry.name):
+                    if _is_left_out(entry.name, hidden):
                         continue
                     if not _is_dir(entry):
                         # A pipe or a device is listed only through a link, as a file is.

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.embeddings import row_sample, rows, summary
+from pipeline.embeddings import rows, summary
+from pipeline.embeddings.comparison import row_sample
 from pipeline.reports import latent_space, projector
 from pipeline.stages import manifest as manifest_lib
 from tests.conftest import make_embeddings

@@ -422,3 +422,18 @@ def test_the_commands_write_it_and_remove_a_stale_one(data_dir, trained, tmp_pat
     run_command("pipeline.export", *flags, "--split=train", "--overwrite", "--noreport")
     names = {path.name for path in out.iterdir()}
     assert not names & {"report.html", "report.json", "plots", "projector"}
+
+
+def test_no_file_of_a_report_that_names_a_record_is_missed(reported, data_dir):
+    from tests.embeddings.test_absence import assert_no_file_is_missed, records_of
+
+    page = (reported / "report.html").read_text()
+    records = [record for record in records_of(data_dir) if record[0] in page][::4]
+    for record_id, serialized in records:
+        found = assert_no_file_is_missed(reported, record_id, serialized)
+        assert {"report.html", "projector/metadata.tsv", "projector/sprite.png"} <= found
+        is_loss = f'title="{record_id}, labelled' in page
+        is_pair = f'title="{record_id} above' in page
+        assert ("plots/largest_losses.png" in found) == is_loss
+        assert ("plots/reconstructions.png" in found) == is_pair
+        assert any(name.startswith("images/") for name in found)
