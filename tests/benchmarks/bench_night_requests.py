@@ -51,7 +51,10 @@ def main() -> None:
                 methods.append(request.changes)
 
             flags = [f"--data_dir={data}", f"--model_dir={place}/run{model}/export"]
-            flags += [f"--output_dir={place}/exports/dt={number}", f"--latest={place}/exports/latest"]
+            flags += [
+                f"--output_dir={place}/exports/dt={number}",
+                f"--latest={place}/exports/latest",
+            ]
             flags += ["--split=train", "--noreport"]
             with store.deciding(count):
                 run_command("pipeline.export", *flags)

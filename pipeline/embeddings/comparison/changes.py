@@ -1,7 +1,7 @@
 """changes.parquet: how the rows of an export differ from those of the export it took over.
 
 A consumer that keeps rows elsewhere, such as a vector store, applies this file each night. Shards
-whose files are links of the earlier export hold no change, and are not read. The others are
+with the same files as in the earlier export hold no change, and are not read. The others are
 read once and compared by hashes, so that memory grows with a row's id and 48 bytes.
 """
 
@@ -35,8 +35,8 @@ def write(directory: str, new: Side, old: Side, *, is_same_model: bool) -> dict[
 
     Args:
       directory: the new export's.
-      new: its shards that are not linked.
-      old: the shards of the old export that are not linked.
+      new: its shards whose files differ.
+      old: the shards of the old export whose files differ.
       is_same_model: whether equal records have equal rows in both.
 
     Returns:
@@ -154,7 +154,7 @@ def _lines(side: Side, rows: _Rows, kinds: np.ndarray) -> Iterator[dict[str, Any
         first += len(ids)
         positions = np.flatnonzero(shard_kinds != "")
         if len(positions):
-            name = side.entries[task][0]["name"]
+            name = row_files.entry_of_ids(task, side.entries[task])["name"]
             yield {
                 "id": ids.take(positions),
                 "split": [side.splits[task]] * len(positions),
