@@ -382,8 +382,9 @@ def _changes(
     counts = changes.write(output.directory, new, old, is_same_model=is_same_model)
     if unreadable := counts["unreadable"]:
         print(
-            f"export: warning: {len(unreadable):,} shards of {previous.directory} cannot be read; "
-            "in changes.parquet their rows count as added, and none as removed",
+            f"export: warning: cannot read {len(unreadable):,} of the changed shards of "
+            f"{previous.directory}; in changes.parquet their rows count as added, and none as "
+            "removed",
             file=sys.stderr,
         )
     return {"against": previous.export_id or None, **counts}
