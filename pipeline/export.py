@@ -132,6 +132,7 @@ def run(beam_args: list[str]) -> None:
     if latest:
         pointer.check(latest, _OUTPUT_DIR.value)
         seen = pointer.read(latest)
+        _check_unpublished(seen)
     reuse_dir = _reuse_dir(seen)
     request = create_export.Request(
         input=export_flags.image_set(_ON_CORRUPT.value),
@@ -162,7 +163,8 @@ def run(beam_args: list[str]) -> None:
         error.exit_status = _STATUS_ON_CONFLICT.value
         raise
     directory = manifest["directory"]
-    print(*_shard_lines(manifest), sep="\n")
+    for line in _shard_lines(manifest):
+        print(line)
     if text := _kinds(manifest):
         print(f"export: {text}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
@@ -178,25 +180,33 @@ def run(beam_args: list[str]) -> None:
         )
         print(f"export: {page}")
     if latest:
-        moved = pointer.move(latest, directory, seen=seen)
+        moved = pointer.move(latest, directory, seen=seen, is_new=True)
         print(f"export: {latest} {'names' if moved else 'still names'} {directory}")
+
+
+def _check_unpublished(seen) -> None:
+    """Raises a UsageError if --overwrite would change the export that --latest names."""
+    from pipeline.stages import manifest as manifest_lib
+    from pipeline.storage import files
+
+    if seen is None or not _OVERWRITE.value:
+        return
+    is_there = files.exists(files.join(seen.directory, manifest_lib.MANIFEST))
+    if is_there and files.is_within(_OUTPUT_DIR.value, seen.directory):
+        raise UsageError(
+            f"--overwrite: --latest={_LATEST.value} names {seen.directory}, and its readers would "
+            "find it half-written; export into a new directory"
+        )
 
 
 def _reuse_dir(seen) -> str | None:
     """The export whose rows are taken over, if any."""
     from pipeline.stages import pointer
-    from pipeline.storage import files
 
     if _REUSE_FROM.value:
         return pointer.resolve(_REUSE_FROM.value)
-    if seen is None or not seen.export_id:
-        return None  # What --latest names is gone.
-    if _OVERWRITE.value and files.is_within(_OUTPUT_DIR.value, seen.directory):
-        raise UsageError(
-            f"--overwrite: --latest={_LATEST.value} names {seen.directory}, and its readers would "
-            "find it half-written; export into a new directory"
-        )
-    return seen.directory
+    # Without an id, what --latest names is gone or damaged.
+    return seen.directory if seen and seen.export_id else None
 
 
 def _counts(counts: dict) -> str:

@@ -4,8 +4,9 @@
     python -m pipeline.latest PATH --to=DIR           moves PATH to another finished export
     python -m pipeline.latest PATH --keep=7 --of=DIR  removes old exports in DIR
 
-Of the exports in DIR, sorted by name, the last KEEP finished ones stay. What PATH names stays, and
-so do exports that a running job writes or takes rows from.
+Of the exports in DIR, sorted by name, the last KEEP good ones stay. Rejected and unfinished ones go
+once a good one follows. What PATH and other pointers in DIR name stays, and so do exports that a
+running job in DIR writes or takes rows from.
 """
 
 from absl import flags
@@ -15,7 +16,7 @@ from pipeline.cli.errors import StageError, UsageError
 
 _TO = flags.DEFINE_string("to", None, "Finished export that PATH shall name.")
 _KEEP = flags.DEFINE_integer(
-    "keep", None, "Number of finished exports that stay in the directory --of.", lower_bound=1
+    "keep", None, "Number of good exports that stay in the directory --of.", lower_bound=1
 )
 _OF = flags.DEFINE_string("of", None, "Directory whose subdirectories are exports.")
 
@@ -32,10 +33,10 @@ def run(arguments: list[str]) -> None:
         raise UsageError(
             f"--keep={_KEEP.value} --of={_OF.value}: expected both, such as --keep=7 --of=DIR"
         )
-    path = arguments[0].rstrip("/")
+    path = arguments[0].rstrip("/") or arguments[0]
     seen = pointer.read(path)
     if _TO.value:
-        pointer.move(path, _TO.value.rstrip("/"), seen=seen)
+        pointer.move(path, _TO.value, seen=seen)
         seen = pointer.read(path)
     if seen is None:
         raise StageError(f"{path}: no such pointer; expected a path that export --latest has made")

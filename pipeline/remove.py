@@ -36,7 +36,7 @@ def run(beam_args: list[str]) -> None:
 
     options = beam_options.parse_options(beam_args)
     cluster.check_paths(options, data_dir=_DATA_DIR.value)
-    wanted = absence.read_wanted(_IDS.value)
+    wanted = absence.read(_IDS.value, "--ids")
     if not wanted.ids:
         raise UsageError(f"--ids={_IDS.value}: holds no id; expected an id a line")
     manifest = removal.remove_records(

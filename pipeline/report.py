@@ -27,9 +27,10 @@ def run(_: list[str]) -> None:
     """Writes the report that the flags describe and prints its path."""
     quiet.import_beam()
     from pipeline.reports import create as create_report
+    from pipeline.stages import pointer
 
     page = create_report.make_report(
-        _OUTPUT_DIR.value,
+        pointer.resolve(_OUTPUT_DIR.value),  # Once, for all files.
         input_=export_flags.image_set("quarantine") if export_flags.names_images() else None,
         model_dir=export_flags.MODEL_DIR.value,
         run_dir=export_flags.RUN_DIR.value,

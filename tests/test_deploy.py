@@ -1,9 +1,13 @@
 """The files under configs/deploy/: what can be checked of them without a cluster."""
 
+import ast
+import datetime
+import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import kubernetes_validate
 import pytest
@@ -88,6 +92,36 @@ def test_the_image_is_made_of_what_is_there():
         re.search(r"apache/beam_python(\S+)_sdk", text)[1]
         in re.search(r"FROM python:(\S+)", text)[1]
     )
+
+
+@pytest.mark.parametrize(
+    "job_name, date",
+    [
+        ("vae-nightly-29933417", "2026-11-30"),
+        *((name, "") for name in ("", "by-hand", "vae-nightly-7", "vae-nightly-")),
+    ],
+)
+def test_a_night_on_kubernetes_has_the_date_of_its_job(tmp_path, job_name, date):
+    [job] = yaml.safe_load_all((DEPLOY / "kubernetes" / "nightly-export.yaml").read_text())
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (tmp_path / "vae-nightly").write_text('#!/bin/sh\necho "$DATE"\n')
+    (tmp_path / "vae-nightly").chmod(0o755)
+    environment = {"JOB_NAME": job_name, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = pod["containers"][0]["command"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{date}\n"
+
+
+def test_a_night_in_airflow_has_the_date_of_its_run():
+    # Airflow is not installed here; the function needs nothing of it.
+    tree = ast.parse((DEPLOY / "airflow" / "nightly_dag.py").read_text())
+    [function] = [node for node in tree.body if getattr(node, "name", "") == "_date"]
+    names = {}
+    exec(compile(ast.Module([function], []), "nightly_dag.py", "exec"), names)
+    first, second = datetime.datetime(2026, 11, 25, 2, 30), datetime.datetime(2026, 11, 26, 9)
+    for logical_date, expected in ((first, "2026-11-25"), (None, "2026-11-26")):
+        run = types.SimpleNamespace(logical_date=logical_date, run_after=second)
+        assert names["_date"]({"dag_run": run}) == expected
 
 
 @pytest.mark.parametrize(

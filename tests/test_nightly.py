@@ -116,8 +116,11 @@ def test_nights_with_interruptions_and_a_gate_equal_one_export(nights):
     assert "export: --require: elbo>0 (it is -" in stderr
     assert f"nightly: the gate rejected the export; {nights.latest} stays where it is" in stderr
     assert nights.published() == published
-    # The night ends as before, and the next takes over the rows that this one has computed.
+    # The night ends as before, unless its bounds are other ones.
     nights.night("export", status=3, REQUIRE="elbo>0", DATE="2026-11-26")
+    nights.night("export", DATE="2026-11-26")
+    published = nights.published()
+    assert published[0] == "dt=2026-11-26.2"
     nights.grow(230)
     nights.night("preprocess")
     for path in (nights.directory / "stopped").iterdir():

@@ -48,6 +48,11 @@ class Request:
     # Whether to make no directory if the export would equal that in `reuse_dir`.
     only_if_new: bool = False
 
+    @property
+    def reuse_flag(self) -> str:
+        """The flag that names `reuse_dir`, for messages."""
+        return "--latest" if self.only_if_new else "--reuse_from"
+
 
 def make_export(request: Request) -> dict[str, Any]:
     """Exports embeddings, and pictures of reconstructions.
@@ -87,7 +92,7 @@ def make_export(request: Request) -> dict[str, Any]:
     }
     base = None
     if request.reuse_dir:
-        base = manifest_lib.read_manifest(request.reuse_dir, "export", "--reuse_from")
+        base = manifest_lib.read_manifest(request.reuse_dir, "export", request.reuse_flag)
     output = OutputDirectory(
         request.output_dir,
         stage="export",
@@ -98,13 +103,13 @@ def make_export(request: Request) -> dict[str, Any]:
     )
     if request.only_if_new and base and _is_same(output, base, request.reuse_dir):
         return _finished(request, base, request.reuse_dir)
+    reuses = files_lib.place(request.reuse_dir) if request.reuse_dir else ""
     with (
-        output.opened(
-            _file_names(request), overwrite=request.overwrite, reuses=request.reuse_dir or ""
-        ) as finished,
+        output.opened(_file_names(request), overwrite=request.overwrite, reuses=reuses) as finished,
         opened_source.reporting_source_changes(input_.check_unchanged, output.tasks.clear),
     ):
         if finished is not None:
+            _check_unrepaired(request, finished)
             return _finished(request, finished, request.output_dir)
         for note in input_.notes:
             print(f"export: {note}", file=sys.stderr, flush=True)
@@ -136,15 +141,44 @@ def _is_same(output: OutputDirectory, base: Mapping[str, Any], directory: str) -
 
 
 def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> dict[str, Any]:
-    """The result of a job whose export is there; raises Rejected as the job that made it did."""
-    if reasons := manifest.get("rejected"):
+    """The result of a job whose export is there; raises Rejected as the job that made it did.
+
+    Raises:
+      Conflict: the export was rejected, but the bounds of this job hold.
+    """
+    reasons = manifest.get("rejected")
+    try:
+        gate.check(request.requirements, _metrics(manifest))
+    except gate.Rejected as error:
+        if not reasons:
+            raise
         raise gate.Rejected(
-            f"{directory}: was rejected by --require ({', '.join(reasons)}); look at the model and "
-            "the data; to judge its rows by other bounds, export into a new directory with "
-            f"--reuse_from={directory}, which computes nothing twice"
+            f"{_rejection(directory, reasons)}; look at the model and the data"
+        ) from error
+    if reasons:
+        raise output_directory.Conflict(
+            f"{_rejection(directory, reasons)}, and the bounds of this command hold; export into a "
+            f"new directory with --reuse_from={directory}, which computes nothing twice"
         )
-    gate.check(request.requirements, _metrics(manifest))
     return {**manifest, "reused": True, "done": {}, "directory": directory}
+
+
+def _rejection(directory: str, reasons: list[str]) -> str:
+    return f"{directory}: was rejected by --require ({', '.join(reasons)})"
+
+
+def _check_unrepaired(request: Request, manifest: Mapping[str, Any]) -> None:
+    """Raises a Conflict if a shard with quarantined records has changed since the export."""
+    for task, account in manifest["shards"].items():
+        digest = request.input.digest_again(task) if account["quarantined"] else None
+        if digest is None:
+            continue
+        if job.made_of(digest, manifest["model_id"], request.settings) != account["made_of"]:
+            raise output_directory.Conflict(
+                f"--output_dir={request.output_dir}: has {account['quarantined']:,} quarantined "
+                f"records of {task}, which was repaired or has changed since; a finished export "
+                "stays as it is: name a new directory, or pass --overwrite"
+            )
 
 
 def _file_names(request: Request) -> list[str]:
@@ -163,11 +197,12 @@ def _check_directories(request: Request) -> None:
     inputs = {
         "the images": request.input.directory,
         "--model_dir": request.model_dir,
-        "--reuse_from": request.reuse_dir,
     }
+    reuse_dir = request.reuse_dir
+    # A finished directory is not written to; `opened` refuses other inputs.
+    if reuse_dir and not files_lib.is_same_place(reuse_dir, request.output_dir):
+        inputs[request.reuse_flag] = reuse_dir
     for name, directory in inputs.items():
-        if name == "--reuse_from" and directory and _is_same_place(directory, request.output_dir):
-            continue  # A finished directory is not written to; `opened` refuses other inputs.
         if directory and files_lib.is_within(request.output_dir, directory):
             raise UsageError(
                 f"--output_dir={request.output_dir}: lies in {name}, {directory}; name a "
@@ -178,10 +213,6 @@ def _check_directories(request: Request) -> None:
         raise UsageError(f"--reference={reference}: is the directory to write; name another export")
 
 
-def _is_same_place(directory: str, other: str) -> bool:
-    return files_lib.is_within(directory, other) and files_lib.is_within(other, directory)
-
-
 def _previous_export(directory: str | None, base: Mapping[str, Any] | None) -> job.PreviousExport:
     """The export to take rows from, as far as it can be read."""
     if directory is None or base is None:
@@ -189,6 +220,7 @@ def _previous_export(directory: str | None, base: Mapping[str, Any] | None) -> j
     files = {entry["name"]: entry for entry in base["files"]}
     try:
         sums_by_shard = summary.read(directory, base["files"])["shards"]
+        splits = {task: _split_of(task, base["made_from"], directory) for task in base["shards"]}
     except StageError:
         return job.NO_PREVIOUS_EXPORT  # Damaged: all shards are computed again.
     kinds = _kinds(directory)
@@ -208,6 +240,7 @@ def _previous_export(directory: str | None, base: Mapping[str, Any] | None) -> j
         base["made_from"],
         files,
         shards,
+        splits,
     )
 
 
@@ -326,39 +359,46 @@ def _changes(
     previous: job.PreviousExport,
 ) -> dict[str, Any]:
     """Writes changes.parquet; its entry and counts, and the export that it compares with."""
-    linked = {task for task, marker in markers.items() if marker.get("linked")}
-
-    def of_rows(shard: Mapping[str, Any], files: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [files[name] for name in shard["files"]]
-
-    old_splits = {task: _split_of(task, previous.settings) for task in previous.shards}
+    old_entries = {task: previous.entries(task) for task in previous.shards}
+    new_entries = {task: marker["entries"] for task, marker in markers.items()}
+    # An earlier try of this job may have linked files of another export.
+    same = {task for task, entries in new_entries.items() if entries == old_entries.get(task)}
     old = changes.Side(
         previous.directory,
         previous.class_names or (),
-        old_splits,
-        {
-            task: of_rows(shard, previous.files)
-            for task, shard in previous.shards.items()
-            if task not in linked
-        },
+        previous.splits,
+        {task: entries for task, entries in old_entries.items() if task not in same},
     )
     new = changes.Side(
         output.directory,
         request.input.class_names,
         request.input.splits,
-        {task: marker["entries"] for task, marker in markers.items() if task not in linked},
+        {task: entries for task, entries in new_entries.items() if task not in same},
     )
     settings = manifest_lib.through_json(request.settings._asdict())
     is_same_model = previous.model_id == manifest["model_id"] and all(
-        previous.settings.get(key) == settings[key] for key in ("fields", "z_seed")
+        previous.made_from.get(key) == settings[key] for key in ("fields", "z_seed")
     )
     counts = changes.write(output.directory, new, old, is_same_model=is_same_model)
+    if unreadable := counts["unreadable"]:
+        print(
+            f"export: warning: cannot read {len(unreadable):,} of the changed shards of "
+            f"{previous.directory}; in changes.parquet their rows count as added, and none as "
+            "removed",
+            file=sys.stderr,
+        )
     return {"against": previous.export_id or None, **counts}
 
 
-def _split_of(task: str, made_from: Mapping[str, Any]) -> str:
+def _split_of(task: str, made_from: Mapping[str, Any], directory: str) -> str:
     """The split of a shard, which its name holds."""
-    return next(s for s in made_from["split"] if task.startswith(f"{made_from['name']}-{s}."))
+    for split in made_from["split"]:
+        if task.startswith(f"{made_from['name']}-{split}."):
+            return split
+    raise StageError(
+        f"{directory}: has a shard {task} of no split; expected {made_from['name']}-SPLIT.… with "
+        f"one of {', '.join(made_from['split'])}: make the export again"
+    )
 
 
 def _drift(

@@ -4,6 +4,7 @@ In every format, a file is a function of its rows and the model's id.
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ ROWS_DIRECTORY, IMAGES_DIRECTORY = "embeddings", "images"
 SHEET_PAIRS = 96
 # Columns beside the fields of a row.
 _KEYS = ("id", "label", "class", "split", "record_sha")
+_SHA = re.compile("[0-9a-f]{64}")
 # Part of a shard's identity: files of another version hold other columns.
 VERSION = 2
 # Rows in a row group of Parquet; a reader decodes a whole group to get its first row.
@@ -124,20 +126,38 @@ class Keys(NamedTuple):
 def read_keys(directory: str, task: str, files: Iterable[Mapping[str, Any]]) -> Keys:
     """As `read`, without the fields of the rows."""
     entries = list(files)
-    name = f"{_stem(task)}.parquet"
-    entry = next((entry for entry in entries if _base(entry) == name), None)
-    if entry is None:
+    entry = entry_of_ids(task, entries)
+    if not entry["name"].endswith(".parquet"):
         rows = read(directory, task, entries)
         return Keys(rows.ids, rows.labels, rows.shas)
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = files_lib.join(directory, entry["name"])
     try:
         with files_lib.open_read(path) as file:
-            table = pq.read_table(file, columns=["id", "label", "record_sha"])
-    except (OSError, ValueError, KeyError) as error:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            table = parquet.read(columns=["id", "label", "record_sha"])
+        columns = [table[name] for name in ("id", "label", "record_sha")]
+        types = [column.type for column in columns]
+        if types != [pa.string(), pa.int64(), pa.string()] or any(c.null_count for c in columns):
+            raise ValueError("a column has another type, or nulls")
+        keys = Keys(columns[0].to_pylist(), columns[1].to_numpy(), columns[2].to_pylist())
+        if len(keys.ids) != entry["num_examples"] or not all(map(_SHA.fullmatch, keys.shas)):
+            raise ValueError("the number of rows or a record_sha is wrong")
+    # A flipped bit of the footer, which has no checksum, can lead to any error of Arrow.
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
-    return Keys(table["id"].to_pylist(), table["label"].to_numpy(), table["record_sha"].to_pylist())
+    return keys
+
+
+def entry_of_ids(task: str, entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of the file that holds the ids of a shard's rows; raises StageError."""
+    names = [f"{_stem(task)}.{suffix}" for suffix in ("parquet", "tfrecord", "id.npy")]
+    for entry in entries:
+        if _base(entry) in names:
+            return entry
+    raise StageError(f"{task}: has no file of rows; expected one of {', '.join(names)}")
 
 
 def _base(entry: Mapping[str, Any]) -> str:

@@ -139,6 +139,9 @@ class Input(Protocol):
     def records(self, task: str, element_data: Any) -> ShardRecords:
         """The records of a shard; called in a worker."""
 
+    def digest_again(self, task: str) -> str | None:
+        """A hash of a shard as its file is now; None if `identity` tells of every change."""
+
     def check_unchanged(self) -> None:
         """Raises SourceChanged if the input may have changed since it was opened."""
 
@@ -179,6 +182,10 @@ class ShardsInput:
         """As `Input.records`; `element_data` is the shard's entry in the manifest."""
         del task
         return _TFRecordShard(self._dataset, element_data)
+
+    def digest_again(self, task: str) -> str | None:
+        """As `Input.digest_again`; a damaged shard may be repaired under the same dataset_id."""
+        return self.records(task, self._entries[task]).digest(trust_manifest=False)
 
     def check_unchanged(self) -> None:
         """Does nothing, because each shard is checked against its sha256."""
@@ -293,6 +300,10 @@ class SourceInput:
         indices = np.frombuffer(b"".join(element_data), "<i8")
         records = SourceRecords(self._reading, self._layout.seed, task, indices)
         return _SourceShard(records, self.image_shape)
+
+    def digest_again(self, task: str) -> str | None:
+        """As `Input.digest_again`."""
+        del task
 
     def check_unchanged(self) -> None:
         """As `OpenedSource.check_unchanged`."""

@@ -37,17 +37,33 @@ class PreviousExport(NamedTuple):
     export_id: str
     model_id: str
     class_names: Sequence[str] | None  # None of an earlier version's export, which lists none.
-    settings: dict[str, Any]  # Its part of made_from that tells which rows it has.
+    made_from: dict[str, Any]
     files: dict[str, dict[str, Any]]  # File name -> entry.
     shards: dict[str, dict[str, Any]]  # Task -> its part of the marker of shard.write.
+    splits: dict[str, str]  # Task -> split.
 
     def has_classes(self, class_names: Sequence[str]) -> bool:
         """Whether each of its classes has the same name in a list, which may be longer."""
         names = self.class_names
         return names is not None and list(names) == list(class_names[: len(names)])
 
+    def entries(self, task: str) -> list[dict[str, Any]]:
+        """The entries of all files of a shard."""
+        return [self.files[name] for name in self.shards[task]["files"]]
 
-NO_PREVIOUS_EXPORT = PreviousExport("", "", "", None, {}, {}, {})
+
+NO_PREVIOUS_EXPORT = PreviousExport("", "", "", None, {}, {}, {}, {})
+
+
+def made_of(digest: str, model_id: str, settings: ExportSettings) -> str:
+    """A hash of everything that determines the files of a shard.
+
+    Args:
+      digest: of the shard's contents.
+      model_id: of the model.
+      settings: what to export of each record.
+    """
+    return manifest_lib.content_id([row_files.VERSION, digest, model_id, settings._asdict()])
 
 
 class EmbedShard(beam.DoFn):
@@ -102,10 +118,7 @@ class EmbedShard(beam.DoFn):
         return ()
 
     def _made_of(self, digest: str) -> str:
-        """A hash of everything that determines the files of a shard."""
-        model_id = self._model_manifest["model_id"]
-        settings = self._settings._asdict()
-        return manifest_lib.content_id([row_files.VERSION, digest, model_id, settings])
+        return made_of(digest, self._model_manifest["model_id"], self._settings)
 
     def _make(self, task: str, records: ShardRecords, made_of: str | None) -> dict[str, Any]:
         if marker := self._link_shard(task, made_of):
@@ -151,7 +164,7 @@ class EmbedShard(beam.DoFn):
         has_same_classes = previous.has_classes(names) and (
             len(names) == len(previous.class_names) or not previous_shard.get("outside_classes")
         )
-        entries = [previous.files[name] for name in previous_shard["files"]]
+        entries = previous.entries(task)
         if not has_same_classes or not all(map(self._is_complete, entries)):
             return None
         directory = self._tasks.directory
@@ -165,7 +178,7 @@ class EmbedShard(beam.DoFn):
                 )
             except FileNotFoundError:
                 return None  # Removed just now.
-        return {**previous_shard, "entries": entries, "secs": {}, "computed": 0, "linked": True}
+        return {**previous_shard, "entries": entries, "secs": {}, "computed": 0}
 
     def _is_complete(self, entry: Mapping[str, Any]) -> bool:
         """Whether a file exists with its expected size; readers check its contents."""
@@ -183,9 +196,9 @@ class EmbedShard(beam.DoFn):
             return nothing
         same = ("fields", "z_seed")
         settings = manifest_lib.through_json(self._settings._asdict())
-        if any(previous.settings.get(key) != settings[key] for key in same):
+        if any(previous.made_from.get(key) != settings[key] for key in same):
             return nothing
-        entries = [previous.files[name] for name in previous_shard["files"]]
+        entries = previous.entries(task)
         sheets = [entry for entry in entries if entry["name"].endswith(".png")]
         try:
             previous_rows = row_files.read(previous.directory, task, entries)

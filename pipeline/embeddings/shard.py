@@ -95,7 +95,7 @@ def embed(
         for field in settings.fields
     }
     for field, column in columns.items():
-        if previous.rows:
+        if previous.rows and is_known.any():  # TFRecords without rows have no columns.
             column[is_known] = previous.rows.columns[field][origins[is_known]]
     pictures = np.empty((num_pictures, *contents.images.shape[1:]), np.uint8)
     to_compute = np.flatnonzero(~is_known | (np.arange(count) < num_pictures))

@@ -100,11 +100,13 @@ class OutputDirectory:
         """
         self._refuse_foreign()  # Before the lock leaves its file in the directory.
         files_lib.make_dirs(self.directory)
-        with lock.hold(self.directory):
-            yield
-        if self._is_discarded:
-            lock.forget(self.directory)
-            files_lib.remove_empty(self.directory)
+        try:
+            with lock.hold(self.directory):
+                yield
+        finally:
+            if self._is_discarded:
+                lock.forget(self.directory)
+                files_lib.remove_empty(self.directory)
 
     @contextlib.contextmanager
     def opened(

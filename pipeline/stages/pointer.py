@@ -7,11 +7,13 @@ pointer once reads one export, whatever happens to the pointer meanwhile.
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import pathlib
+from typing import NamedTuple, cast
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
+from pipeline.stages import output_directory, tasks
+from pipeline.stages.contracts import ExportManifest
 from pipeline.storage import files, lock
 
 
@@ -19,19 +21,25 @@ class Target(NamedTuple):
     """Where a pointer points."""
 
     directory: str
-    export_id: str  # "" if the directory has no manifest.
+    export_id: str  # "" if the directory has no manifest, or a damaged one.
+
+
+def _without_slash(path: str) -> str:
+    """A path without slashes at its end, which would make a link the directory that it names."""
+    return path.rstrip("/") or path
 
 
 def _object(path: str) -> str:
-    return f"{path.rstrip('/')}.json"
+    return f"{path}.json"
 
 
 def read(path: str) -> Target | None:
     """Where the pointer points; None if it does not exist.
 
     Raises:
-      StageError: another file or directory is in its place.
+      StageError: another file or directory is in its place, or it names no export.
     """
+    path = _without_slash(path)
     if files.is_url(path):
         try:
             content = json.loads(files.read_bytes(_object(path)))
@@ -50,15 +58,25 @@ def read(path: str) -> Target | None:
             f"--latest={path}: is no symbolic link; expected a path that this command makes a "
             "link: name another path"
         )
-    directory = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-    manifest: Mapping[str, Any] = manifest_lib.manifest_of(directory) or {}
-    return Target(directory, manifest.get("export_id", ""))
+    directory = files.place(path)
+    try:
+        manifest = manifest_lib.manifest_of(directory)
+        record = manifest or tasks.Tasks(directory).job()
+    except StageError:
+        return Target(directory, "")  # The pointer may leave a damaged export.
+    if os.path.exists(directory) and (record is None or record["stage"] != "export"):
+        raise StageError(
+            f"--latest={path}: is a link to {directory}, which is no export; expected a link that "
+            "this command has made: name another path"
+        )
+    return Target(directory, cast(ExportManifest, manifest)["export_id"] if manifest else "")
 
 
 def resolve(path: str) -> str:
     """The directory to read for a path that may be a pointer."""
+    path = _without_slash(path)
     if not files.is_url(path):
-        return os.path.realpath(path) if os.path.islink(path) else path
+        return files.place(path) if os.path.islink(path) else path
     if files.exists(files.join(path, manifest_lib.MANIFEST)):
         return path
     target = read(path)
@@ -67,6 +85,7 @@ def resolve(path: str) -> str:
 
 def check(path: str, directory: str) -> None:
     """Raises a UsageError unless a pointer at `path` can name `directory`."""
+    path = _without_slash(path)
     if files.is_url(path) != files.is_url(directory):
         raise UsageError(
             f"--latest={path}: expected a URL if the directory is a URL, and else a local path; "
@@ -78,36 +97,58 @@ def check(path: str, directory: str) -> None:
             f"--latest={path}: lies in the directory that it shall name, {directory}; name a path "
             "outside of it"
         )
+    if _leads_through(directory, path):
+        raise UsageError(
+            f"--latest={path}: the directory that it shall name, {directory}, is this path or lies "
+            "below it; name another path"
+        )
 
 
-def move(path: str, directory: str, *, seen: Target | None) -> bool:
+def _leads_through(directory: str, link: str) -> bool:
+    """Whether `directory` is the path of a link, or lies below that path."""
+    if files.is_url(link):
+        return files.is_within(directory, link)
+
+    def unfollowed(path: str) -> str:
+        parent, name = os.path.split(path)
+        return os.path.join(os.path.realpath(parent), name)
+
+    path = pathlib.PurePath(directory)
+    return unfollowed(link) in [unfollowed(str(p)) for p in (path, *path.parents)]
+
+
+def move(path: str, directory: str, *, seen: Target | None, is_new: bool = False) -> bool:
     """Moves the pointer to a finished export, in one atomic step.
 
     Args:
       path: the pointer.
-      directory: the export.
+      directory: the export, or a pointer to it.
       seen: what `read` gave when the job began.
+      is_new: whether the caller has just finished the export, or checked its files.
 
     Returns:
       Whether the pointer moved; False if it named the directory already.
 
     Raises:
       UsageError: see `check`.
-      StageError: the export is unfinished or rejected, another job has moved the pointer, or
-        moves it now.
+      StageError: the export is unfinished, incomplete or rejected, another job has moved the
+        pointer, or moves it now.
     """
+    path, flag = _without_slash(path), "--output_dir" if is_new else "--to"
+    directory = resolve(directory)
+    manifest = _good_manifest(path, directory, flag)
     check(path, directory)
-    manifest = manifest_lib.read_manifest(directory, "export", "--to")
-    if reasons := manifest.get("rejected"):
+    if not is_new and not output_directory.are_complete(directory, manifest["files"]):
         raise StageError(
-            f"{directory}: was rejected by --require ({', '.join(reasons)}), so --latest={path} "
-            "stays where it is; name an export that was not rejected"
+            f"{flag}={directory}: a file is missing or damaged, so --latest={path} stays where it "
+            "is; expected the files as they were exported: name another export"
         )
     if not files.is_url(path):
-        files.make_dirs(os.path.dirname(os.path.abspath(path)))
+        files.make_dirs(os.path.dirname(path) or ".")
     with lock.hold_path(path):
+        _good_manifest(path, directory, flag)  # It may have been removed meanwhile.
         now = read(path)
-        if now != seen:
+        if (now and now.directory) != (seen and seen.directory):
             raise StageError(
                 f"--latest={path}: names {now.directory if now else 'nothing'} now, and named "
                 f"{seen.directory if seen else 'nothing'} when this job began; expected one job at "
@@ -120,9 +161,21 @@ def move(path: str, directory: str, *, seen: Target | None) -> bool:
             text = json.dumps({"path": directory, "export_id": manifest["export_id"]}) + "\n"
             files.write_bytes(_object(path), text.encode())
             return True
-        if now and os.path.realpath(now.directory) == os.path.realpath(directory):
+        if now and files.is_same_place(now.directory, directory):
             return False
-        # Relative, so that a tree of exports can be moved as a whole.
-        parent = os.path.dirname(os.path.abspath(path))
-        files.swap_link(os.path.relpath(os.path.abspath(directory), parent), path)
+        # Relative, so that a tree of exports can be moved as a whole. The kernel goes up from
+        # where the link lies, so neither path may hold another link.
+        parent = files.place(os.path.dirname(path) or ".")
+        files.swap_link(os.path.relpath(files.place(directory), parent), path)
         return True
+
+
+def _good_manifest(path: str, directory: str, flag: str) -> ExportManifest:
+    """The manifest of a finished export; raises a StageError if the export was rejected."""
+    manifest = manifest_lib.read_manifest(directory, "export", flag)
+    if reasons := manifest.get("rejected"):
+        raise StageError(
+            f"{directory}: was rejected by --require ({', '.join(reasons)}), so --latest={path} "
+            "stays where it is; name an export that was not rejected"
+        )
+    return manifest

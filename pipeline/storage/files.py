@@ -102,10 +102,20 @@ def is_dir(path: str) -> bool:
 
 def is_within(path: str, directory: str) -> bool:
     """Whether `path` is `directory` or lies below it."""
+    inner, outer = place(path), place(directory)
     if is_url(path) or is_url(directory):
-        return f"{path.rstrip('/')}/".startswith(f"{directory.rstrip('/')}/")
-    inner, outer = os.path.realpath(path), os.path.realpath(directory)
+        return f"{inner}/".startswith(f"{outer}/")
     return os.path.commonpath([inner, outer]) == outer
+
+
+def place(directory: str) -> str:
+    """A name that is equal for two paths of the same directory, from any working directory."""
+    return directory.rstrip("/") if is_url(directory) else os.path.realpath(directory)
+
+
+def is_same_place(directory: str, other: str) -> bool:
+    """Whether two paths lead to the same directory."""
+    return place(directory) == place(other)
 
 
 def is_volume_file(name: str) -> bool:
@@ -281,7 +291,11 @@ def _temporary(path: str) -> str:
 
 
 def swap_link(target: str, path: str) -> None:
-    """Makes a local `path` a symbolic link to `target`, in one step."""
+    """Makes a local `path` a symbolic link to `target`, in one step; the caller holds `path`."""
+    directory, name = os.path.split(path)
+    leftover = re.compile(re.escape(f"{_TEMPORARY}{name}-") + "[0-9a-f]{32}")
+    for existing in filter(leftover.fullmatch, os.listdir(directory or ".")):
+        os.remove(os.path.join(directory, existing))  # Of a process that was killed here.
     temporary = _temporary(path)
     os.symlink(target, temporary)
     os.replace(temporary, path)

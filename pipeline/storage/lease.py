@@ -33,7 +33,7 @@ def refusal(directory: str, who: str) -> StageError:
     """
     return StageError(
         f"{directory}: another process is writing here{who}; wait for it to end, or name another "
-        "directory"
+        "path"
     )
 
 

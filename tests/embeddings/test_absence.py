@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli.errors import StageError, UsageError
-from pipeline.datasets import index, reader
+from pipeline.datasets import index, placement, reader
 from pipeline.datasets.profile import duplicates, statistics, warnings
 from pipeline.datasets.profile import page as stats_page
 from pipeline.embeddings import absence, summary
@@ -70,7 +70,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def hashes(ids) -> np.ndarray:
-    return index.id_hashes(SEED, [i.encode() for i in ids])
+    return placement.id_hashes(SEED, [i.encode() for i in ids])
 
 
 def index_of(ids) -> bytes:
@@ -283,7 +283,7 @@ def found(top, what: absence.Wanted) -> dict[str, int]:
 def test_nothing_is_found_of_ids_that_only_resemble_others(others):
     search = absence.Search(str(others), wanted(IDS, map(sha, IDS)))
     assert list(search.findings()) == []
-    # All but barred.npy, and the columns of rows that name no records.
+    # All but barred-*.npy, and the columns of rows that name no records.
     assert search.num_files >= len(WRITERS) + len(SHOWN) + 1
     assert found(others, wanted(OTHERS)).keys() >= {*WRITERS, *sum(SHOWN.values(), [])} - {
         f"exports/dt=3/embeddings/{ROWS}.record_sha.npy"

@@ -72,6 +72,25 @@ def test_a_shard_without_rows_has_files_too(embedding_format, tmp_path):
     assert row_files.read(str(tmp_path), TASK, files).ids == []
 
 
+def test_no_flipped_bit_gives_other_keys(tmp_path):
+    expected, directory = random_rows(7), str(tmp_path)
+    settings = {"embedding_format": "parquet", "model_id": "m", **CLASSES}
+    files = row_files.write(directory, TASK, expected, **settings)
+    path = tmp_path / files[0]["name"]
+    data, num_damaged = path.read_bytes(), 0
+    for position in range(0, len(data), 5):
+        byte = data[position] ^ (1 << position % 8)
+        path.write_bytes(data[:position] + bytes([byte]) + data[position + 1 :])
+        try:
+            keys = row_files.read_keys(directory, TASK, files)
+        except StageError:
+            num_damaged += 1
+        else:
+            assert (keys.ids, keys.shas) == (expected.ids, expected.shas), position
+            np.testing.assert_array_equal(keys.labels, expected.labels)
+    assert num_damaged > 100
+
+
 @pytest.fixture(scope="module")
 def in_formats(data_dir, trained, tmp_path_factory):
     """The same export in each format."""

@@ -11,6 +11,7 @@ import pytest
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.embeddings import job
 from pipeline.stages import pointer
+from pipeline.stages.output_directory import Conflict
 from pipeline.storage import lock
 from tests.conftest import (
     die_at_file,
@@ -260,8 +261,10 @@ def test_a_rejected_export_is_finished_and_latest_refuses_it(
     calls.clear()
     with pytest.raises(StageError, match="was rejected by --require .elbo>0"):
         nights(data, model, number="01", require="elbo>0")
-    with pytest.raises(StageError, match="was rejected by --require"):
-        nights(data, model, number="01")
+    with pytest.raises(
+        Conflict, match="was rejected by --require.*the bounds of this command hold"
+    ):
+        nights(data, model, number="01", require="elbo<0")
     with pytest.raises(StageError, match="was rejected by --require.*stays where it is"):
         pointer.move(str(tmp_path / "nights" / "latest"), str(rejected), seen=None)
     # Its rows are taken over.
@@ -348,8 +351,14 @@ def test_a_damaged_shard_is_read_again_until_it_is_repaired(
     # The same result again: no directory is left, and latest stays.
     again = nights(data, model, **settings)
     assert (computed(again), sum(calls), again["directory"]) == (0, 0, manifest["directory"])
-    assert not (tmp_path / "nights" / "02").exists()
+    with pytest.raises(StageError, match="written<9"):  # Another bound leaves no directory either.
+        nights(data, model, require="written<9", **settings)
+    assert not list((tmp_path / "nights").glob("0[23]"))
+    # The same directory again: it stays as it is, and a repaired shard asks for a new one.
+    assert nights(data, model, number="01", **settings)["reused"]
     path.write_bytes(whole)
+    with pytest.raises(Conflict, match="1 quarantined records of .*00002-of-00004, which was rep"):
+        nights(data, model, number="01", **settings)
     manifest = nights(data, model, **settings)
     assert manifest["records"] == {"read": 51, "written": 51, "quarantined": 0}
     # The repaired record, and the few others on the contact sheet of its shard.
@@ -368,7 +377,43 @@ def test_damaged_output_is_computed_again(data_dir, nights, trained, tmp_path):
     manifest = nights(data_dir, model)
     assert 0 < computed(manifest) < 50
     assert not manifest["reused"] and latest(tmp_path) != first
+    assert changes_of(latest(tmp_path)) == {}  # The same rows again.
     assert outputs_of(latest(tmp_path)) == before
+
+
+@pytest.mark.parametrize("embedding_format", ["tfrecord", "npy"])
+def test_a_shard_without_records_fills_later(trained, nights, tmp_path, embedding_format):
+    folder, model = make_folder_set(tmp_path / "set", num_train=9, num_test=2), trained / "export"
+    settings = {"num_shards": 4, "embedding_format": embedding_format}
+    first = nights(f"folder:{folder}", model, **settings)
+    assert 0 in [shard["written"] for shard in first["shards"].values()]
+    make_folder_set(folder, num_train=9, num_test=40)
+    assert nights(f"folder:{folder}", model, **settings)["records"]["written"] == 40
+    changed = list(changes_of(latest(tmp_path)).values())
+    assert changed.count("added") == 38
+
+
+def test_changes_after_a_kill_are_against_the_export_that_was_taken_over(
+    grown, nights, trained, tmp_path, when_written
+):
+    data, model = grown(1), trained / "export"
+    nights(data, model)
+    grown(5)
+    nights(data, model)
+    grown(7)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    when_written("03/statistics.json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        nights(data, model)
+    # Meanwhile `latest` is moved back.
+    pointer_path, first = str(tmp_path / "nights" / "latest"), str(tmp_path / "nights" / "01")
+    pointer.move(pointer_path, first, seen=pointer.read(pointer_path))
+    manifest = nights(data, model, number="03")
+    assert manifest["directory"].endswith("03") and computed(manifest) == 7
+    assert list(changes_of(latest(tmp_path)).values()) == ["added"] * 12
 
 
 def test_rows_do_not_depend_on_how_many_are_reused(
@@ -410,7 +455,9 @@ def test_a_source_gives_the_bytes_of_its_shards(idx_dir, data_dir, trained, tmp_
         assert manifest["records"]["written"] == 50 + 28
 
 
-def test_of_a_changed_source_only_the_changes_are_computed(trained, nights, tmp_path, calls):
+def test_of_a_changed_source_only_the_changes_are_computed(
+    trained, nights, tmp_path, calls, capsys
+):
     folder = make_folder_set(tmp_path / "set", num_train=9, num_test=60)
     source, model = f"folder:{folder}", trained / "export"
     assert computed(nights(source, model)) == 60
@@ -427,6 +474,18 @@ def test_of_a_changed_source_only_the_changes_are_computed(trained, nights, tmp_
     assert_as_fresh(latest(tmp_path), source, model, tmp_path, max_quarantined="1")
     calls.clear()
     assert computed(nights(source, model, max_quarantined="1")) == 0 == sum(calls)
+    # Files of rows are damaged, and one shard changes: its rows are the only lines.
+    night = latest(tmp_path)
+    for path in (night / "embeddings").iterdir():
+        path.write_bytes(path.read_bytes()[:-9] + b"?" * 9)
+    paths[0].write_bytes(paths[2].read_bytes())
+    nights(source, model, max_quarantined="1")
+    changed = changes_of(latest(tmp_path))
+    assert 1 < len(changed) < 30 and set(changed.values()) == {"added"}
+    expected = (
+        f"export: warning: cannot read 1 of the changed shards of {night}; in changes.parquet"
+    )
+    assert expected in capsys.readouterr().err
 
 
 def test_a_source_that_changes_under_an_export_is_not_published(trained, tmp_path, when_written):
@@ -579,5 +638,10 @@ def test_outputs_inside_inputs_are_refused(data_dir, trained, tmp_path):
             make_embeddings(data, model, inside / "out")
         assert not (inside / "out").exists()
     make_embeddings(data_dir, model, tmp_path / "out")
+    (tmp_path / "latest").symlink_to("out")
+    with pytest.raises(
+        UsageError, match="lies in --latest, .*/out; name a directory outside of it"
+    ):
+        make_embeddings(data_dir, model, tmp_path / "out" / "more", latest=tmp_path / "latest")
     with pytest.raises(UsageError, match="is the directory to write; name another"):
         make_embeddings(data_dir, model, tmp_path / "out", reference=tmp_path / "out")

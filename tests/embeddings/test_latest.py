@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli.errors import StageError, UsageError
+from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer, retention
 from pipeline.storage import files, lock
 from tests.conftest import make_embeddings, outputs_of, run_command
@@ -62,11 +63,13 @@ def test_it_is_a_relative_link_that_moves_forth_and_back(two_exports, tmp_path):
         ("dt=3", 1, "was rejected by --require"),
         ("dt=4", 1, "no such directory"),
         ("shards", 1, "has no manifest.json"),
+        ("dt=2", 1, "a file is missing or damaged"),
     ],
 )
 def test_it_refuses_what_is_not_a_good_export(two_exports, tmp_path, to, status, message):
     shutil.copytree(two_exports, tmp_path / "tree")
     (tmp_path / "tree" / "shards").mkdir()
+    next((tmp_path / "tree" / "dt=2" / "embeddings").iterdir()).unlink()
     latest = tmp_path / "tree" / "latest"
     latest_command(latest, f"--to={tmp_path}/tree/dt=1")
     done = latest_command(latest, f"--to={tmp_path}/tree/{to}", check=False)
@@ -74,7 +77,34 @@ def test_it_refuses_what_is_not_a_good_export(two_exports, tmp_path, to, status,
     assert os.readlink(latest) == "dt=1"
 
 
-def test_what_is_no_pointer_is_refused(two_exports, tmp_path):
+@pytest.mark.parametrize(
+    "latest, to",
+    [
+        ("elsewhere/latest", "exports/dt=1"),  # `..` of a linked directory leads elsewhere.
+        ("exports/latest", "elsewhere/dt=1"),
+        ("exports/latest/", "exports/dt=1/"),
+        ("exports/latest", "exports/stable"),  # The pointer does not follow another one.
+    ],
+)
+def test_it_names_the_export_whatever_links_lead_there(two_exports, tmp_path, latest, to):
+    place, far = tmp_path / "exports", tmp_path / "deep" / "down" / "pointers"
+    shutil.copytree(two_exports, place)
+    shutil.copytree(two_exports / "dt=1", far / "dt=1")
+    (tmp_path / "elsewhere").symlink_to(far)
+    (place / "stable").symlink_to("dt=1")
+    expected = (tmp_path / to).resolve()
+    for _ in range(2):  # The second time, the pointer stays.
+        done = latest_command(f"{tmp_path}/{latest}", f"--to={tmp_path}/{to}")
+        assert done.stdout == f"{expected}\n"
+    (place / "stable").unlink()
+    assert (tmp_path / latest).resolve() == expected
+    # It is still read by the same name, and never removed.
+    done = latest_command(f"{tmp_path}/{latest}", "--keep=1", f"--of={expected.parent}")
+    assert done.stdout == f"{expected}\n"
+    check_export(str(expected))
+
+
+def test_what_is_no_pointer_is_refused(two_exports, data_dir, tmp_path):
     (tmp_path / "latest").mkdir()
     done = latest_command(tmp_path / "latest", check=False)
     assert done.returncode == 1 and "is no symbolic link" in done.stderr
@@ -82,23 +112,59 @@ def test_what_is_no_pointer_is_refused(two_exports, tmp_path):
     assert done.returncode == 1 and "no such pointer" in done.stderr
     for arguments in ([], ["a", "b"], [tmp_path / "l", "--keep=3"], [tmp_path / "l", "--keep=0"]):
         assert latest_command(*arguments, check=False).returncode == 2
+    # A link of the user to something else stays.
+    (tmp_path / "file").write_text("mine")
+    for number, target in enumerate((data_dir, tmp_path / "latest", tmp_path / "file")):
+        link = tmp_path / f"link{number}"
+        link.symlink_to(target)
+        with pytest.raises(StageError, match="which is no export; .* name another path"):
+            pointer.move(str(link), str(two_exports / "dt=1"), seen=pointer.read(str(link)))
+        assert link.readlink() == target
+    done = latest_command(tmp_path / "link0", f"--to={two_exports}/dt=1", check=False)
+    assert done.returncode == 1 and "which is no export" in done.stderr
+
+
+def test_a_pointer_that_cannot_name_the_directory_is_refused_first(two_exports, tmp_path):
+    first, linked = str(two_exports / "dt=1"), tmp_path / "linked"
+    linked.symlink_to(two_exports)
     with pytest.raises(UsageError, match="expected a URL if the directory is a URL"):
-        pointer.check("gs://bucket/latest", str(two_exports / "dt=1"))
+        pointer.check("gs://bucket/latest", first)
     with pytest.raises(UsageError, match="lies in the directory that it shall name"):
-        pointer.check(str(two_exports / "dt=1" / "latest"), str(two_exports / "dt=1"))
-    with pytest.raises(UsageError, match="--overwrite: .* names .*; export into a new directory"):
-        _overwrite_latest(two_exports, tmp_path)
+        pointer.check(f"{first}/latest", first)
+    for latest, directory in (
+        (first, first),
+        (f"{first}/", f"{linked}/dt=1"),
+        (first, f"{linked}/dt=1/more"),
+        ("gs://bucket/latest", "gs://bucket/latest/"),
+    ):
+        with pytest.raises(UsageError, match="is this path or lies below it; name another path"):
+            pointer.check(latest, directory)
+    pointer.check(f"{linked}/latest", first)
 
 
-def _overwrite_latest(two_exports, tmp_path) -> None:
+@pytest.mark.parametrize("more", [[], ["--reuse_from=dt=2"]])
+def test_the_published_export_is_not_overwritten(two_exports, tmp_path, more):
     shutil.copytree(two_exports / "dt=1", tmp_path / "dt=1")
     latest_command(tmp_path / "newest", f"--to={tmp_path}/dt=1")
     before = outputs_of(tmp_path / "dt=1")
-    made_from = json.loads((tmp_path / "dt=1" / "manifest.json").read_text())
-    flags = [f"--latest={tmp_path}/newest", f"--output_dir={tmp_path}/dt=1", "--overwrite"]
+    flags = [f"--latest={tmp_path}/newest", f"--output_dir={tmp_path}/dt=1", "--overwrite", *more]
     done = run_command("pipeline.export", "--model_dir=/m", "--data_dir=/d", *flags, check=False)
-    assert made_from and done.returncode == 2 and outputs_of(tmp_path / "dt=1") == before
-    raise UsageError(done.stderr.strip())
+    assert done.returncode == 2 and outputs_of(tmp_path / "dt=1") == before
+    assert f"--overwrite: --latest={tmp_path}/newest names {tmp_path}/dt=1, and its" in done.stderr
+
+
+def test_it_leaves_an_export_that_is_damaged_or_gone(two_exports, place):
+    copies(two_exports, place, ["dt=1", "dt=2"])
+    latest = str(place / "latest")
+    pointer.move(latest, str(place / "dt=1"), seen=None)
+    (place / "dt=1" / "manifest.json").write_text("{}")
+    assert pointer.read(latest) == (str(place / "dt=1"), "")
+    assert latest_command(latest, f"--to={place}/dt=2").stdout == f"{place}/dt=2\n"
+    shutil.rmtree(place / "dt=2")
+    seen = pointer.read(latest)
+    assert seen == (str(place / "dt=2"), "")
+    copies(two_exports, place, ["dt=2"])  # The same directory is exported again.
+    assert not pointer.move(latest, str(place / "dt=2"), seen=seen)
 
 
 def test_it_moves_only_from_where_the_job_saw_it(two_exports, place):
@@ -115,20 +181,16 @@ def test_it_moves_only_from_where_the_job_saw_it(two_exports, place):
     assert pathlib.Path(latest).resolve() == second
 
 
-def test_an_interrupted_move_leaves_the_old_pointer(two_exports, place, monkeypatch):
+def test_a_killed_move_leaves_the_old_pointer(two_exports, place):
     latest = str(place / "latest")
     pointer.move(latest, str(two_exports / "dt=1"), seen=None)
-    for function in ("symlink", "replace"):
-        with monkeypatch.context() as patched:
-
-            def kill(*_):
-                raise KeyboardInterrupt
-
-            patched.setattr(os, function, kill)
-            with pytest.raises(KeyboardInterrupt):
-                pointer.move(latest, str(two_exports / "dt=2"), seen=pointer.read(latest))
-        assert pathlib.Path(latest).resolve() == two_exports / "dt=1"
+    arguments = ["pipeline.latest", latest, f"--to={two_exports}/dt=2"]
+    run_command("tests.faults.die_at_rename", 1, *arguments, check=False)
+    assert pathlib.Path(latest).resolve() == two_exports / "dt=1"
+    assert list(place.glob(".writing-latest-*"))
+    (place / ".writing-latest-2-0").touch()  # Of another pointer, latest-2.
     assert pointer.move(latest, str(two_exports / "dt=2"), seen=pointer.read(latest))
+    assert {path.name for path in place.glob(".w*")} == {".writing-latest-2-0"}
 
 
 def copies(two_exports, place, names) -> None:
@@ -146,8 +208,6 @@ def test_old_exports_go_and_what_is_used_stays(two_exports, place):
     for name, reuses in (("dt=2026-11-03", ""), ("dt=2026-11-10", str(place / "dt=2026-11-01"))):
         (place / name / ".progress").mkdir(parents=True)
         (place / name / "manifest.json").unlink(missing_ok=True)
-        from pipeline.stages import manifest as manifest_lib
-
         job = {"stage": "export", "made_from": {}, "names": [], "reuses": reuses}
         job_file = place / name / ".progress" / "job.json"
         job_file.write_bytes(manifest_lib.sealed_json(job))
@@ -171,24 +231,112 @@ def test_old_exports_go_and_what_is_used_stays(two_exports, place):
     ]
 
 
-def test_a_killed_removal_is_begun_again(two_exports, place, monkeypatch):
-    copies(two_exports, place, ["dt=1", "dt=2", "dt=3"])
+def test_what_comes_to_be_used_during_a_removal_stays(two_exports, place):
+    copies(two_exports, place, [f"dt={number}" for number in range(1, 6)])
+    unfinished = place / "dt=4"
+    manifest = (unfinished / "manifest.json").rename(place / "manifest")
+    (unfinished / ".progress").mkdir()
+    job = {"stage": "export", "made_from": {}, "names": []}
+    (unfinished / ".progress" / "job.json").write_bytes(manifest_lib.sealed_json(job))
     latest = str(place / "latest")
+    pointer.move(latest, str(place / "dt=5"), seen=None)
+    removal = retention.remove_old(str(place), latest, keep=1)
+    assert next(removal) == str(place / "dt=1")
+    pointer.move(latest, str(place / "dt=2"), seen=pointer.read(latest))
+    manifest.rename(unfinished / "manifest.json")
+    assert list(removal) == [str(place / "dt=3")]
+    check_export(str(place / "dt=2"))
+    check_export(str(unfinished))
+
+
+def test_what_a_running_job_takes_rows_from_stays(
+    data_dir, two_exports, trained, place, tmp_path, monkeypatch, when_written
+):
+    copies(two_exports, place, ["dt=1", "dt=2", "dt=3"])
+    latest, removed = str(place / "latest"), []
     pointer.move(latest, str(place / "dt=3"), seen=None)
-    remove, number = files.remove, iter(range(100))
 
-    def dying(path):
-        if next(number) == 3:
-            raise KeyboardInterrupt
-        remove(path)
+    def remove_from_elsewhere() -> None:
+        with monkeypatch.context() as patched:
+            patched.chdir(tmp_path)
+            removed.extend(retention.remove_old(str(place), latest, keep=1))
 
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "remove", dying)
-        with pytest.raises(KeyboardInterrupt):
-            list(retention.remove_old(str(place), latest, keep=1))
-    assert (place / "dt=1" / "manifest.json").exists()
-    assert len(list(retention.remove_old(str(place), latest, keep=1))) == 2
-    assert [path.name for path in place.glob("dt=*")] == ["dt=3"]
+    when_written("blobs-test.tfrecord", remove_from_elsewhere)  # A marker.
+    monkeypatch.chdir(place)
+    make_embeddings(data_dir, trained / "export", place / "dt=4", reuse_from="dt=1")
+    assert removed == [str(place / "dt=2")]
+
+
+def test_whatever_a_pointer_names_stays(two_exports, place, capsys):
+    copies(two_exports, place, [f"dt={number}" for number in range(1, 6)])
+    latest = str(place / "latest")
+    pointer.move(latest, str(place / "dt=5"), seen=None)
+    (place / "stable").symlink_to("dt=1")
+    (place / "rows").symlink_to(place / "dt=2" / "embeddings")
+    (place / "dt=0").mkdir()
+    (place / "dt=0" / "manifest.json").write_text('{"name": "a web site"}')
+    removed = list(retention.remove_old(str(place), latest, keep=1))
+    assert removed == [str(place / "dt=3"), str(place / "dt=4")]
+    assert (
+        f"latest: {place}/dt=0 stays: {place}/dt=0/manifest.json: not as" in capsys.readouterr().err
+    )
+    assert (place / "dt=0" / "manifest.json").exists()
+    done = latest_command(latest, "--keep=1", "--of=nope", check=False)
+    assert done.returncode == 1 and "--of=nope: no such directory; expected" in done.stderr
+
+
+def test_rejected_exports_push_out_no_good_one(two_exports, place):
+    copies(two_exports, place, ["dt=1", "dt=2"])
+    latest = str(place / "latest")
+    pointer.move(latest, str(place / "dt=2"), seen=None)
+    for name in ("dt=3", "dt=4"):
+        shutil.copytree(two_exports / "dt=3", place / name)
+    assert not list(retention.remove_old(str(place), latest, keep=2))
+    copies(two_exports, place, ["dt=5"])
+    removed = list(retention.remove_old(str(place), latest, keep=2))
+    assert [pathlib.Path(path).name for path in removed] == ["dt=1", "dt=3", "dt=4"]
+
+
+def check_removal_is_begun_again(root: str, latest: str) -> None:
+    """Checks that dt=1 looks like no export, and that the next removal finishes it."""
+    with pytest.raises(StageError, match="no such directory|has no manifest.json"):
+        pointer.move(latest, f"{root}/dt=1", seen=pointer.read(latest))
+    list(retention.remove_old(root, latest, keep=1))
+    assert [name for name in files.list_names(root) if "latest" not in name] == ["dt=2"]
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+def test_a_killed_removal_leaves_no_half_export_and_is_begun_again(two_exports, place, number):
+    copies(two_exports, place, ["dt=1", "dt=2"])
+    latest = str(place / "latest")
+    pointer.move(latest, str(place / "dt=2"), seen=None)
+    arguments = ["pipeline.latest", latest, "--keep=1", f"--of={place}"]
+    run_command("tests.faults.die_at_removal", number, *arguments, check=False)
+    assert len(list(place.glob(".removing-dt=1-*"))) == 1
+    check_removal_is_begun_again(str(place), latest)
+
+
+# Killed before these are removed: 1 the manifest, 2 the lease of `latest`, 3 a file, 5 a directory.
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3, 5))]
+)
+def test_so_it_is_on_a_store(object_store, two_exports, number):
+    del object_store
+    root = f"gs://{BUCKET}/removal-{number}"
+    latest, first = f"{root}/latest", f"{root}/dt=1"
+    for path in two_exports.glob("dt=[12]/**/*"):
+        if path.is_file() and path.name != ".lock":
+            files.write_bytes(f"{root}/{path.relative_to(two_exports)}", path.read_bytes())
+    pointer.move(latest, f"{root}/dt=2", seen=None)
+    if number:
+        arguments = ["pipeline.latest", latest, "--keep=1", f"--of={root}"]
+        run_command("tests.faults.die_at_removal", number, *arguments, check=False)
+    else:
+        retention._set_aside(first, manifest_lib.manifest_of(first))
+    if number == 1:
+        check_export(first)
+        files.remove(f"{first}/manifest.json")
+    check_removal_is_begun_again(root, latest)
 
 
 def check_export(directory: str) -> str:
@@ -250,7 +398,7 @@ def test_a_reader_finds_one_whole_export_in_every_round(
     latest, models = files.join(place, "latest"), (trained / "export", other_model)
     settings = {"latest": latest, "images": "none"}
     make_embeddings(grown(1), models[0], files.join(place, "dt=00"), **settings)
-    expected = set()
+    expected = {check_export(pointer.resolve(latest))}
     with Reader(latest) as reader:
         for night in range(1, num_nights + 1):
             out = files.join(place, f"dt={night:02d}")
@@ -259,8 +407,8 @@ def test_a_reader_finds_one_whole_export_in_every_round(
             list(retention.remove_old(place, latest, keep=3))
     print(f"{reader.rounds} rounds, {len(reader.gaps)} gaps, {len(reader.exports)} exports seen")
     assert not reader.gaps and reader.rounds > num_nights
-    assert reader.exports <= expected | {check_export(pointer.resolve(latest))} | reader.exports
-    assert len(expected) == num_nights
+    assert reader.exports <= expected
+    assert len(expected) == num_nights + 1
 
 
 @pytest.mark.parametrize(
@@ -303,10 +451,14 @@ def test_on_a_store_it_is_one_object(object_store, data_dir, trained, two_export
     assert check_export(f"{place}/dt=2") == content["export_id"]
     latest_command(latest, f"--to={place}/dt=2")
     assert pointer.resolve(latest) == f"{place}/dt=2"
-    assert [path.rpartition("/")[2] for path in retention.remove_old(place, latest, keep=1)] == [
-        "dt=1"
-    ]
-    assert files.list_names(place) == ["dt=2", "latest.json"]
+    # Whatever another pointer names stays, and another object is no pointer.
+    pointer.move(f"{place}/stable/", f"{place}/dt=1/", seen=None)
+    files.write_bytes(f"{place}/other.json", b"[]")
+    assert not list(retention.remove_old(place, latest, keep=1))
+    pointer.move(f"{place}/stable", latest, seen=pointer.read(f"{place}/stable"))
+    assert json.loads(files.read_bytes(f"{place}/stable.json"))["path"] == f"{place}/dt=2"
+    assert list(retention.remove_old(place, latest, keep=1)) == [f"{place}/dt=1"]
+    assert files.list_names(place) == ["dt=2", "latest.json", "other.json", "stable.json"]
     files.write_bytes(f"{latest}.json", b"{}")
     with pytest.raises(StageError, match="is no pointer"):
         pointer.read(latest)

@@ -27,6 +27,15 @@ _INTERRUPTED = 75
 _MEANINGS = {2: "bad usage or configuration", 3: "the gate rejected the export"}
 
 
+def _date(context):
+    """The night's own date, also for a try after midnight.
+
+    A run that was started without a logical date has the date after which it may run.
+    """
+    run = context["dag_run"]
+    return (run.logical_date or run.run_after).strftime("%Y-%m-%d")
+
+
 class Stage(BaseOperator):
     """Runs a stage of nightly.sh and acts on its exit status."""
 
@@ -41,8 +50,7 @@ class Stage(BaseOperator):
           AirflowException: the stage was interrupted; Airflow tries again.
           AirflowFailException: the stage failed; a retry would fail again.
         """
-        # The night's own date, also for a try after midnight.
-        environment = {**os.environ, **_ENVIRONMENT, "DATE": context["ds"]}
+        environment = {**os.environ, **_ENVIRONMENT, "DATE": _date(context)}
         status = self._hook.run_command([_SCRIPT, self.task_id], env=environment).exit_code
         if status == _INTERRUPTED:
             raise AirflowException(f"{self.task_id} was interrupted, or another night is running")

@@ -13,7 +13,7 @@
 #   LATEST=/data/embeddings/latest    names the newest export that the gate let through; by default
 #                                 in EXPORTS_DIR
 #   DATE=2026-11-25               the night, also for a try after midnight; by default today
-#   KEEP=7                        how many finished exports stay
+#   KEEP=7                        how many good exports stay
 #   REQUIRE='elbo>-110'           the gate, as in export --require; optional
 #   PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
@@ -177,8 +177,9 @@ preprocess() {
 }
 
 embed() {
-  # A night may have an export already, made of other data or by another model, or begun of these;
-  # status 4 says so. The next one gets a number.
+  # A night may have an export already: of other data or by another model, finished or begun; of a
+  # shard that was repaired since; or rejected by a bound that REQUIRE no longer has. Status 4 says
+  # so. The next one gets a number.
   for suffix in '' .2 .3 .4 .5 .6 .7 .8 .9; do
     # shellcheck disable=SC2086 # Flags, separated by spaces.
     run_stage export --data_dir="$DATA_DIR" --model_dir="$MODEL_DIR" \
@@ -188,7 +189,8 @@ embed() {
     [ "$status" -eq 4 ] || break
   done
   if [ "$status" -eq 3 ]; then
-    say "the gate rejected the export; $latest stays where it is"
+    say "the gate rejected the export; $latest stays where it is; to judge it by another REQUIRE, \
+start this night again with DATE=$date"
     exit 3
   fi
   expect_0

@@ -74,7 +74,7 @@ def reader_of(file: File) -> Reader | None:
     is_marker = folder == tasks.DIRECTORY and name.endswith(".json") and name != tasks.JOB
     if is_marker or name == summary.FILE:
         return _read_json
-    if f"{folder}/{name}" == index.BARRED or name == "metrics.jsonl":
+    if index.is_barred(f"{folder}/{name}") or name == "metrics.jsonl":
         return None
     return next((reader for suffix, reader in _BY_SUFFIX.items() if name.endswith(suffix)), None)
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from pipeline.cli.errors import UsageError
-from pipeline.datasets import index
+from pipeline.datasets import index, placement
 from pipeline.formats import webdataset
 from pipeline.storage import files
 
@@ -54,7 +54,7 @@ class Wanted:
             return []
         if seed not in self._hashes:
             ids = sorted(self.ids)
-            keys = index.id_hashes(seed, [record_id.encode() for record_id in ids])
+            keys = placement.id_hashes(seed, [record_id.encode() for record_id in ids])
             order = np.lexsort((keys[:, 1], keys[:, 0]))
             self._hashes[seed] = keys[order], [ids[i] for i in order.tolist()]
         ordered, ids = self._hashes[seed]

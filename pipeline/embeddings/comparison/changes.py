@@ -1,8 +1,8 @@
 """changes.parquet: how the rows of an export differ from those of the export it took over.
 
 A consumer that keeps rows elsewhere, such as a vector store, applies this file each night. Shards
-whose files are links of the earlier export hold no change, and are not read. The others are
-compared by hashes of split and id, so that memory grows with 48 bytes a row.
+with the same files as in the earlier export hold no change, and are not read. The others are
+read once and compared by hashes, so that memory grows with a row's id and 48 bytes.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ def write(directory: str, new: Side, old: Side, *, is_same_model: bool) -> dict[
 
     Args:
       directory: the new export's.
-      new: its shards that are not linked.
-      old: the shards of the old export that are not linked.
+      new: its shards whose files differ.
+      old: the shards of the old export whose files differ.
       is_same_model: whether equal records have equal rows in both.
 
     Returns:
@@ -49,45 +49,31 @@ def write(directory: str, new: Side, old: Side, *, is_same_model: bool) -> dict[
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    readable = {task for task in old.entries if _is_readable(old, task)}
-    unreadable = sorted(old.entries.keys() - readable)
-    old = old._replace(
-        entries={task: old.entries[task] for task in old.entries if task in readable}
-    )
-    new_keys, new_rows = _hashes(new)
-    old_keys, old_rows = _hashes(old)
-    origins = _places_in(old_keys, new_keys)
+    new_rows, old_rows = _read(new, may_be_damaged=False), _read(old, may_be_damaged=True)
+    origins = _places_in(old_rows.keys, new_rows.keys)
     is_added = origins < 0
     is_changed = ~is_added
     if is_same_model:
-        is_changed &= (new_rows != old_rows[origins]).any(axis=1) if len(old_rows) else False
-    is_removed = _places_in(new_keys, old_keys) < 0
+        is_changed &= ~_equal(new_rows.records, old_rows.records, origins)
+    is_removed = _places_in(new_rows.keys, old_rows.keys) < 0
     schema = pa.schema([(name, pa.string()) for name in ("id", "split", "change", "file")])
     sides = (
-        (new, np.where(is_added, "added", np.where(is_changed, "changed", ""))),
-        (old, np.where(is_removed, "removed", "")),
+        (new, new_rows, np.where(is_added, "added", np.where(is_changed, "changed", ""))),
+        (old, old_rows, np.where(is_removed, "removed", "")),
     )
     with manifest_lib.writing(directory, FILE) as file:
         with pq.ParquetWriter(
             pa.PythonFile(_Sink(file), "w"), schema, write_page_checksum=True
         ) as writer:
-            for side, kinds in sides:
-                for batch in _lines(side, kinds):
+            for side, rows, kinds in sides:
+                for batch in _lines(side, rows, kinds):
                     writer.write_table(pa.table(batch, schema))
     counts = {"added": is_added, "changed": is_changed, "removed": is_removed}
     return {
         "entry": file.entry(),
         **{name: int(mask.sum()) for name, mask in counts.items()},
-        "unreadable": unreadable,
+        "unreadable": old_rows.unreadable,
     }
-
-
-def _is_readable(side: Side, task: str) -> bool:
-    try:
-        row_files.read_keys(side.directory, task, side.entries[task])
-    except StageError:
-        return False
-    return True
 
 
 class _Sink:
@@ -99,23 +85,38 @@ class _Sink:
         self.write, self.flush = file.write, file.flush
 
 
-def _keys_of_rows(side: Side) -> Iterator[tuple[str, row_files.Keys]]:
-    for task, entries in side.entries.items():
-        yield task, row_files.read_keys(side.directory, task, entries)
+class _Rows(NamedTuple):
+    """The n rows of a side, shard by shard."""
+
+    ids: dict[str, Any]  # Task -> Arrow's array of its ids.
+    keys: np.ndarray  # uint64 (n, 2): hashes of split and id
+    records: np.ndarray  # uint64 (n, 4): hashes of record and class
+    unreadable: list[str]  # Tasks whose files are damaged or missing.
 
 
-def _hashes(side: Side) -> tuple[np.ndarray, np.ndarray]:
-    """uint64 (n, 2) hashes of split and id, and (n, 4) of record and class, of all rows."""
+def _read(side: Side, *, may_be_damaged: bool) -> _Rows:
+    import pyarrow as pa
+
     names = dict(enumerate(side.class_names))
-    keys, records = [], []
-    for task, rows in _keys_of_rows(side):
+    ids, keys, records, unreadable = {}, [], [], []
+    for task, entries in side.entries.items():
+        try:
+            rows = row_files.read_keys(side.directory, task, entries)
+        except StageError:
+            if not may_be_damaged:
+                raise
+            unreadable.append(task)
+            continue
         split = side.splits[task].encode()
+        ids[task] = pa.array(rows.ids, pa.string())
         keys += [_hash(split + b"\0" + record_id.encode()) for record_id in rows.ids]
         for sha, label in zip(rows.shas, rows.labels.tolist(), strict=True):
             records.append(bytes.fromhex(sha)[:16] + _hash(names.get(label, "\0").encode()))
-    return (
+    return _Rows(
+        ids,
         np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2),
         np.frombuffer(b"".join(records), np.uint64).reshape(-1, 4),
+        sorted(unreadable),
     )
 
 
@@ -137,18 +138,26 @@ def _places_in(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return places
 
 
-def _lines(side: Side, kinds: np.ndarray) -> Iterator[dict[str, list[str]]]:
+def _equal(records: np.ndarray, others: np.ndarray, origins: np.ndarray) -> np.ndarray:
+    """Whether each record equals the one at its origin: bool (n,); False without an origin."""
+    is_same = np.zeros(len(records), bool)
+    has_origin = origins >= 0
+    is_same[has_origin] = (records[has_origin] == others[origins[has_origin]]).all(axis=1)
+    return is_same
+
+
+def _lines(side: Side, rows: _Rows, kinds: np.ndarray) -> Iterator[dict[str, Any]]:
     """The lines of each shard's rows that have a kind of change."""
     first = 0
-    for task, rows in _keys_of_rows(side):
-        shard_kinds = kinds[first : first + len(rows.ids)]
-        first += len(rows.ids)
-        positions = np.flatnonzero(shard_kinds != "").tolist()
-        if positions:
-            name = side.entries[task][0]["name"]
+    for task, ids in rows.ids.items():
+        shard_kinds = kinds[first : first + len(ids)]
+        first += len(ids)
+        positions = np.flatnonzero(shard_kinds != "")
+        if len(positions):
+            name = row_files.entry_of_ids(task, side.entries[task])["name"]
             yield {
-                "id": [rows.ids[i] for i in positions],
+                "id": ids.take(positions),
                 "split": [side.splits[task]] * len(positions),
-                "change": [str(shard_kinds[i]) for i in positions],
+                "change": shard_kinds[positions].tolist(),
                 "file": [name] * len(positions),
             }
