@@ -74,9 +74,9 @@ def hashes(ids) -> np.ndarray:
 
 
 def index_of(ids) -> bytes:
-    builder = index.Builder(SEED)
-    images = np.stack([IMAGE.reshape(-1)] * len(ids))
-    builder.add([i.encode() for i in ids], images, np.zeros(len(ids), np.int64), [1] * len(ids))
+    builder = index.Builder()
+    images = [IMAGE.tobytes()] * len(ids)
+    builder.add(hashes(ids), images, np.zeros(len(ids), np.int64), [1] * len(ids))
     return builder.index().to_bytes()
 
 
