@@ -186,6 +186,8 @@ WRITERS = {
     f"cache/{CACHED[::-1]}": functools.partial(shard, name=""),
     f"set/index/{ROWS}.npy": index_of,
     f"set/.progress/{ROWS}.npy": index_of,
+    f"set/index/.writing-{ROWS}.npy-{'0' * 32}": index_of,
+    f"cache/.writing-{CACHED}-{'0' * 32}": functools.partial(shard, name=""),
     "set/index/source-0.ids.npy": lambda ids: npy(hashes(ids)),
     "set/index/source-0.memory": memory_of,
     "set/index/source-0.gone.txt": lambda ids: "".join(f"{i}\n" for i in ids).encode(),
@@ -259,7 +261,9 @@ def others(data_dir, tmp_path_factory):
             (top / picture).parent.mkdir(parents=True, exist_ok=True)
             if picture.endswith(".png"):
                 (top / picture).write_bytes(b"pixels")
-    (top / "set" / index.BARRED).write_bytes(npy(np.sort(hashes(IDS), axis=0)))
+    (top / "set" / index.barred_name(1)).write_bytes(npy(np.sort(hashes(IDS), axis=0)))
+    # The report names no record with a large loss.
+    (top / "exports" / "dt=1" / "plots" / "largest_losses.png").write_bytes(b"pixels")
     (top / "exports" / "latest").symlink_to("dt=1")
     return top
 
@@ -325,12 +329,33 @@ def test_damaged_files_may_hold_them(tree):
     for name in names:
         data = (tree / name).read_bytes()
         # Arrays have no checksums.
-        end = b"" if name.endswith(".npy") else b"\xff{" + data[42:]
+        end = b"" if ".npy" in name else b"\xff{" + data[42:]
         (tree / name).write_bytes(data[:40] + end)
     findings = list(absence.find(str(tree), wanted(["none"])))
     assert all("cannot be read, so it may hold them (" in str(finding) for finding in findings)
     sheets = {f"exports/dt={number}/{SHEET}" for number in (1, 2, 3)}
     assert {f.path.removeprefix(f"{tree}/") for f in findings} == names | sheets
+
+
+def test_a_damaged_page_of_rows_may_hold_them(tmp_path):
+    path = tmp_path / "changes.parquet"
+    table = pa.table({"id": ["one", "two"]})
+    pq.write_table(table, path, compression="none", write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"one", b"won"))
+    [finding] = absence.find(str(tmp_path), wanted(["one"]))
+    assert "cannot be read, so it may hold them (" in str(finding)
+
+
+def test_an_archive_that_was_not_finished(tmp_path):
+    path, data = tmp_path / "images.tar", archive_of(IDS)
+    # Each record has three members of two blocks, and a long name takes more.
+    path.write_bytes(data[: 4 * 512])
+    assert found(tmp_path, wanted(IDS[:1])) == {"images.tar": 1}
+    damaged = bytearray(data)
+    damaged[4 * 512 + 20] ^= 1
+    path.write_bytes(damaged)
+    [finding] = absence.find(str(tmp_path), wanted(IDS[-1:]))
+    assert "so it may hold them (what follows byte 2048 is no archive)" in str(finding)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -351,7 +376,7 @@ def test_hashes_need_the_seed_of_a_manifest_or_a_job(tree):
     put(tree, f"set/index/{ROWS}.npy", IDS)
     (tree / "set" / "manifest.json").unlink()
     findings = list(absence.find(str(tree), wanted(IDS)))
-    assert len(findings) == 3 and all("tells the seed" in f.what for f in findings)
+    assert len(findings) == 4 and all("tells the seed" in f.what for f in findings)
     (tree / "set" / ".progress" / "job.json").write_bytes(manifest_lib.sealed_json(job))
     assert found(tree, wanted(IDS)) == {f"set/index/{ROWS}.npy": len(IDS)}
 
