@@ -158,6 +158,7 @@ class Dataset:
             data = cache.read_file(manifest_lib.read_file, self.directory, entry, self._cache_dir)
             is_intact = True
         except StageError:
+            self._refuse_outdated(entry)
             if self.on_corrupt == "fail":
                 raise
             try:
@@ -186,6 +187,16 @@ class Dataset:
         if num_good > expected:
             raise StageError(
                 f"{path}: holds {num_good} records, expected {expected}; create the data set again"
+            )
+
+    def _refuse_outdated(self, entry: Mapping[str, Any]) -> None:
+        """Raises a StageError if the manifest, read again, does not name a shard any more."""
+        manifest = manifest_lib.read_manifest(self.directory, "preprocess", "--data_dir")
+        if all(entry["name"] != current["name"] for current in manifest["files"]):
+            raise StageError(
+                f"{files.join(self.directory, entry['name'])}: records were removed or replaced "
+                f"since this job has read the manifest: the data set is {manifest['dataset_id']} "
+                f"now, and was {self.dataset_id}; run the same command again"
             )
 
     def digest(self, entry: Mapping[str, Any]) -> str:

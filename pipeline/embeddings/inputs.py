@@ -129,6 +129,8 @@ class Input(Protocol):
     directory: str  # The directory with the images; "" if the source is not a directory.
     sizes: dict[str, int]  # Names of the shards, in order -> approximate number of records.
     splits: dict[str, str]  # Name of a shard -> its split.
+    # Name of a shard -> names of the shards that it has taken the place of, without some records.
+    earlier_names: Mapping[str, Sequence[str]]
     settings: dict[str, Any]  # Fixed for an output directory until it is overwritten.
     identity: dict[str, Any]  # May change from one run to the next.
     notes: Sequence[str]  # What is read, a line each.
@@ -167,6 +169,9 @@ class ShardsInput:
         self.image_shape, self.class_names = dataset.image_shape, dataset.manifest["class_names"]
         self.sizes = {name: entry["num_examples"] for name, entry in self._entries.items()}
         self.splits = {name: entry["split"] for name, entry in self._entries.items()}
+        self.earlier_names = {
+            n: e["instead_of"] for n, e in self._entries.items() if "instead_of" in e
+        }
         self.settings = {
             "from": "shards",
             "name": dataset.manifest["name"],
@@ -269,6 +274,7 @@ class SourceInput:
             for split, number in self._layout.keys()
         }
         self.splits = {self._layout.shard_name(*key): key[0] for key in self._layout.keys()}
+        self.earlier_names = {}
         source_settings = create_set.source_identity(source_spec, source)
         fingerprint = source_settings.pop("fingerprint")
         self.identity = {"fingerprint": fingerprint, "num_shards": num_shards}

@@ -191,8 +191,9 @@ class EmbedShard(beam.DoFn):
     def _previous_shard(self, task: str) -> shard.PreviousShard:
         """The rows and the contact sheet of a shard in the previous export of the same model."""
         previous, nothing = self._previous, shard.PreviousShard(None, None, {})
-        previous_shard = previous.shards.get(task)
-        if not previous_shard or previous.model_id != self._model_manifest["model_id"]:
+        names = [task, *self._input.earlier_names.get(task, ())]
+        task = next((name for name in names if name in previous.shards), "")
+        if not task or previous.model_id != self._model_manifest["model_id"]:
             return nothing
         same = ("fields", "z_seed")
         settings = manifest_lib.through_json(self._settings._asdict())
@@ -205,7 +206,7 @@ class EmbedShard(beam.DoFn):
             sheet = manifest_lib.read_file(previous.directory, sheets[0]) if sheets else None
         except StageError:
             return nothing  # Damaged: the rows are computed again.
-        return shard.PreviousShard(previous_rows, sheet, previous_shard["kinds"])
+        return shard.PreviousShard(previous_rows, sheet, previous.shards[task]["kinds"])
 
     def _model(self) -> PublishedModel:
         """The model, loaded once in a process and shared by its threads."""

@@ -20,6 +20,7 @@ class FileEntry(_File, total=False):
 
     num_examples: int  # of a shard, and of a file of rows
     split: str  # of a shard
+    instead_of: list[str]  # of a shard that was written again: its names before
     of_split: str  # of a file that describes one split
     num_quarantined: int  # of a list of quarantined records
 

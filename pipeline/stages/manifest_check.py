@@ -109,7 +109,13 @@ _FILE = {"name": _NAME, "bytes": _COUNT, "sha256": _hex(64)}
 _FILES = _list(
     _object(
         _FILE,
-        {"num_examples": _COUNT, "num_quarantined": _COUNT, "split": _WORD, "of_split": _WORD},
+        {
+            "num_examples": _COUNT,
+            "num_quarantined": _COUNT,
+            "split": _WORD,
+            "of_split": _WORD,
+            "instead_of": _list(_NAME),
+        },
     )
 )
 _METRICS = _each(_is("a number or text", lambda v: isinstance(v, str) or _is_number(v)))

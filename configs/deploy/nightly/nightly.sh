@@ -156,7 +156,8 @@ preprocess() {
   set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${PREPROCESS_FLAGS:-}
   look_for_set
   case $status in
-  0) set -- "$@" --append ;;
+  # A record that comes again with another image stays as it is, with a warning, and new ones get in.
+  0) set -- --on_changed=keep "$@" --append ;;
   4) ;; # The first night creates the data set, or resumes creating it.
   143)
     say "preprocess was interrupted before it began; run the same command to resume"

@@ -160,6 +160,7 @@ class RewriteShard(beam.DoFn):
                 **file.entry(),
                 "num_examples": num_examples,
                 "split": rewrite.shard["split"],
+                "instead_of": [*rewrite.shard.get("instead_of", ()), rewrite.shard["name"]],
             }
             index_entry = description.write_index(directory, rewrite.new_name)
             return {
