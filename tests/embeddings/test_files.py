@@ -89,6 +89,14 @@ def test_no_flipped_bit_gives_other_keys(tmp_path):
             assert (keys.ids, keys.shas) == (expected.ids, expected.shas), position
             np.testing.assert_array_equal(keys.labels, expected.labels)
     assert num_damaged > 100
+    # Nor does a file that another program wrote.
+    odd = expected._replace(shas=["z" * 64, *expected.shas[1:]])
+    entries = row_files.write(directory, TASK, odd, **settings)
+    fewer = [{**entry, "num_examples": 6} for entry in files]
+    for wrong, written in ((entries, odd), (fewer, expected)):
+        row_files.write(directory, TASK, written, **settings)
+        with pytest.raises(StageError, match="the number of rows or a record_sha is wrong"):
+            row_files.read_keys(directory, TASK, wrong)
 
 
 @pytest.fixture(scope="module")

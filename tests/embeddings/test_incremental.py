@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.embeddings import job
+from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer
 from pipeline.stages.output_directory import Conflict
 from pipeline.storage import lock
@@ -379,6 +380,15 @@ def test_damaged_output_is_computed_again(data_dir, nights, trained, tmp_path):
     assert not manifest["reused"] and latest(tmp_path) != first
     assert changes_of(latest(tmp_path)) == {}  # The same rows again.
     assert outputs_of(latest(tmp_path)) == before
+
+
+def test_an_export_with_odd_names_of_shards_gives_no_rows(data_dir, trained, tmp_path):
+    model, first = trained / "export", tmp_path / "first"
+    make_embeddings(data_dir, model, first)
+    manifest = manifest_lib.manifest_of(str(first))
+    manifest["made_from"]["name"] = "odd"
+    (first / "manifest.json").write_bytes(manifest_lib.sealed_json(manifest))
+    assert computed(make_embeddings(data_dir, model, tmp_path / "out", reuse_from=first)) == 50
 
 
 @pytest.mark.parametrize("embedding_format", ["tfrecord", "npy"])
