@@ -226,3 +226,40 @@ def test_a_failure_that_would_repeat_is_not_tried_again(nights, changes, status,
     assert "try 2" not in stderr
     assert "no such stage" in nights.night("exprt", status=2)
     assert not nights.out.exists()
+
+
+def test_nights_with_a_changed_a_vanished_and_a_removed_image(nights, tmp_path):
+    """The images of a folder: new ones get in each night, whatever has become of the others."""
+    from tests.conftest import make_folder_set
+
+    folder = make_folder_set(tmp_path / "folder", num_train=60, num_test=0)
+    paths = sorted(folder.rglob("*.png"))
+    settings = {"SOURCE": f"folder:{folder}", "REQUIRE": ""}
+
+    def add(name: str) -> None:
+        shutil.copy(paths[9], paths[9].with_name(name))
+
+    def num_rows() -> int:
+        manifest = json.loads((nights.latest / "manifest.json").read_text())
+        return manifest["records"]["written"]
+
+    nights.night(DATE="2026-11-21", **settings)
+    add("new1.png")
+    paths[0].write_bytes(paths[1].read_bytes())
+    text = nights.night(DATE="2026-11-22", **settings)
+    assert "1 records have another image or label" in text and num_rows() == 61
+    add("new2.png")
+    paths[2].unlink()
+    text = nights.night(DATE="2026-11-23", **settings)
+    assert "1 records that this source has brought are gone" in text and num_rows() == 62
+    data = nights.directory / "shards"
+    [gone] = (data / "index").glob("source-*.gone.txt")
+    run_command("pipeline.remove", f"--data_dir={data}", f"--ids={gone}")
+    add("new3.png")
+    text = nights.night(DATE="2026-11-24", **settings)
+    assert "are gone" not in text and num_rows() == 62
+    before = nights.published()
+    text = nights.night(DATE="2026-11-25", **settings)
+    assert "1 records have another image or label" in text  # Each night, until it is replaced.
+    assert nights.published() == before
+    nights.check_same_as_one_export(62)

@@ -12,7 +12,7 @@ from pipeline.cli.errors import StageError
 from pipeline.datasets import index, placement, reader
 from pipeline.datasets.building import removal
 from pipeline.runners import options as beam_options
-from tests.conftest import die_at_file, make_shards, outputs_of, run_command
+from tests.conftest import die_at_file, make_embeddings, make_shards, outputs_of, run_command
 from tests.sources.test_sources import records_in
 
 
@@ -287,3 +287,28 @@ def test_a_growing_folder_is_read_where_it_has_changed(tmp_path):
     run_command(*command, "--reread")
     opened = {line for line in (tmp_path / "opened").read_text().splitlines() if ".png" in line}
     assert len(opened) == 245
+
+
+def test_a_reader_whose_shard_is_gone_says_what_has_happened(out):
+    dataset = reader.Dataset(str(out))
+    remove(out, ["train-0000003"])
+    gone = [entry for entry in dataset.shards("train") if not (out / entry["name"]).exists()]
+    with pytest.raises(StageError, match="records were removed or replaced since this job"):
+        dataset.read_shard(gone[0])
+
+
+def test_an_export_takes_over_the_rows_of_a_rewritten_shard(data_dir, trained, tmp_path):
+    data, model = tmp_path / "data", trained / "export"
+    shutil.copytree(data_dir, data)
+    settings = {"images": "none"}
+    make_embeddings(data, model, tmp_path / "1", **settings)
+    for record_id in ("test-0000003", "test-0000004"):  # Two removals between two nights.
+        remove(data, [record_id])
+    make_embeddings(data, model, tmp_path / "2", reuse_from=tmp_path / "1", **settings)
+    timings = json.loads((tmp_path / "2" / "timings.json").read_text())
+    done = timings["done"].values()
+    assert sum(counts["computed"] for counts in done) == 0
+    assert sum(counts["reused"] for counts in done) == 48
+    assert timings["changes"]["removed"] == 2 and timings["changes"]["added"] == 0
+    make_embeddings(data, model, tmp_path / "fresh", **settings)
+    assert outputs_of(tmp_path / "2") == outputs_of(tmp_path / "fresh")

@@ -296,6 +296,9 @@ def _layout(
     image_shape: tuple[int, ...],
 ) -> Layout:
     """The new shards, numbered after the existing ones."""
+    if settings.num_shards is not None:  # A night may bring fewer records than that.
+        at_most = max(1, sum(num_new.values()))
+        settings = dataclasses.replace(settings, num_shards=min(settings.num_shards, at_most))
     num_shards = create.num_shards(settings, num_new, image_shape) if num_new else {}
     numbers = rewriting.next_numbers([entry for entry in base["files"] if is_shard(entry)])
     return Layout(
