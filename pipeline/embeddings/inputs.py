@@ -288,16 +288,11 @@ class SourceInput:
     def elements(self, pipeline: beam.Pipeline) -> beam.PCollection:
         """As `Input.elements`."""
         layout = self._layout
-        assigned = (
-            pipeline
-            | "Blocks" >> beam.Create(shard_writer.index_blocks(self._num_records), reshuffle=True)
-            | "AssignShards" >> beam.ParDo(shard_writer.AssignShards(self._reading, layout))
-        )
-        shards = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
+        assign = shard_writer.AssignShards(self._reading, layout)
+        blocks = shard_writer.index_blocks(self._num_records)
         return (
-            (assigned, shards)
-            | "AllParts" >> beam.Flatten()
-            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
+            pipeline
+            | "IndicesByShard" >> shard_writer.IndicesByShard(assign, blocks)
             | "NameShard" >> beam.MapTuple(lambda key, parts: (layout.shard_name(*key), parts))
         )
 

@@ -70,11 +70,11 @@ class AssignShards(beam.DoFn):
           layout: the shards.
           tasks: of the directory with the files of indices; None if no block is a file name.
         """
-        self._source_spec, self._layout, self._tasks = source_spec, layout, tasks
+        self._source_spec, self.layout, self._tasks = source_spec, layout, tasks
 
     def process(self, block: IndexBlock) -> Iterator[tuple[tuple[str, int], bytes]]:
         """IndexBlock -> ((split, shard), int64 indices as little-endian bytes)."""
-        layout, source = self._layout, conversion.open_converted(self._source_spec)
+        layout, source = self.layout, conversion.open_converted(self._source_spec)
         is_file = isinstance(block, str)
         indices = new_records.load_indices(self._tasks, block) if is_file else np.arange(*block)
         for source_split, split_indices in source.by_source_split(indices):
@@ -89,6 +89,24 @@ class AssignShards(beam.DoFn):
                 parts = np.split(split_indices[mask][order].astype("<i8"), starts[1:])
                 for shard, part in zip(shards.tolist(), parts, strict=True):
                     yield (split, shard), part.tobytes()
+
+
+@beam.ptransform_fn
+def IndicesByShard(  # noqa: N802
+    pipeline: beam.Pipeline, assign: AssignShards, blocks: Sequence[IndexBlock]
+) -> beam.PCollection:
+    """A pipeline -> ((split, shard), [int64 indices as little-endian bytes]) of every shard.
+
+    A shard without records has an empty part.
+    """
+    assigned = (
+        pipeline
+        | "Blocks" >> beam.Create(blocks, reshuffle=True)
+        | "AssignShards" >> beam.ParDo(assign)
+    )
+    shards = [(key, b"") for key in assign.layout.keys()]
+    empty = pipeline | "EveryShard" >> beam.Create(shards)
+    return (assigned, empty) | "AllParts" >> beam.Flatten() | "GroupByShard" >> beam.GroupByKey()
 
 
 class WriteShard(beam.DoFn):
@@ -178,17 +196,9 @@ def write_shards(
     """
 
     def build(pipeline: beam.Pipeline) -> None:
-        assigned = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks, reshuffle=True)
-            | "AssignShards" >> beam.ParDo(AssignShards(source_spec, layout, tasks))
-        )
-        # A shard without records is written as an empty file.
-        empty = pipeline | "EveryShard" >> beam.Create([(key, b"") for key in layout.keys()])
         _ = (
-            (assigned, empty)
-            | "AllParts" >> beam.Flatten()
-            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [indices])
+            pipeline
+            | "IndicesByShard" >> IndicesByShard(AssignShards(source_spec, layout, tasks), blocks)
             | "WriteShard" >> beam.ParDo(WriteShard(source_spec, layout, tasks))
             | "WriteStatistics" >> describe.WriteStatistics(describe.job_directory(tasks))
         )
