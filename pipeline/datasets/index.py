@@ -18,8 +18,6 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, is_shard
 
 DIRECTORY = "index"
-# Of the format; a try of an earlier version is not resumed.
-VERSION = "index 1"
 # Start of the name of the file with the hashes of ids that were removed, and stay out.
 _BARRED = f"{DIRECTORY}/barred-"
 _DTYPE = np.dtype(

@@ -155,8 +155,7 @@ class ConvertedSource:
         Args:
           without: records that the data set holds otherwise; they are not trusted later.
         """
-        indices = np.array(without, np.int64)
-        return self._opened.recollection.to_bytes(self._settings(), indices)
+        return self._opened.recollection.to_bytes(self._settings(), without)
 
     def _settings(self) -> dict[str, Any]:
         """All that determines a record beside the source; JSON."""

@@ -237,12 +237,12 @@ class Recollection:
             return np.zeros(len(indices), bool)
         return self._trusted_files[self._source.file_numbers(indices)]
 
-    def to_bytes(self, conversion: Mapping[str, Any], without: np.ndarray) -> bytes:
+    def to_bytes(self, conversion: Mapping[str, Any], without: Sequence[int] = ()) -> bytes:
         """The memory of this opening.
 
         Args:
           conversion: JSON, see `conversion`.
-          without: records whose files are left out, int64 (n,).
+          without: records whose files are left out.
         """
         import pyarrow as pa
 
@@ -270,7 +270,8 @@ class Recollection:
         }
         mask = facts.is_read & np.array(are_settled, bool)
         if len(without):
-            mask[source.file_numbers(without) if hasattr(source, "file_numbers") else ...] = False
+            has_numbers = hasattr(source, "file_numbers")
+            mask[source.file_numbers(np.array(without)) if has_numbers else ...] = False
         return to_bytes(pa.table(columns).filter(pa.array(mask)), about)
 
 

@@ -83,15 +83,16 @@ class Tasks:
             except (StageError, OSError) as error:
                 # Not raised, so that the other tasks go on; `markers` raises it at the end. If the
                 # marker cannot be written either, no other task can succeed.
-                self._write_marker(task, {"failed": str(error)})
+                self.write_marker(task, {"failed": str(error)})
                 return None
             marker = {**new_marker, "reused": False}
         else:
             marker = {**marker, "reused": True}
-        self._write_marker(task, marker)
+        self.write_marker(task, marker)
         return marker
 
-    def _write_marker(self, task: str, marker: Marker | FailedMarker) -> None:
+    def write_marker(self, task: str, marker: Marker | FailedMarker) -> None:
+        """Writes a task's marker, in place of one that may be there."""
         files.write_bytes(self._marker_path(task), sealed_json(marker))
 
     def marker(self, task: str) -> Marker | None:

@@ -311,7 +311,7 @@ def test_an_unfinished_append_is_finished_or_undone(idx_dir, data_dir, out, grow
     assert make_shards(f"idx:{idx_dir}", out)["reused"] is True
     assert (out / ".progress").exists()
     more = grown_idx(tmp_path / "more", grown, extra=90)
-    with pytest.raises(StageError, match="holds an unfinished --append of other inputs"):
+    with pytest.raises(StageError, match="holds an unfinished --append or removal of other inputs"):
         make_shards(f"idx:{more}", out, append=True, num_shards=1)
     make_shards(f"idx:{more}", out, append=True, num_shards=1, overwrite=True)
     shutil.copytree(data_dir, tmp_path / "fresh")

@@ -430,10 +430,10 @@ def test_rows_do_not_depend_on_how_many_are_reused(
     data_dir, nights, trained, tmp_path, monkeypatch
 ):
     """Without pictures only the new records of a shard are computed."""
-    from pipeline.embeddings import shard
+    from pipeline.embeddings import files as row_files
 
     model, folder = trained / "export", tmp_path / "set"
-    monkeypatch.setattr(shard, "_SHEET_PAIRS", 4)
+    monkeypatch.setattr(row_files, "SHEET_PAIRS", 4)
     make_folder_set(folder, num_train=40, num_test=40)
     paths = sorted((folder / "test").rglob("*.png"))
     later = tmp_path / "later"

@@ -62,6 +62,7 @@ def without_times(store: ObjectStore, url: str) -> dict[str, bytes]:
         name: data
         for name, data in found.items()
         if name.rpartition("/")[2] not in ("timings.json", ".lock", "changes.parquet")
+        and not name.startswith("index/source-")
     }
 
 
@@ -200,7 +201,8 @@ def whole_or_unfinished(store: ObjectStore, directory: str, finished: list[bool]
     finished.append(manifest_lib.MANIFEST in found)
     if finished[-1]:
         entries = json.loads(found[manifest_lib.MANIFEST])["files"]
-        described = finish_set.NAMES if any("split" in entry for entry in entries) else ()
+        splits = {entry["split"] for entry in entries if "split" in entry}
+        described = finish_set.descriptions(splits) if splits else ()
         for entry in (entry for entry in entries if entry["name"] not in described):
             data = found.get(entry["name"])
             assert data is not None, entry["name"]

@@ -147,14 +147,9 @@ class WriteShard(beam.DoFn):
             secs = records.secs
             secs["write"] = time.perf_counter() - started - secs["read"] - secs["compute"]
             fault_entries = [{**fault_entry, "of_split": split} for fault_entry in fault_entries]
-            return {
-                "entries": [entry, *fault_entries, index_entry],
-                "secs": secs,
-                "made_of": index.VERSION,
-            }
+            return {"entries": [entry, *fault_entries, index_entry], "secs": secs}
 
-        # Earlier versions wrote no index.
-        marker = self._tasks.make_once(name, make, made_of=index.VERSION)
+        marker = self._tasks.make_once(name, make)
         if marker is None:
             return
         if marker["reused"]:
@@ -165,6 +160,10 @@ class WriteShard(beam.DoFn):
                 image_shape=self._source_spec.image_shape,
                 seed=seed,
             )
+            names = {entry["name"] for entry in marker["entries"]}
+            if index.file_name(name) not in names:  # A try of an earlier version.
+                entries = [*marker["entries"], description.write_index(directory, name)]
+                self._tasks.write_marker(name, {**marker, "entries": entries})
         yield split, description.statistics
 
 
