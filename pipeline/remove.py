@@ -42,10 +42,19 @@ def run(beam_args: list[str]) -> None:
     manifest = removal.remove_records(
         _DATA_DIR.value, sorted(wanted.ids), overwrite=_OVERWRITE.value, options=options
     )
+    removed = f"{manifest['num_removed']:,} records removed"
+    if manifest["reused"]:
+        removed = "nothing to remove: an earlier run has removed these records"
     print(
-        f"remove: {manifest['num_removed']:,} records removed, {len(wanted.ids):,} ids barred, "
+        f"remove: {removed}, {len(wanted.ids):,} ids barred, "
         f"dataset_id {manifest['dataset_id']}, {_DATA_DIR.value}"
     )
+    if unknown := manifest["unknown"]:
+        print(
+            f"remove: warning: {len(unknown):,} of the ids are in neither the data set nor its "
+            f"quarantine, such as {unknown[0]!r}; they are barred",
+            file=sys.stderr,
+        )
     num_findings = 0
     for directory in (_DATA_DIR.value, *_ALSO.value):
         for finding in absence.find(directory, wanted):

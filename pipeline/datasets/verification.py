@@ -113,7 +113,7 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
     if is_append:
         listed |= append_names
         path = files_lib.join(directory, tasks.DIRECTORY)
-        text = "an --append did not finish"
+        text = "an --append or a removal did not finish"
         if rewritten:
             text += (
                 f", and has already rewritten {', '.join(rewritten)}: run the same command again "

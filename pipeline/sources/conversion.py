@@ -145,6 +145,11 @@ class ConvertedSource:
         return self._opened.recollection.fingerprint
 
     @property
+    def has_a_file_per_record(self) -> bool:
+        """Whether the source lists as many files as it has records, as a folder does."""
+        return len(self._opened.listed) == self.num_records
+
+    @property
     def is_unchanged(self) -> bool:
         """Whether the memory holds all files of the source with their stamps, and no others."""
         return self._opened.recollection.is_unchanged

@@ -212,6 +212,12 @@ class OutputDirectory:
         self._drops = drops
         self._write_job(self.made_from, names, drops=drops)
 
+    def complete_finished(self, manifest: Manifest) -> None:
+        """Completes the job that made `manifest`, if it was killed after that."""
+        job = self.tasks.job()
+        if job and job["made_from"] == manifest["made_from"]:
+            self.forget_finished(manifest)
+
     def forget_finished(self, manifest: Manifest) -> None:
         """Removes the leftovers of the job that made `manifest`, and of no other job."""
         job = self.tasks.job()

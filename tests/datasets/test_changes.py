@@ -220,7 +220,7 @@ def test_an_index_that_does_not_fit_is_made_anew(out, tmp_path, damage, capfd):
     source = save(tmp_path / "b.npz", *arrays(130))
     for directory in (out, tmp_path / "whole"):
         make_shards(source, directory, append=True, num_shards=1, on_changed="keep")
-    assert "makes the indexes of" in capfd.readouterr().err
+    assert "makes what is missing or damaged" in capfd.readouterr().err
     left, right = outputs_of(out), outputs_of(tmp_path / "whole")
     if damage == "older version":  # The files stand in another order.
         for outputs in (left, right):
@@ -241,14 +241,14 @@ def test_records_that_are_gone_from_a_source_are_named(tmp_path, capfd):
     for _ in range(2):  # Each night says so, until the records are removed.
         make_shards(f"folder:{folder}", out, append=True, num_shards=None)
         text = capfd.readouterr().err
-        assert "3 records that this source has brought are gone from it" in text
+        assert "the source has lost 3 records that the data set holds" in text
     [path] = (out / "index").glob("source-*.gone.txt")
     ids = path.read_text().splitlines()
     assert ids == sorted(str(p.relative_to(folder)) for p in gone)
     assert len([r for split in records_in(out).values() for r in split]) == 36
     remove(out, ids)
     make_shards(f"folder:{folder}", out, append=True, num_shards=None)
-    assert "are gone from it" not in capfd.readouterr().err
+    assert "has lost" not in capfd.readouterr().err
     assert not list((out / "index").glob("source-*.gone.txt"))
 
 
@@ -312,3 +312,70 @@ def test_an_export_takes_over_the_rows_of_a_rewritten_shard(data_dir, trained, t
     assert timings["changes"]["removed"] == 2 and timings["changes"]["added"] == 0
     make_embeddings(data, model, tmp_path / "fresh", **settings)
     assert outputs_of(tmp_path / "2") == outputs_of(tmp_path / "fresh")
+
+
+def test_a_list_of_lost_records_is_of_now(tmp_path, capfd):
+    """Records that come back, that another source brings, and ids that are no line of a file."""
+    from tests.conftest import make_folder_set
+
+    folder, out = make_folder_set(tmp_path / "set", num_train=30, num_test=0), tmp_path / "out"
+    paths = sorted(folder.rglob("*.png"))
+    shutil.copy(paths[0], odd := paths[0].with_name("x\ny.png"))
+    make_shards(f"folder:{folder}", out, num_shards=1)
+    settings = {"append": True, "num_shards": None}
+
+    def lost() -> list[str]:
+        make_shards(f"folder:{folder}", out, **settings)
+        assert ("has lost" in capfd.readouterr().err) == bool(list((out / "index").glob("*.gone*")))
+        return [line for p in (out / "index").glob("*.gone*") for line in p.read_text().split("\n")]
+
+    data = paths[5].read_bytes()
+    paths[5].unlink()
+    odd.unlink()
+    assert lost() == [str(paths[5].relative_to(folder)), ""]
+    paths[5].write_bytes(data)  # The source is as it was, but for the odd name.
+    assert lost() == [""]
+    shutil.copy(paths[0], odd)
+    assert lost() == []
+    # A removal of another record does not make the set forget the lost ones.
+    paths[5].unlink()
+    assert len(lost()) == 2
+    remove(out, [str(paths[7].relative_to(folder))])
+    assert len(lost()) == 2
+    # Another source still brings the record.
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / paths[5].relative_to(folder)).write_bytes(data)
+    make_shards(f"folder:{tmp_path / 'other'}", out, **settings)
+    assert lost() == []
+
+
+def test_an_older_copy_of_a_set_does_not_trust_a_newer_memory(out, tmp_path):
+    shutil.copytree(out, tmp_path / "copy")
+    images, labels = arrays(120)
+    images[3] = 7
+    source = save(tmp_path / "b.npz", images, labels)
+    settings = {"append": True, "num_shards": 1, "on_changed": "replace"}
+    make_shards(source, out, **settings)
+    for path in (tmp_path / "copy").rglob("*"):  # The files of the manifest come back.
+        if path.is_file():
+            shutil.copy(path, out / path.relative_to(tmp_path / "copy"))
+    for name in set(outputs_of(out)) - set(outputs_of(tmp_path / "copy")):
+        (out / name).unlink()
+    manifest = make_shards(source, out, **settings)
+    assert manifest["last_append"]["written"] >= 1
+    make_shards(source, tmp_path / "fresh", num_shards=1)
+    assert same_sets(out, tmp_path / "fresh")
+
+
+def test_a_finished_removal_that_was_killed_is_completed_by_any_later_job(out, tmp_path):
+    (tmp_path / "ids").write_text("train-0000003\ntrain-0000060\n")
+    shards = set(out.glob("*.tfrecord-*"))
+    command = ["pipeline.remove", f"--data_dir={out}", f"--ids={tmp_path}/ids"]
+    run_command("tests.faults.die_at_removal", 3, *command, check=False)
+    assert json.loads((out / "manifest.json").read_text())["made_from"].get("removed-0001")
+    assert shards < set(out.glob("*.tfrecord-*"))  # The old ones are there.
+    source = save(tmp_path / "b.npz", *arrays(130))
+    make_shards(source, out, append=True, num_shards=1, on_changed="keep", overwrite=True)
+    done = run_command("pipeline.verify", f"--absent={tmp_path}/ids", out, check=False)
+    assert done.returncode == 0, done.stdout
+    assert run_command("pipeline.verify", out).returncode == 0

@@ -30,8 +30,6 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
 
-# Start of the keys of `made_from` for appended sources.
-_APPENDED = "appended-"
 # What such a part of `made_from` holds beside the identity of the source.
 _OF_A_JOB = ("num_shards", "replaced", "kept")
 
@@ -64,6 +62,7 @@ def append_records(request: Request) -> dict[str, Any]:
                 f"--output_dir={output_dir}: another process has just changed the data set; run "
                 "the same command again"
             )
+        directory.complete_finished(base)
         if request.overwrite:
             directory.undo_append(base)
         # An append rewrites the files that describe the set, and indexes are made anew.
@@ -79,7 +78,7 @@ def append_records(request: Request) -> dict[str, Any]:
             )
         identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
-        def nothing_new(additions: _Additions | None = None) -> dict[str, Any]:
+        def nothing_new(num_kept: int) -> dict[str, Any]:
             directory.forget_finished(base)
             if not directory.is_complete(description):
                 raise StageError(
@@ -88,27 +87,37 @@ def append_records(request: Request) -> dict[str, Any]:
                     "with python -m pipeline.verify, and finish that append, or create the data "
                     "set again with --overwrite"
                 )
-            if additions is None:
-                memory.write(source, None)
-                return {**base, "reused": True}
-            memory.write(source, additions.found.id_hashes, additions.kept)
-            num_changed = {"num_changed": len(additions.kept)} if len(additions.kept) else {}
+            num_changed = {"num_changed": num_kept} if num_kept else {}
             return {**base, "reused": True, **num_changed}
 
         if _is_in(base, identity):
-            return nothing_new()
+            hashes = new_records.id_hashes(source, base["made_from"]["seed"])
+            barred = index.are_among(hashes, index.read_barred(output_dir, base["files"]))
+            base, _ = restore.with_indexes(
+                directory, base, request.options, lambda base: memory.report_lost(base, hashes)
+            )
+            memory.write(source, base["made_from"], hashes[~barred], _named(source, barred))
+            return nothing_new(0)
         reading.announce("preprocess", source, request.settings.validation_fraction)
         try:
             base, additions = _additions(request, source, base, directory)
         except StageError:
             directory.forget_finished(base)
             raise
-        memory.report_gone(base, additions.found.id_hashes)
-        if not len(additions.found.new):
-            return nothing_new(additions)
-        manifest = _write(request, source, base, additions, identity)
-        memory.write(source, additions.found.id_hashes, additions.kept)
-        return manifest
+        found = additions.found
+        memory.report_lost(base, found.id_hashes)
+        not_trusted = [*additions.kept, *_named(source, found.is_barred)]
+        manifest = base
+        if len(found.new):
+            manifest = _write(request, source, base, additions, identity)
+        hashes = found.id_hashes[~found.is_barred]
+        memory.write(source, manifest["made_from"], hashes, not_trusted)
+        return manifest if len(found.new) else nothing_new(len(additions.kept))
+
+
+def _named(source: conversion.ConvertedSource, is_barred: np.ndarray) -> list[int]:
+    """The removed records that a memory would name, because each file is a record."""
+    return np.flatnonzero(is_barred).tolist() if source.has_a_file_per_record else []
 
 
 class _Additions(NamedTuple):
@@ -132,7 +141,7 @@ def _additions(
       StageError: an id is in the data set with another record.
     """
 
-    def find() -> new_records.Found:
+    def find(base: dict[str, Any]) -> new_records.Found:
         return new_records.find(
             source,
             base=base,
@@ -140,14 +149,10 @@ def _additions(
             barred=index.read_barred(directory.directory, base["files"]),
             tasks=directory.tasks,
             options=request.options,
+            reuse_results=not request.reread,
         )
 
-    base = restore.complete(directory, base, options=request.options)
-    try:
-        found = find()
-    except index.Damaged as error:
-        base = restore.complete(directory, base, options=request.options, damaged=error.shards)
-        found = find()
+    base, found = restore.with_indexes(directory, base, request.options, find)
     indexes = index.Indexes(directory.directory, base["files"])
     kept = replaced = np.empty(0, np.int64)
     if len(found.changed):
@@ -177,13 +182,13 @@ def _write(
 ) -> dict[str, Any]:
     """Writes the new shards and describes the set; the manifest."""
     found, layout, rewrites, kept = additions
-    number = 1 + sum(key.startswith(_APPENDED) for key in base["made_from"])
+    number = 1 + sum(key.startswith(taken.APPENDED) for key in base["made_from"])
     appended = {**identity, "num_shards": layout.num_shards}
     if rewrites:
         appended["replaced"] = rewriting.identity(rewrites)
     if len(kept):
         appended["kept"] = len(kept)
-    made_from = {**base["made_from"], f"{_APPENDED}{number:04d}": appended}
+    made_from = {**base["made_from"], f"{taken.APPENDED}{number:04d}": appended}
     output = create.output_directory(request.output_dir, made_from)
     splits = {*base["splits"], *layout.num_shards}
     output.begin_append(
@@ -191,15 +196,16 @@ def _write(
         rewriting.dropped_names(rewrite.shard["name"] for rewrite in rewrites),
     )
     if rewrites:  # What other sources have brought may be replaced.
-        taken.forget(output.directory, ids=False)
+        taken.forget_files(output.directory)
     indexes = index.Indexes(output.directory, base["files"])
+    num_barred = int(found.is_barred.sum())
     num_new, num_replaced = len(found.new), sum(len(rewrite.positions) for rewrite in rewrites)
     parts = [f"{num_new - num_replaced:,} new records"]
     if num_replaced:
         parts.append(f"{num_replaced:,} replace others of the same id")
-    if found.num_barred:
-        parts.append(f"{found.num_barred:,} removed from the data set earlier stay out")
-    parts.append(f"{found.num_existing - found.num_barred:,} already in the data set")
+    if num_barred:
+        parts.append(f"{num_barred:,} removed from the data set earlier stay out")
+    parts.append(f"{found.num_existing - num_barred:,} already in the data set")
     print(f"preprocess: {', '.join(parts)}", file=sys.stderr, flush=True)
     return create.write_dataset(
         request,
@@ -241,7 +247,9 @@ def opened(
       base: the data set's manifest; None to read it.
     """
     base = base or manifest_lib.read_manifest(request.output_dir, "preprocess", "--output_dir")
-    spec = taken.remembering(request.source_spec, request.output_dir, reread=request.reread)
+    spec = taken.remembering(
+        request.source_spec, request.output_dir, base["made_from"], reread=request.reread
+    )
     request = dataclasses.replace(request, source_spec=spec)
     request, source = create.opened(request, base)
     _check_fits(request.output_dir, base, request.settings, source)
@@ -281,7 +289,7 @@ def _check_fits(
 def _is_in(base: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether the data set holds all records of this source with this conversion."""
     made_from, holds = base["made_from"], False
-    for key in (create.SOURCE, *sorted(key for key in made_from if key.startswith(_APPENDED))):
+    for key in (create.SOURCE, *sorted(key for key in made_from if key.startswith(taken.APPENDED))):
         # An append that replaces records may have replaced those of this source.
         holds = holds and "replaced" not in made_from[key]
         earlier = {k: v for k, v in made_from[key].items() if k not in _OF_A_JOB}

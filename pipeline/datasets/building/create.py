@@ -229,14 +229,15 @@ def create_dataset(request: Request) -> dict[str, Any]:
         if finished is not None:
             return {**finished, "reused": True}
         reading.announce("preprocess", source, request.settings.validation_fraction)
-        taken.forget(output.directory, ids=True)
+        taken.forget_all(output.directory)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):
             manifest = write_dataset(
                 request, source=source, layout=layout, blocks=blocks, output=output
             )
         hashes = index.Indexes(output.directory, manifest["files"]).ids()
-        taken.Taken(output.directory, request.source_spec).write(source, hashes)
+        memory = taken.Taken(output.directory, request.source_spec)
+        memory.write(source, manifest["made_from"], hashes)
         return manifest
 
 

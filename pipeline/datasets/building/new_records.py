@@ -35,7 +35,7 @@ class Found(NamedTuple):
     new: np.ndarray  # int64: records that the set does not hold
     changed: np.ndarray  # int64: records that the set holds with another image or label
     places: index.Places  # of all records of the source
-    num_barred: int  # Records that were removed from the set, and stay out.
+    is_barred: np.ndarray  # bool (n,): records that were removed from the set, and stay out
 
     @property
     def num_existing(self) -> int:
@@ -51,6 +51,7 @@ def find(
     barred: np.ndarray,
     tasks: Tasks,
     options: PipelineOptions,
+    reuse_results: bool = True,
 ) -> Found:
     """Finds the records of a source that a data set does not hold.
 
@@ -61,6 +62,7 @@ def find(
       barred: hashes of ids that were removed from the set, uint64 (k, 2).
       tasks: of the data set's directory, which this process holds.
       options: Beam's.
+      reuse_results: whether to take over comparisons of a killed try.
 
     Raises:
       index.Damaged: an index is missing or damaged.
@@ -77,8 +79,10 @@ def find(
     changed = np.empty(0, np.int64)
     if len(known):
         rows = indexes.rows(index.Places(places.shards[known], places.positions[known]))
-        changed = _changed(source, known, rows, base=base, tasks=tasks, options=options)
-    return Found(hashes, new, changed, places, int(is_barred.sum()))
+        changed = _changed(
+            source, known, rows, base=base, tasks=tasks, options=options, reuse=reuse_results
+        )
+    return Found(hashes, new, changed, places, is_barred)
 
 
 def id_hashes(source: conversion.ConvertedSource, seed: int) -> np.ndarray:
@@ -168,16 +172,17 @@ def _changed(
     base: Mapping[str, Any],
     tasks: Tasks,
     options: PipelineOptions,
+    reuse: bool,
 ) -> np.ndarray:
     """The records that differ from the rows of the index, int64, in order."""
     expected = np.empty(len(known), _KNOWN_DTYPE)
     expected["source"], expected["image"], expected["label"] = known, rows["image"], rows["label"]
     # A result stays valid for a later try with the same records of the same source.
     spec = source.for_workers()
-    state = f"{base['dataset_id']} {spec.source_hash}".encode() + expected.tobytes()
+    state = f"{base['dataset_id']} {source.fingerprint()}".encode() + expected.tobytes()
     prefix = f"known-{hashlib.sha256(state).hexdigest()[:16]}"
     files.make_dirs(tasks.path())
-    existing = set(files.list_names(tasks.path()))
+    existing = set(files.list_names(tasks.path())) if reuse else set()
     names = []
     for number, first in enumerate(range(0, len(known), _COMPARED_AT_ONCE)):
         names.append(f"{prefix}-{number:05d}.npy")

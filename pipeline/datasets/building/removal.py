@@ -38,8 +38,8 @@ def remove_records(
       options: Beam's.
 
     Returns:
-      The manifest with two more keys: "reused", whether there was nothing to do, and
-      "num_removed".
+      The manifest with three more keys: "reused", whether there was nothing to do; "num_removed";
+      and "unknown", the ids of neither a record nor a quarantined or removed one.
 
     Raises:
       StageError: the data set cannot be used.
@@ -52,29 +52,35 @@ def remove_records(
                 f"--data_dir={directory}: another process has just changed the data set; run the "
                 "same command again"
             )
+        output.complete_finished(base)
         if overwrite:
             output.undo_append(base)
-        output.forget_finished(base)
         hashes = np.unique(
             placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]), axis=0
         )
         barred = index.read_barred(directory, base["files"])
-        base = restore.complete(output, base, options=options)
+        base, places = restore.with_indexes(
+            output, base, options, lambda base: index.Indexes(directory, base["files"]).find(hashes)
+        )
         indexes = index.Indexes(directory, base["files"])
-        try:
-            places = indexes.find(hashes)
-        except index.Damaged as error:
-            base = restore.complete(output, base, options=options, damaged=error.shards)
-            indexes = index.Indexes(directory, base["files"])
-            places = indexes.find(hashes)
         is_here = places.shards >= 0
         in_quarantine = {
             fault["id"] for fault in quarantine.read_all(directory, base["files"])
         } & set(ids)
         if not is_here.any() and not in_quarantine and index.are_among(hashes, barred).all():
-            return {**base, "reused": True, "num_removed": 0}
+            taken.forget_files(directory, hashes)
+            return {**base, "reused": True, "num_removed": 0, "unknown": []}
+        known = index.are_among(hashes, barred) | is_here
+        known_keys = {tuple(key) for key in hashes[known].tolist()}
+        keys = placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]).tolist()
+        unknown = [
+            record_id
+            for record_id, key in zip(ids, keys, strict=True)
+            if tuple(key) not in known_keys and record_id not in in_quarantine
+        ]
         places = index.Places(places.shards[is_here], places.positions[is_here])
-        return _remove(output, base, indexes, places, hashes, set(ids), options)
+        manifest = _remove(output, base, indexes, places, hashes, set(ids), options)
+        return {**manifest, "unknown": unknown}
 
 
 def _remove(
@@ -133,7 +139,7 @@ def _remove(
     records["read"] -= removed.num_records + num_lost
     records["written"] -= removed.num_records
     records["quarantined"] -= num_lost
-    taken.forget(directory, ids=True)
+    taken.forget_files(directory, hashes)
     manifest = finish.publish(
         output,
         name=base["name"],

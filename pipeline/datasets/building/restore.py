@@ -4,8 +4,8 @@ All are functions of the shards. Sets of earlier versions have none.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -20,6 +20,27 @@ from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files as files_lib
+
+_T = TypeVar("_T")
+
+
+def with_indexes(
+    output: OutputDirectory,
+    base: dict[str, Any],
+    options: PipelineOptions,
+    work: Callable[[dict[str, Any]], _T],
+) -> tuple[dict[str, Any], _T]:
+    """Calls a function of the manifest, once more if an index proves to be damaged.
+
+    Returns:
+      The manifest, with the entries of files that were made anew, and the function's result.
+    """
+    base = complete(output, base, options=options)
+    try:
+        return base, work(base)
+    except index.Damaged as error:
+        base = complete(output, base, options=options, damaged=error.shards)
+    return base, work(base)
 
 
 def complete(
@@ -86,7 +107,8 @@ def _describe(
 ) -> list[FileEntry]:
     """Makes the indexes of some shards and the statistics of some splits; their entries."""
     print(
-        f"preprocess: makes the indexes of {len(shards)} shards, which are missing or damaged",
+        f"preprocess: makes what is missing or damaged of the indexes and statistics of "
+        f"{len(shards)} shards",
         file=sys.stderr,
         flush=True,
     )

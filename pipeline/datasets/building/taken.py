@@ -1,15 +1,16 @@
 """What a data set remembers of each source that it took records from.
 
-Two files a source in `index/`: the memory of the source's files (sources/memory.py), and the hashes
-of the ids that it has brought. They are no part of the data set: times of files stand in them, and
-the manifest does not list them. They are written after the manifest, so that they never claim a
-record that the set does not hold.
+Files of a source in `index/`: the memory of the source's files (sources/memory.py), the hashes of
+the ids that it held last, and of those that it held before. They are no part of the data set: times
+of files stand in them, and the manifest does not list them. They are written after the manifest, so
+that they never claim a record that the set does not hold. A memory's name tells the state of the
+set: in another state, such as that of an older copy, the memory is not used.
 """
 
 import dataclasses
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from pipeline.sources import memory as memory_lib
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 
-_PREFIX, _MEMORY = "source-", ".memory"
+# Start of the keys of `made_from` for appended sources.
+APPENDED = "appended-"
+_PREFIX, _MEMORY, _IDS, _LOST, _GONE = "source-", ".memory", ".ids.npy", ".lost.npy", ".gone.txt"
+
+
+def _state(made_from: Mapping[str, Any], num_appends: int) -> str:
+    """A name for the state of a data set after its first appends."""
+    appends = sorted(key for key in made_from if key.startswith(APPENDED))[:num_appends]
+    first = {key: value for key, value in made_from.items() if not key.startswith(APPENDED)}
+    identity = manifest_lib.content_id([first, [made_from[key] for key in appends]])
+    return f"{num_appends:04d}-{identity}"
 
 
 class Taken:
@@ -38,105 +49,169 @@ class Taken:
         }
         key = manifest_lib.content_id([memory_lib.key_of(spec.source, spec), conversions])
         self._directory = directory
-        self._stem = files.join(directory, index.DIRECTORY, f"{_PREFIX}{key}")
+        self._stem = f"{_PREFIX}{key}"
 
-    @property
-    def memory(self) -> str:
-        """Path or URL of the memory."""
-        return f"{self._stem}{_MEMORY}"
+    def _path(self, suffix: str) -> str:
+        return files.join(self._directory, index.DIRECTORY, f"{self._stem}{suffix}")
+
+    def memory(self, made_from: Mapping[str, Any]) -> str | None:
+        """Path or URL of the memory; None if there is none of a state that the set was in.
+
+        Args:
+          made_from: of the data set's manifest.
+        """
+        for name in self._memories():
+            number = name.removeprefix(f"{self._stem}.").partition("-")[0]
+            if number.isdecimal() and name == self._memory_name(made_from, int(number)):
+                return files.join(self._directory, index.DIRECTORY, name)
+        return None
+
+    def _memory_name(self, made_from: Mapping[str, Any], num_appends: int) -> str:
+        return f"{self._stem}.{_state(made_from, num_appends)}{_MEMORY}"
+
+    def _memories(self) -> list[str]:
+        names = files.list_names(files.join(self._directory, index.DIRECTORY))
+        return [name for name in names if name.startswith(self._stem) and name.endswith(_MEMORY)]
 
     def write(
         self,
         source: conversion.ConvertedSource,
-        id_hashes: np.ndarray | None,
+        made_from: Mapping[str, Any],
+        id_hashes: np.ndarray,
         changed: Sequence[int] = (),
     ) -> None:
         """Writes the memory of a source whose records the finished data set holds.
 
         Args:
           source: the source, as open while its records were read.
-          id_hashes: of all its records, uint64 (n, 2); None to leave the ids as they are.
+          made_from: of the data set's manifest.
+          id_hashes: of the source's records, without those that were removed from the set, uint64
+            (n, 2).
           changed: records that the data set holds with another image or label.
         """
-        files.make_dirs(files.join(self._directory, index.DIRECTORY))
-        data = source.memory_bytes(changed)
-        if _read(self.memory) != data:
-            files.write_bytes(self.memory, data)
-        if id_hashes is not None:
-            buffer = io.BytesIO()
-            earlier = self._ids()
-            is_gone = ~index.are_among(earlier, _sorted(id_hashes))
-            np.save(buffer, np.concatenate([id_hashes, earlier[is_gone]]))
-            files.write_bytes(f"{self._stem}.ids.npy", buffer.getvalue())
+        directory = files.join(self._directory, index.DIRECTORY)
+        files.make_dirs(directory)
+        num_appends = sum(key.startswith(APPENDED) for key in made_from)
+        name, data = self._memory_name(made_from, num_appends), source.memory_bytes(changed)
+        if _read(files.join(directory, name)) != data:
+            files.write_bytes(files.join(directory, name), data)
+        for other in self._memories():
+            if other != name:
+                files.remove(files.join(directory, other))
+        held = np.concatenate([_hashes(self._path(_IDS)), _hashes(self._path(_LOST))])
+        _save(self._path(_LOST), held[~index.are_among(held, _sorted(id_hashes))])
+        _save(self._path(_IDS), id_hashes)
 
-    def _ids(self) -> np.ndarray:
-        try:
-            ids = np.load(io.BytesIO(_read(f"{self._stem}.ids.npy")), allow_pickle=False)
-        except (ValueError, EOFError):
-            ids = np.empty((0, 2), np.uint64)
-        is_right = ids.dtype == np.uint64 and ids.ndim == 2 and ids.shape[1] == 2
-        return ids if is_right else np.empty((0, 2), np.uint64)
+    def report_lost(self, base: Mapping[str, Any], id_hashes: np.ndarray) -> None:
+        """Names the records that the data set holds and that this source has lost.
 
-    def report_gone(self, base: Mapping[str, Any], id_hashes: np.ndarray) -> None:
-        """Names the records that this source has brought, and does not hold any more.
-
-        Their ids are written to a file that `pipeline.remove` takes; without such records, that
-        file is removed.
+        Records that another source still brings are not lost. The ids are written to a file that
+        `pipeline.remove` takes; without such records, that file is removed.
 
         Args:
           base: the data set's manifest.
           id_hashes: of all records that the source holds, uint64 (n, 2).
         """
-        earlier, path = self._ids(), f"{self._stem}.gone.txt"
-        gone = earlier[~index.are_among(earlier, _sorted(id_hashes))]
-        indexes = index.Indexes(self._directory, base["files"])
-        places = indexes.find(gone) if len(gone) else index.Places(gone[:, 0], gone[:, 1])
-        ids: list[str] = []
-        for number in np.unique(places.shards[places.shards >= 0]).tolist():
-            shard, positions = indexes.shards[number], places.positions[places.shards == number]
-            offsets = indexes[shard].offsets[np.sort(positions)]
-            ids += reader.read_ids(self._directory, shard, offsets)
+        path = self._path(_GONE)
+        held = np.concatenate([_hashes(self._path(_IDS)), _hashes(self._path(_LOST))])
+        for present in (id_hashes, *self._ids_of_others()):
+            held = held[~index.are_among(held, _sorted(present))]
+        ids = list(self._ids(base, held)) if len(held) else []
+        # An id with the end of a line in it is no line of a file.
+        listed = sorted(i for i in ids if not {"\n", "\r"} & {*i} and i.strip())
         if not ids:
             if _read(path):
                 files.remove(path)
             return
-        files.write_bytes(path, "".join(f"{record_id}\n" for record_id in sorted(ids)).encode())
+        files.write_bytes(path, "".join(f"{record_id}\n" for record_id in listed).encode())
+        records = "1 record" if len(ids) == 1 else f"{len(ids):,} records"
+        left_out = len(ids) - len(listed)
         print(
-            f"preprocess: warning: {len(ids):,} records that this source has brought are gone "
-            f"from it, such as {min(ids)!r}; they stay in the data set; python -m pipeline.remove "
-            f"--data_dir={self._directory} --ids={path} removes them",
+            f"preprocess: warning: the source has lost {records} that the data set holds, such as "
+            f"{min(ids)!r}; the data set keeps them; python -m pipeline.remove "
+            f"--data_dir={self._directory} --ids={path} removes them"
+            f"{f', but for {left_out:,} whose ids hold the end of a line' if left_out else ''}",
             file=sys.stderr,
             flush=True,
         )
 
+    def _ids_of_others(self) -> Iterator[np.ndarray]:
+        directory = files.join(self._directory, index.DIRECTORY)
+        for name in files.list_names(directory):
+            is_other = name.startswith(_PREFIX) and not name.startswith(self._stem)
+            if is_other and name.endswith(_IDS):
+                yield _hashes(files.join(directory, name))
+
+    def _ids(self, base: Mapping[str, Any], hashes: np.ndarray) -> Iterator[str]:
+        """The ids with some hashes, of records that the data set holds."""
+        indexes = index.Indexes(self._directory, base["files"])
+        places = indexes.find(hashes)
+        for number in np.unique(places.shards[places.shards >= 0]).tolist():
+            shard, positions = indexes.shards[number], places.positions[places.shards == number]
+            offsets = indexes[shard].offsets[np.sort(positions)]
+            yield from reader.read_ids(self._directory, shard, offsets)
+
 
 def remembering(
-    spec: conversion.SourceSpec, directory: str, *, reread: bool
+    spec: conversion.SourceSpec, directory: str, made_from: Mapping[str, Any], *, reread: bool
 ) -> conversion.SourceSpec:
     """A spec that opens the source with the data set's memory of it."""
-    memory = None if reread else Taken(directory, spec).memory
+    memory = None if reread else Taken(directory, spec).memory(made_from)
     return dataclasses.replace(spec, memory=memory)
 
 
-def forget(directory: str, *, ids: bool) -> None:
+def forget_all(directory: str) -> None:
+    """Removes all that an earlier data set in a directory remembered."""
+    for path in _paths(directory):
+        files.remove(path)
+
+
+def forget_files(directory: str, barred: np.ndarray | None = None) -> None:
     """Removes the memories of all sources of a data set; their files are read again.
 
     Args:
       directory: the data set's.
-      ids: whether to remove the hashes and the lists of ids, too.
+      barred: hashes of ids to forget, too, uint64 (n, 2).
     """
+    for path in _paths(directory):
+        if path.endswith(_MEMORY):
+            files.remove(path)
+        elif barred is not None and path.endswith(_GONE):
+            files.remove(path)
+        elif barred is not None:
+            hashes = _hashes(path)
+            _save(path, hashes[~index.are_among(hashes, _sorted(barred))])
+
+
+def _paths(directory: str) -> list[str]:
     subdirectory = files.join(directory, index.DIRECTORY)
-    for name in files.list_names(subdirectory):
-        if name.startswith(_PREFIX) and (ids or name.endswith(_MEMORY)):
-            files.remove(files.join(subdirectory, name))
+    names = [name for name in files.list_names(subdirectory) if name.startswith(_PREFIX)]
+    return [files.join(subdirectory, name) for name in names]
 
 
-def _sorted(id_hashes: np.ndarray) -> np.ndarray:
-    return id_hashes[np.argsort(id_hashes[:, 0])]
+def _sorted(hashes: np.ndarray) -> np.ndarray:
+    return hashes[np.argsort(hashes[:, 0])]
+
+
+def _hashes(path: str) -> np.ndarray:
+    """The hashes in a file, uint64 (n, 2); none if the file is missing or damaged."""
+    try:
+        hashes = np.load(io.BytesIO(_read(path)), allow_pickle=False)
+    except (ValueError, EOFError):
+        return np.empty((0, 2), np.uint64)
+    is_right = hashes.dtype == np.uint64 and hashes.ndim == 2 and hashes.shape[1] == 2
+    return hashes if is_right else np.empty((0, 2), np.uint64)
+
+
+def _save(path: str, hashes: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, hashes)
+    if _read(path) != buffer.getvalue():
+        files.write_bytes(path, buffer.getvalue())
 
 
 def _read(path: str) -> bytes:
     try:
         return files.read_bytes(path)
-    except FileNotFoundError:
+    except OSError:
         return b""
