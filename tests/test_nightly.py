@@ -251,13 +251,13 @@ def test_nights_with_a_changed_a_vanished_and_a_removed_image(nights, tmp_path):
     add("new2.png")
     paths[2].unlink()
     text = nights.night(DATE="2026-11-23", **settings)
-    assert "1 records that this source has brought are gone" in text and num_rows() == 62
+    assert "the source has lost 1 record that the data set holds" in text and num_rows() == 62
     data = nights.directory / "shards"
     [gone] = (data / "index").glob("source-*.gone.txt")
     run_command("pipeline.remove", f"--data_dir={data}", f"--ids={gone}")
     add("new3.png")
     text = nights.night(DATE="2026-11-24", **settings)
-    assert "are gone" not in text and num_rows() == 62
+    assert "has lost" not in text and num_rows() == 62
     before = nights.published()
     text = nights.night(DATE="2026-11-25", **settings)
     assert "1 records have another image or label" in text  # Each night, until it is replaced.

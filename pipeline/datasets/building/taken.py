@@ -119,21 +119,23 @@ class Taken:
         ids = list(self._ids(base, held)) if len(held) else []
         # An id with the end of a line in it is no line of a file.
         listed = sorted(i for i in ids if not {"\n", "\r"} & {*i} and i.strip())
+        if listed:
+            files.write_bytes(path, "".join(f"{record_id}\n" for record_id in listed).encode())
+        elif files.exists(path):
+            files.remove(path)
         if not ids:
-            if _read(path):
-                files.remove(path)
             return
-        files.write_bytes(path, "".join(f"{record_id}\n" for record_id in listed).encode())
         records = "1 record" if len(ids) == 1 else f"{len(ids):,} records"
-        left_out = len(ids) - len(listed)
-        print(
-            f"preprocess: warning: the source has lost {records} that the data set holds, such as "
-            f"{min(ids)!r}; the data set keeps them; python -m pipeline.remove "
-            f"--data_dir={self._directory} --ids={path} removes them"
-            f"{f', but for {left_out:,} whose ids hold the end of a line' if left_out else ''}",
-            file=sys.stderr,
-            flush=True,
+        text = (
+            f"the source has lost {records} that the data set holds, such as {min(ids)!r}; the "
+            "data set keeps them"
         )
+        if listed:
+            text += (
+                f"; python -m pipeline.remove --data_dir={self._directory} --ids={path} removes "
+                f"{'them' if len(listed) == len(ids) else 'those whose ids are one line'}"
+            )
+        print(f"preprocess: warning: {text}", file=sys.stderr, flush=True)
 
     def _ids_of_others(self) -> Iterator[np.ndarray]:
         directory = files.join(self._directory, index.DIRECTORY)
