@@ -327,7 +327,10 @@ def test_an_append_that_was_killed_is_named_by_verify_and_undone_on_request(
     done = run_command("pipeline.verify", out, check=False)
     assert done.returncode == 1
     [line] = done.stdout.splitlines()
-    assert "an --append did not finish: run the same command again to finish it, or undo" in line
+    assert (
+        "an --append or a removal did not finish: run the same command again to finish it, or undo"
+        in line
+    )
     assert make_shards(f"idx:{idx_dir}", out, append=True, overwrite=True)["reused"] is True
     assert outputs_of(out) == outputs_of(data_dir)
     assert run_command("pipeline.verify", out).returncode == 0
