@@ -26,6 +26,7 @@ def arrays(num_records: int, seed: int = 0):
 
 def save(path, images, labels) -> str:
     np.savez(path, x_train=images, y_train=labels)
+    os.utime(path, (1e9, 1e9))  # As a file that was written some time ago, which is trusted.
     return f"npz:{path}"
 
 
