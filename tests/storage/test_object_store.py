@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipeline.datasets.building import finish as finish_set
 from pipeline.embeddings import model as model_lib
 from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
+from pipeline.stages import pointer
 from pipeline.storage import files, trees
 from tests.conftest import (
     REPOSITORY,
@@ -190,6 +192,57 @@ def test_an_export_killed_at_any_change_ends_in_the_same_bytes(
     make_embeddings(data_dir, model_dir, place, fields=("mean", "z", "kl"))
     make_embeddings(data_dir, model_dir, tmp_path / "local", fields=("mean", "z", "kl"))
     assert without_times(object_store, place) == outputs_of(tmp_path / "local")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 11, 14, 17, 20, 22, 23, 24, 25, 26, 27, 28])
+def test_a_night_killed_at_any_change_leaves_latest_at_a_whole_export(
+    object_store, place, idx_dir, trained, tmp_path, number
+):
+    """Killed as it writes rows, the manifest and the pointer."""
+    from tests.conftest import make_idx_set
+
+    data, latest, model = f"{place}/data", f"{place}/latest", trained / "export"
+    make_shards(f"idx:{idx_dir}", data)
+    make_embeddings(data, model, f"{place}/dt=1", latest=latest)
+    more = make_idx_set(tmp_path / "more", num_train=2, num_test=9)
+    make_shards(f"idx:{more}", data, append=True, id_prefix="more-", num_shards=1)
+    flags = [f"--data_dir={data}", f"--model_dir={model}", f"--output_dir={place}/dt=2"]
+    command = ["pipeline.export", *flags, f"--latest={latest}", "--noreport"]
+    dies_at_change(object_store, number, command)  # The last numbers may come too late.
+    finished: list[bool] = []
+    whole_or_unfinished(object_store, inside(pointer.resolve(latest)), finished)
+    assert finished == [True]
+    run_command(*command)
+    assert pointer.resolve(latest) == f"{place}/dt=2"
+    make_embeddings(data, model, tmp_path / "local")
+    assert without_times(object_store, f"{place}/dt=2") == outputs_of(tmp_path / "local")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23])
+@pytest.mark.parametrize("job", ["remove", "append"])
+def test_a_set_killed_at_any_change_is_the_old_one_or_the_new_one(
+    object_store, place, data_dir, tmp_path, job, number
+):
+    from tests.conftest import make_idx_set
+
+    data, local = f"{place}/data", tmp_path / "local"
+    trees.copy_tree(str(data_dir), data)
+    shutil.copytree(data_dir, local)
+    if job == "remove":
+        (tmp_path / "ids").write_text("test-0000003\ntest-0000004\n")
+        command = ["pipeline.remove", f"--ids={tmp_path}/ids", "--data_dir={}"]
+    else:
+        more = make_idx_set(tmp_path / "more", num_train=20, num_test=5)
+        command = ["pipeline.preprocess", f"--source=idx:{more}", "--output_dir={}", "--append"]
+        command += ["--name=blobs", "--id_prefix=more-", "--num_shards=1"]
+    run_command(*(part.format(local) for part in command))
+    there = [part.format(data) for part in command]
+    dies_at_change(object_store, number, there)
+    assert reader.Dataset(data).read_images("test").shape[0] in (48, 50, 55)
+    run_command(*there)
+    assert without_times(object_store, data) == outputs_of(local)
 
 
 def whole_or_unfinished(store: ObjectStore, directory: str, finished: list[bool]) -> None:
