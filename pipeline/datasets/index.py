@@ -53,11 +53,6 @@ class Index:
         return self.rows["image"]
 
     @property
-    def labels(self) -> np.ndarray:
-        """int64 (n,)."""
-        return self.rows["label"]
-
-    @property
     def offsets(self) -> np.ndarray:
         """Where each record's frame begins in the unpacked file: uint64 (n,)."""
         return self.rows["offset"]

@@ -104,15 +104,15 @@ def append_records(request: Request) -> dict[str, Any]:
         except StageError:
             directory.forget_finished(base)
             raise
-        found = additions.found
-        memory.report_lost(base, found.id_hashes)
-        not_trusted = [*additions.kept, *_named(source, found.is_barred)]
+        comparison = additions.comparison
+        memory.report_lost(base, comparison.id_hashes)
+        not_trusted = [*additions.kept, *_named(source, comparison.is_barred)]
         manifest = base
-        if len(found.new):
+        if len(comparison.new):
             manifest = _write(request, source, base, additions, identity)
-        hashes = found.id_hashes[~found.is_barred]
+        hashes = comparison.id_hashes[~comparison.is_barred]
         memory.write(source, manifest["made_from"], hashes, not_trusted)
-        return manifest if len(found.new) else nothing_new(len(additions.kept))
+        return manifest if len(comparison.new) else nothing_new(len(additions.kept))
 
 
 def _named(source: conversion.ConvertedSource, is_barred: np.ndarray) -> list[int]:
@@ -123,7 +123,7 @@ def _named(source: conversion.ConvertedSource, is_barred: np.ndarray) -> list[in
 class _Additions(NamedTuple):
     """What an append changes."""
 
-    found: new_records.Found  # `new` holds the records to replace, too.
+    comparison: new_records.Comparison  # `new` holds the records to replace, too.
     layout: Layout
     rewrites: list[rewriting.Rewrite]
     kept: np.ndarray  # Changed records that the data set keeps as they are, int64.
@@ -141,7 +141,7 @@ def _additions(
       StageError: an id is in the data set with another record.
     """
 
-    def find(base: dict[str, Any]) -> new_records.Found:
+    def find(base: dict[str, Any]) -> new_records.Comparison:
         return new_records.find(
             source,
             base=base,
@@ -152,25 +152,25 @@ def _additions(
             reuse_results=not request.reread,
         )
 
-    base, found = restore.with_indexes(directory, base, request.options, find)
+    base, comparison = restore.with_indexes(directory, base, request.options, find)
     indexes = index.Indexes(directory.directory, base["files"])
     kept = replaced = np.empty(0, np.int64)
-    if len(found.changed):
+    if len(comparison.changed):
         if request.on_changed == "fail":
-            raise _conflict(source, found, indexes)
+            raise _conflict(source, comparison, indexes)
         if request.on_changed == "keep":
-            kept = found.changed
+            kept = comparison.changed
         else:
-            replaced = found.changed
-    found = found._replace(new=np.union1d(found.new, replaced))
+            replaced = comparison.changed
+    comparison = comparison._replace(new=np.union1d(comparison.new, replaced))
     fraction = base["made_from"]["validation_fraction"]
-    num_new = new_records.split_counts(source, found.new, fraction)
+    num_new = new_records.split_counts(source, comparison.new, fraction)
     layout = _layout(request.settings, base, num_new, source.image_shape)
     free = rewriting.next_numbers(indexes.shards)
     for split, count in layout.num_shards.items():
         free[split] = free.get(split, 0) + count
-    places = index.Places(found.places.shards[replaced], found.places.positions[replaced])
-    return base, _Additions(found, layout, rewriting.plan(base, indexes, places, free), kept)
+    places = index.Places(comparison.places.shards[replaced], comparison.places.positions[replaced])
+    return base, _Additions(comparison, layout, rewriting.plan(base, indexes, places, free), kept)
 
 
 def _write(
@@ -181,7 +181,7 @@ def _write(
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the new shards and describes the set; the manifest."""
-    found, layout, rewrites, kept = additions
+    comparison, layout, rewrites, kept = additions
     number = 1 + sum(key.startswith(taken.APPENDED) for key in base["made_from"])
     appended = {**identity, "num_shards": layout.num_shards}
     if rewrites:
@@ -198,23 +198,23 @@ def _write(
     if rewrites:  # What other sources have brought may be replaced.
         taken.forget_files(output.directory)
     indexes = index.Indexes(output.directory, base["files"])
-    num_barred = int(found.is_barred.sum())
-    num_new, num_replaced = len(found.new), sum(len(rewrite.positions) for rewrite in rewrites)
+    num_barred = int(comparison.is_barred.sum())
+    num_new, num_replaced = len(comparison.new), sum(len(rewrite.positions) for rewrite in rewrites)
     parts = [f"{num_new - num_replaced:,} new records"]
     if num_replaced:
         parts.append(f"{num_replaced:,} replace others of the same id")
     if num_barred:
         parts.append(f"{num_barred:,} removed from the data set earlier stay out")
-    parts.append(f"{found.num_existing - num_barred:,} already in the data set")
+    parts.append(f"{comparison.num_existing - num_barred:,} already in the data set")
     print(f"preprocess: {', '.join(parts)}", file=sys.stderr, flush=True)
     return create.write_dataset(
         request,
         source=source,
         layout=layout,
-        blocks=list(new_records.save_blocks(output.tasks, found.new)),
+        blocks=list(new_records.save_blocks(output.tasks, comparison.new)),
         output=output,
         base=base,
-        num_existing=found.num_existing,
+        num_existing=comparison.num_existing,
         num_changed=len(kept),
         rewrites=rewrites,
         removed=rewriting.removed(output.directory, indexes, rewrites, source.image_shape),
@@ -222,14 +222,18 @@ def _write(
 
 
 def _conflict(
-    source: conversion.ConvertedSource, found: new_records.Found, indexes: index.Indexes
+    source: conversion.ConvertedSource, comparison: new_records.Comparison, indexes: index.Indexes
 ) -> StageError:
     """The error for the first record that the data set holds otherwise."""
-    first = found.changed[:1]
-    [record_id], shard = source.ids(first), indexes.shards[found.places.shards[first[0]]]
+    first = comparison.changed[:1]
+    [record_id], shard = source.ids(first), indexes.shards[comparison.places.shards[first[0]]]
     faults = source.read(first).faults
     reason = f" ({faults[0][1]})" if faults else ""
-    more = f"; {len(found.changed) - 1:,} more records differ" if len(found.changed) > 1 else ""
+    more = (
+        f"; {len(comparison.changed) - 1:,} more records differ"
+        if len(comparison.changed) > 1
+        else ""
+    )
     return StageError(
         f"--append: the id {record_id.decode()!r} is already in {shard['name']}, with another "
         f"image or label than in {source.where(int(first[0]))}{reason}{more}; expected new records "

@@ -28,7 +28,7 @@ _COMPARED_AT_ONCE = 8_192
 _KNOWN_DTYPE = np.dtype([("source", "<i8"), ("image", "<u8", (2,)), ("label", "<i8")])
 
 
-class Found(NamedTuple):
+class Comparison(NamedTuple):
     """The records of a source, as far as a data set holds them."""
 
     id_hashes: np.ndarray  # uint64 (n, 2): of all records of the source
@@ -52,7 +52,7 @@ def find(
     tasks: Tasks,
     options: PipelineOptions,
     reuse_results: bool = True,
-) -> Found:
+) -> Comparison:
     """Finds the records of a source that a data set does not hold.
 
     Args:
@@ -82,7 +82,7 @@ def find(
         changed = _changed(
             source, known, rows, base=base, tasks=tasks, options=options, reuse=reuse_results
         )
-    return Found(hashes, new, changed, places, is_barred)
+    return Comparison(hashes, new, changed, places, is_barred)
 
 
 def id_hashes(source: conversion.ConvertedSource, seed: int) -> np.ndarray:

@@ -55,9 +55,8 @@ def remove_records(
         output.complete_finished(base)
         if overwrite:
             output.undo_append(base)
-        hashes = np.unique(
-            placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]), axis=0
-        )
+        ids = sorted(set(ids))
+        hashes = placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids])
         barred = index.read_barred(directory, base["files"])
         base, places = restore.with_indexes(
             output, base, options, lambda base: index.Indexes(directory, base["files"]).find(hashes)
@@ -67,16 +66,14 @@ def remove_records(
         in_quarantine = {
             fault["id"] for fault in quarantine.read_all(directory, base["files"])
         } & set(ids)
-        if not is_here.any() and not in_quarantine and index.are_among(hashes, barred).all():
+        is_barred = index.are_among(hashes, barred)
+        if not is_here.any() and not in_quarantine and is_barred.all():
             taken.forget_files(directory, hashes)
             return {**base, "reused": True, "num_removed": 0, "unknown": []}
-        known = index.are_among(hashes, barred) | is_here
-        known_keys = {tuple(key) for key in hashes[known].tolist()}
-        keys = placement.id_hashes(base["made_from"]["seed"], [i.encode() for i in ids]).tolist()
         unknown = [
             record_id
-            for record_id, key in zip(ids, keys, strict=True)
-            if tuple(key) not in known_keys and record_id not in in_quarantine
+            for record_id, is_known in zip(ids, is_here | is_barred, strict=True)
+            if not is_known and record_id not in in_quarantine
         ]
         places = index.Places(places.shards[is_here], places.positions[is_here])
         manifest = _remove(output, base, indexes, places, hashes, set(ids), options)

@@ -5,14 +5,13 @@ manifest has been replaced. Until then the old data set is whole.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 
-from pipeline.cli.errors import StageError
-from pipeline.datasets import index, placement, reader
+from pipeline.datasets import index, reader
 from pipeline.datasets.profile import describe
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.formats import tfrecord
@@ -136,26 +135,18 @@ class RewriteShard(beam.DoFn):
     def process(self, rewrite: Rewrite) -> None:
         """Writes one shard."""
         directory, tasks = self._tasks.directory, self._tasks
-        description = describe.Description(self._image_shape)
-        left_out = set(rewrite.positions)
-
-        def kept() -> Iterator[bytes]:
-            path = files.join(directory, rewrite.shard["name"])
-            data = manifest_lib.read_file(directory, rewrite.shard)
-            for position, item in enumerate(reader.parse_records(data, path, self._image_shape)):
-                if isinstance(item, reader.Fault):
-                    raise StageError(f"{path}: at byte {item.offset} {item.reason}")
-                _, serialized, record = item
-                if position not in left_out:
-                    hashes = placement.id_hashes(self._seed, [record.id])
-                    label = np.array([record.label], np.int64)
-                    description.add(hashes, [record.image], label, [len(serialized)])
-                    yield serialized
 
         def make() -> dict[str, Any]:
             started = time.perf_counter()
+            path = files.join(directory, rewrite.shard["name"])
+            data = manifest_lib.read_file(directory, rewrite.shard)
+            records = describe.parse_shard(data, path, self._image_shape)
+            for position in reversed(rewrite.positions):
+                del records[position]
             with manifest_lib.writing(directory, rewrite.new_name) as file:
-                num_examples = tfrecord.write(file, rewrite.new_name, kept())
+                serialized = (serialized for serialized, _ in records)
+                num_examples = tfrecord.write(file, rewrite.new_name, serialized)
+            description = describe.describe_records(records, self._image_shape, self._seed)
             entry = {
                 **file.entry(),
                 "num_examples": num_examples,

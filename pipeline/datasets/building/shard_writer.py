@@ -154,12 +154,9 @@ class WriteShard(beam.DoFn):
             return
         if marker["reused"]:
             path = files.join(directory, name)
-            description = describe.describe_shard(
-                files.read_bytes(path),
-                path,
-                image_shape=self._source_spec.image_shape,
-                seed=seed,
-            )
+            shape = self._source_spec.image_shape
+            stored = describe.parse_shard(files.read_bytes(path), path, shape)
+            description = describe.describe_records(stored, shape, seed)
             names = {entry["name"] for entry in marker["entries"]}
             if index.file_name(name) not in names:  # A try of an earlier version.
                 entries = [*marker["entries"], description.write_index(directory, name)]

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.cli.errors import StageError
 from pipeline.datasets import index, placement, reader
 from pipeline.datasets.profile.statistics import Statistics
+from pipeline.formats import tf_example
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry
 from pipeline.stages.tasks import Tasks
@@ -42,28 +43,35 @@ class Description:
         return manifest_lib.write_file(directory, index.file_name(shard), data)
 
 
-def describe_shard(
-    data: bytes, path: str, *, image_shape: tuple[int, ...], seed: int
-) -> Description:
-    """The description of a shard from its bytes.
+def parse_shard(
+    data: bytes, path: str, image_shape: tuple[int, ...]
+) -> list[tuple[bytes, tf_example.Record]]:
+    """The (serialized, parsed) records of a shard from its bytes.
 
     Raises:
       StageError: the shard is damaged.
     """
-    description = Description(image_shape)
-    ids, images, labels, num_bytes = [], [], [], []
+    records = []
     for item in reader.parse_records(data, path, image_shape):
         if isinstance(item, reader.Fault):
             raise StageError(
                 f"{path}: at byte {item.offset} {item.reason}; create the data set again"
             )
-        _, serialized, record = item
-        ids.append(record.id)
-        images.append(record.image)
-        labels.append(record.label)
-        num_bytes.append(len(serialized))
-    hashes = placement.id_hashes(seed, ids)
-    description.add(hashes, images, np.array(labels, np.int64), num_bytes)
+        records.append(item[1:])
+    return records
+
+
+def describe_records(
+    records: Sequence[tuple[bytes, tf_example.Record]], image_shape: tuple[int, ...], seed: int
+) -> Description:
+    """The description of a shard with these (serialized, parsed) records."""
+    description = Description(image_shape)
+    description.add(
+        placement.id_hashes(seed, [record.id for _, record in records]),
+        [record.image for _, record in records],
+        np.array([record.label for _, record in records], np.int64),
+        [len(serialized) for serialized, _ in records],
+    )
     return description
 
 
@@ -78,7 +86,8 @@ class DescribeShard(beam.DoFn):
         """Yields (split, statistics)."""
         data = manifest_lib.read_file(self._directory, entry)
         path = files.join(self._directory, entry["name"])
-        description = describe_shard(data, path, image_shape=self._image_shape, seed=self._seed)
+        records = parse_shard(data, path, self._image_shape)
+        description = describe_records(records, self._image_shape, self._seed)
         description.write_index(self._directory, entry["name"])
         yield entry["split"], description.statistics
 
