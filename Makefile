@@ -155,6 +155,7 @@ lint: $(INSTALLED)  ## ruff: check and format; mypy: the types of pyproject.toml
 bench: $(INSTALLED)  ## times the stages against plain loops over the same work, and the KL routes
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_preprocess
 	@$(PY) -m tests.benchmarks.bench_sources
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_sync
 	@$(PY) -m tests.benchmarks.bench_append
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_train
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_export

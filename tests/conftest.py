@@ -20,6 +20,8 @@ from tests.storage import object_stores
 proxies.reach_directly()
 # On a GPU, of which the first process would take all memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# Tests lose their files anyway.
+os.environ.setdefault("VAE_NOSYNC", "1")
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 

@@ -99,6 +99,7 @@ def make_report(
             files_lib.make_dirs(target)
             entries.append({**manifest_lib.write_file(target, base_name, content), "name": name})
         _remove(export_dir, previous_state, names_to_keep=files)
+        manifest_lib.sync_files(export_dir, entries)
         _write_state(export_dir, manifest["export_id"], entries)
     return files_lib.join(export_dir, PAGE)
 
@@ -106,3 +107,4 @@ def make_report(
 def _write_state(export_dir: str, export_id: str, files: Sequence[Mapping[str, Any]]) -> None:
     state = {"format_version": _FORMAT_VERSION, "export_id": export_id, "files": files}
     files_lib.write_bytes(files_lib.join(export_dir, _STATE), manifest_lib.sealed_json(state))
+    files_lib.sync(export_dir)

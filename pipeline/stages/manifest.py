@@ -129,6 +129,11 @@ def write_lines(directory: str, name: str, lines: Iterable[bytes]) -> FileEntry:
     return file.entry()
 
 
+def sync_files(directory: str, entries: Iterable[FileEntry]) -> None:
+    """Waits until the disk holds the names of a stage's files, so that a manifest may list them."""
+    files.sync(*(files.join(directory, entry["name"].rpartition("/")[0]) for entry in entries))
+
+
 def read_file(directory: str, entry: FileEntry) -> bytes:
     """Reads a file that a manifest names.
 

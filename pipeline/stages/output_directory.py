@@ -2,6 +2,10 @@
 
 Until the stage writes `manifest.json`, `.progress/` holds `job.json` (the job's inputs and the
 names of all its files) and one marker for each finished task (tasks.py).
+
+After a power cut, as after a kill, the directory is finished or can be completed: the disk holds
+job.json before the job's first file, every file before the manifest, the manifest before the job
+counts as finished, and a removal before job.json goes.
 """
 
 import contextlib
@@ -19,6 +23,7 @@ from pipeline.stages.manifest import (
     read_file,
     readable_json,
     sealed_json,
+    sync_files,
     through_json,
 )
 from pipeline.storage import files as files_lib
@@ -220,6 +225,8 @@ class OutputDirectory:
 
     def forget_finished(self, manifest: Manifest) -> None:
         """Removes the leftovers of the job that made `manifest`, and of no other job."""
+        # A killed try may have written the manifest and not waited for the disk.
+        files_lib.sync(self.directory)
         job = self.tasks.job()
         if job is None or job["made_from"] == manifest["made_from"]:
             self._remove_unfinished()
@@ -228,6 +235,7 @@ class OutputDirectory:
 
     def replace_manifest(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Writes the manifest of a locked, finished directory anew; returns the manifest."""
+        sync_files(self.directory, manifest["files"])
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(manifest))
         return manifest
 
@@ -258,6 +266,7 @@ class OutputDirectory:
         if drops:
             job["drops"] = list(drops)
         files_lib.write_bytes(self.tasks.path(tasks.JOB), sealed_json(job))
+        files_lib.sync(self.tasks.path())
 
     def is_complete(self, files: Iterable[FileEntry]) -> bool:
         """Whether files of the manifest are complete, see `are_complete`."""
@@ -275,12 +284,15 @@ class OutputDirectory:
         # If this process is killed from here on, the next try finds an unfinished job to clear.
         self._write_job(existing["made_from"], names)
         files_lib.remove(self._path(MANIFEST))
-        self._remove_files(names)
+        files_lib.sync(self.directory)
         files_lib.remove(self._path(TIMINGS))
-        files_lib.remove(self.tasks.path())
+        self._remove_files(names)
+        self.tasks.clear()  # job.json stays until the next job's takes its place.
 
     def _remove_files(self, names: Sequence[str]) -> None:
         files_lib.each(self.directory, lambda name: files_lib.remove(self._path(name)), names)
+        if names:
+            files_lib.sync(self.directory, *map(self._path, self._subdirectories))
         for name in self._subdirectories:
             files_lib.remove_empty(self._path(name))
 
@@ -318,7 +330,9 @@ class OutputDirectory:
         self._remove_unfinished()
         content = {**tasks.timings(markers), **timings}
         files_lib.write_bytes(self._path(TIMINGS), readable_json(content))
+        sync_files(self.directory, complete["files"])
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
+        files_lib.sync(self.directory)
         self._remove_files(self._drops)
         files_lib.remove(self.tasks.path())
         return complete

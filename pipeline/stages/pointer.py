@@ -162,10 +162,12 @@ def move(path: str, directory: str, *, seen: Target | None, is_new: bool = False
             files.write_bytes(_object(path), text.encode())
             return True
         if now and files.is_same_place(now.directory, directory):
+            files.sync(os.path.dirname(path))  # A killed job may have moved it.
             return False
         # Relative, so that a tree of exports can be moved as a whole. The kernel goes up from
         # where the link lies, so neither path may hold another link.
         parent = files.place(os.path.dirname(path) or ".")
+        files.sync(directory)  # A killed job may have written the manifest.
         files.swap_link(os.path.relpath(files.place(directory), parent), path)
         return True
 

@@ -38,6 +38,7 @@ def remove_old(parent: str, latest: str, *, keep: int) -> Iterator[str]:
     """
     if not files.is_dir(parent):
         raise StageError(f"--of={parent}: no such directory; expected the directory of the exports")
+    files.sync(os.path.dirname(latest.rstrip("/")))  # A killed job may have moved the pointer.
     kept = _named_places(parent, latest)
     good: list[str] = []
     others: list[str] = []
@@ -143,6 +144,7 @@ def _set_aside(directory: str, manifest: Manifest | None) -> str:
         parent, name = os.path.split(directory)
         hidden = os.path.join(parent, f"{_REMOVING}{name}-{uuid.uuid4().hex}")
         os.rename(directory, hidden)
+        files.sync(parent)
         return hidden
     if manifest:
         names = [entry["name"] for entry in manifest["files"]]

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.cli.errors import SourceChanged, StageError
 from pipeline.stages import manifest_check
 from pipeline.stages.contracts import FailedMarker, Job, Marker, is_failed
-from pipeline.stages.manifest import read_file, read_sealed, sealed_json
+from pipeline.stages.manifest import read_file, read_sealed, sealed_json, sync_files
 from pipeline.storage import files
 
 DIRECTORY = ".progress"
@@ -92,7 +92,9 @@ class Tasks:
         return marker
 
     def write_marker(self, task: str, marker: Marker | FailedMarker) -> None:
-        """Writes a task's marker, in place of one that may be there."""
+        """Writes a task's marker, in place of one that may be there; first its files are synced."""
+        if not is_failed(marker):
+            sync_files(self.directory, marker["entries"])
         files.write_bytes(self._marker_path(task), sealed_json(marker))
 
     def marker(self, task: str) -> Marker | None:

@@ -4,6 +4,10 @@ A path is local unless it holds "://"; a URL goes to the file system that fsspec
 knows for it (gs:// through gcsfs; retries.py says what happens when it fails). Every write
 appears whole or not at all: locally by renaming a finished file, on an object store by one
 upload.
+
+A power cut may lose what a disk does not hold yet. A local file's bytes are on the disk before the
+file gets its name; the name is on the disk once `sync` has returned for the file's directory.
+With VAE_NOSYNC=1 nothing waits for the disk. An object store holds an object when the upload ends.
 """
 
 import concurrent.futures
@@ -47,6 +51,10 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS
 _COPY_BYTES = 1 << 20
 # A full disk, or an account's full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Environment variable; if it is 1, nothing waits for the disk.
+NOSYNC = "VAE_NOSYNC"
+# Errors of fsync of a directory on file systems that cannot do it, such as CIFS.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 _IRREGULAR = {
     stat.S_IFIFO: "is a pipe",
@@ -166,7 +174,7 @@ def num_bytes(path: str) -> int:
 
 
 def make_dirs(directory: str) -> None:
-    """Creates `directory` and its parents unless they exist."""
+    """Creates `directory` and its parents unless they exist; the disk then holds their names."""
     if is_url(directory):
         retries.call(directory, lambda fs, inner: fs.makedirs(inner, exist_ok=True))
         return
@@ -175,6 +183,10 @@ def make_dirs(directory: str) -> None:
             f"{directory}: is no URL, and would make a directory named like one; expected two "
             "slashes after the colon, or another name"
         )
+    new, path = [], os.path.realpath(directory)
+    while not os.path.isdir(path):
+        new.append(path)
+        path = os.path.dirname(path)
     try:
         os.makedirs(directory, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -182,6 +194,36 @@ def make_dirs(directory: str) -> None:
             f"{directory}: cannot be a directory, a file is in the way ({error.strerror}); name "
             "another one"
         ) from error
+    sync(*map(os.path.dirname, new))
+
+
+def sync(*directories: str) -> None:
+    """Waits until the disk holds the names in local directories, and no removed names.
+
+    Subdirectories are not included. Does nothing for a URL or a missing directory.
+
+    Raises:
+      OSError: the disk failed.
+    """
+    for directory in dict.fromkeys(directories):
+        if is_url(directory):
+            continue
+        try:
+            descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            _fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise OSError(error.errno, error.strerror, directory) from error
+        finally:
+            os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    if os.environ.get(NOSYNC) != "1":
+        os.fsync(descriptor)
 
 
 def remove(path: str) -> None:
@@ -291,7 +333,10 @@ def _temporary(path: str) -> str:
 
 
 def swap_link(target: str, path: str) -> None:
-    """Makes a local `path` a symbolic link to `target`, in one step; the caller holds `path`."""
+    """Makes a local `path` a symbolic link to `target`, in one step; the caller holds `path`.
+
+    Returns when the disk holds the link.
+    """
     directory, name = os.path.split(path)
     leftover = re.compile(re.escape(f"{_TEMPORARY}{name}-") + "[0-9a-f]{32}")
     for existing in filter(leftover.fullmatch, os.listdir(directory or ".")):
@@ -299,14 +344,15 @@ def swap_link(target: str, path: str) -> None:
     temporary = _temporary(path)
     os.symlink(target, temporary)
     os.replace(temporary, path)
+    sync(directory)
 
 
 @contextlib.contextmanager
 def open_atomic(path: str) -> Iterator[BinaryIO]:
     """A binary file to write, which appears at `path` only if the block succeeds.
 
-    There is no fsync: after a power cut a file may be torn, and the checksums in markers and
-    manifests show that. A killed process never leaves a torn file.
+    Neither a killed process nor a power cut leaves a torn file. After a power cut the file may be
+    the one before, unless `sync` was called for its directory.
     """
     if is_url(path):
         with tempfile.TemporaryDirectory() as scratch:
@@ -322,6 +368,11 @@ def open_atomic(path: str) -> Iterator[BinaryIO]:
     try:
         with _open_write(temporary, path=path) as file:
             yield file
+            try:
+                file.flush()
+                _fsync(file.fileno())
+            except OSError as error:
+                raise _cannot_write(path, error) from error
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

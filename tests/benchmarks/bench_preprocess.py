@@ -7,6 +7,7 @@ does not matter to any of it.
 
 import contextlib
 import io
+import os
 import pathlib
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.cli import quiet
+from tests.benchmarks.timing import syncing
 from tests.conftest import REPOSITORY, make_shards, write_idx
 
 _NUM_RECORDS = 600_000
@@ -76,12 +78,23 @@ def _examples(images: np.ndarray, labels: np.ndarray):
         yield example.SerializeToString()
 
 
-def _plain(images: np.ndarray, labels: np.ndarray, scratch: pathlib.Path) -> None:
+def _plain(
+    images: np.ndarray, labels: np.ndarray, scratch: pathlib.Path, *, sync: bool = False
+) -> None:
     import tensorflow as tf
 
-    with tf.io.TFRecordWriter(str(scratch / "plain.tfrecord")) as writer:
+    path = scratch / "plain.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
         for record in _examples(images, labels):
             writer.write(record)
+    if sync:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _synced_job(source: str, scratch: pathlib.Path) -> None:
+    with syncing():
+        _job(source, scratch)
 
 
 def _beam_record_by_record(images: np.ndarray, labels: np.ndarray, scratch: pathlib.Path) -> None:
@@ -165,6 +178,8 @@ def bench_job(scratch: pathlib.Path) -> None:
         "large": lambda: _job(large, scratch),
         "small": lambda: _job(small, scratch),
         "plain": lambda: _plain(images, labels, scratch),
+        "large, synced": lambda: _synced_job(large, scratch),
+        "plain, synced": lambda: _plain(images, labels, scratch, sync=True),
         "beam": lambda: _beam_record_by_record(images[:_NUM_BEAM], labels[:_NUM_BEAM], scratch),
         "tfds": lambda: _tfds_prepare(*few, scratch, raw=False),
         "tfds, raw": lambda: _tfds_prepare(*few, scratch, raw=True),
@@ -188,6 +203,8 @@ def bench_job(scratch: pathlib.Path) -> None:
         least=True,
         bound=0.6,
     )
+    synced = secs["plain, synced"] / secs["large, synced"]
+    report("the same, both with fsync", synced, "its speed", least=True, bound=0.6)
     report(
         "download_and_prepare of TFDS",
         secs["tfds"] / _NUM_TFDS * rate,

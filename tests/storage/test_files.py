@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -136,3 +137,49 @@ def test_a_slash_too_few():
 def test_an_unknown_url_scheme():
     with pytest.raises(StageError, match="no file system for this URL"):
         files.read_bytes("nosuchscheme://bucket/file")
+
+
+def test_nothing_waits_for_the_disk_if_told_so(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    path, url = str(tmp_path / "new" / "file"), f"memory://{tmp_path.name}/file"
+
+    def write() -> None:
+        files.make_dirs(os.path.dirname(path))
+        files.write_bytes(path, b"1")
+        files.sync(str(tmp_path), str(tmp_path / "missing"), str(tmp_path))
+        files.write_bytes(url, b"1")
+        files.sync(os.path.dirname(url))
+
+    monkeypatch.setenv("VAE_NOSYNC", "1")
+    write()
+    assert not waits
+    files.remove(os.path.dirname(path))
+    monkeypatch.delenv("VAE_NOSYNC")
+    write()
+    assert len(waits) == 3  # The parent of the new directory, the file, the directory.
+
+
+def test_a_disk_that_fails_to_sync_fails_the_write(tmp_path, monkeypatch):
+    monkeypatch.delenv("VAE_NOSYNC", raising=False)
+    path = str(tmp_path / "file")
+    files.write_bytes(path, b"before")
+
+    def failing_with(number: int):
+        def fail(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+
+    failing_with(errno.ENOSPC)
+    with pytest.raises(StageError, match="file: No space left on device; free some space"):
+        files.write_bytes(path, b"after")
+    failing_with(errno.EIO)
+    with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
+        files.write_bytes(path, b"after")
+    assert files.read_bytes(path) == b"before"
+    assert files.list_names(str(tmp_path)) == ["file"]
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
+        files.sync(str(tmp_path))
+    failing_with(errno.EINVAL)  # A file system that syncs no directories.
+    files.sync(str(tmp_path))

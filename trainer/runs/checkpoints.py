@@ -80,6 +80,7 @@ def save(workdir: str, checkpoint: Checkpoint, *, keep: int, best_step: int | No
         **checkpoint.arrays,
     )
     files.write_bytes(checkpoint_path(workdir, checkpoint.step), buffer.getvalue())
+    files.sync(files.join(workdir, DIRECTORY))
     steps = sorted(_steps(workdir), reverse=True)
     earlier = [step for step in steps if step <= checkpoint.step]
     for step in set(steps) - set(earlier[:keep]) - {best_step}:

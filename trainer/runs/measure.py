@@ -1,6 +1,7 @@
 """Measures a published model on a data set: ELBO, log-likelihood, active units."""
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,7 @@ def write(measurements: dict[str, Any], model_dir: str, path: str | None) -> str
     """Writes the measurements as JSON to `path`, or to its default; returns the path."""
     path = path or files.join(model_dir, f"evaluation-{measurements['split']}.json")
     files.write_bytes(path, manifest_lib.readable_json(measurements))
+    files.sync(os.path.dirname(path))
     return path
 
 

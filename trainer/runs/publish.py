@@ -143,9 +143,12 @@ def publish_model(
         }
         # The old manifest goes first, so that no reader takes a half-written model for finished.
         files_lib.remove(files_lib.join(export_dir, manifest_lib.MANIFEST))
+        files_lib.sync(export_dir)
         files_lib.remove(export_dir)
         trees.copy_tree(scratch, export_dir)
+    manifest_lib.sync_files(export_dir, files)
     files_lib.write_bytes(
         files_lib.join(export_dir, manifest_lib.MANIFEST), manifest_lib.sealed_json(manifest)
     )
+    files_lib.sync(export_dir)
     return manifest

@@ -162,6 +162,7 @@ def _refuse_outputs(workdir: str) -> None:
 def _write_config(plan: RunPlan) -> None:
     data = manifest_lib.readable_json(plan.config.to_dict())
     files.write_bytes(files.join(plan.workdir, _CONFIG), data)
+    files.sync(plan.workdir)  # Without config.json the files that follow are of no run.
 
 
 def _finished_manifest(plan: RunPlan, checkpoint: checkpoints.Checkpoint | None) -> dict | None:
@@ -208,6 +209,8 @@ def _restore_files(
     """Writes config.json and metrics.jsonl of a finished run again if they are lost or changed."""
     if not has_config:
         _write_config(plan)
+    # A killed try may have published without waiting for the disk.
+    files.sync(files.join(plan.workdir, EXPORT))
     text = checkpoint and checkpoint.metrics_text
     if not text or checkpoint.step != manifest["trained_steps"]:
         return  # No checkpoint has a copy of the lines.
@@ -217,6 +220,7 @@ def _restore_files(
     if not files.exists(path) or files.read_bytes(path) != text.encode():
         print(f"train: {path} is missing or changed; writing it again", file=sys.stderr)
         files.write_bytes(path, text.encode())
+        files.sync(plan.workdir)
 
 
 def _check_damaged_shards(plan: RunPlan, limit: quarantine.Limit) -> None:
@@ -241,6 +245,7 @@ def _write_quarantine(plan: RunPlan) -> None:
     for shard in plan.damaged_shards:
         lines = shard.lines(plan.dataset.directory)
         quarantine.write(plan.workdir, shard.name, lines, num_quarantined=shard.num_records)
+    files.sync(files.join(plan.workdir, quarantine.DIRECTORY))
 
 
 def train(

@@ -101,6 +101,7 @@ class Taken:
         held = np.concatenate([_hashes(self._path(_IDS)), _hashes(self._path(_LOST))])
         _save(self._path(_LOST), held[~index.are_among(held, _sorted(id_hashes))])
         _save(self._path(_IDS), id_hashes)
+        files.sync(directory)
 
     def report_lost(self, base: Mapping[str, Any], id_hashes: np.ndarray) -> None:
         """Names the records that the data set holds and that this source has lost.
