@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.cli.errors import StageError
 from pipeline.formats import tfrecord
+from pipeline.sources.splits import in_order
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, is_shard
 
@@ -219,10 +220,14 @@ class Indexes:
         self._files = {entry["name"]: entry for entry in files}
         self.shards = [entry for entry in self._files.values() if is_shard(entry)]
 
-    def entries(self) -> list[FileEntry]:
-        """The manifest entries of the indexes."""
-        entries = [entry_of(self._files, shard) for shard in self.shards]
-        return [entry for entry in entries if entry is not None]
+    def by_split(self) -> dict[str, list[FileEntry]]:
+        """The splits that have shards, in their order -> the shards."""
+        splits = in_order({shard["split"] for shard in self.shards})
+        return {split: [s for s in self.shards if s["split"] == split] for split in splits}
+
+    def damaged(self) -> list[FileEntry]:
+        """The shards whose indexes are missing or damaged."""
+        return [shard for shard in self.shards if self.read(shard) is None]
 
     def read(self, shard: FileEntry) -> Index | None:
         """As the function `read`."""

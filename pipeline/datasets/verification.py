@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.cli.progress import Progress
-from pipeline.datasets import reader
+from pipeline.datasets import index, placement, reader
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import tasks
-from pipeline.stages.contracts import is_shard
+from pipeline.stages.contracts import FileEntry, is_shard
 from pipeline.storage import files as files_lib
 
 _HASH_BYTES = 16
@@ -97,7 +97,10 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
         if data is None:
             continue
         if is_shard(entry):
-            num_intact[entry["split"]] += yield from _find_in_shard(dataset, entry, data, ids)
+            index_entry = index.entry_of(entries, entry)
+            num_intact[entry["split"]] += yield from _find_in_shard(
+                dataset, entry, data, ids, index_entry
+            )
         elif "num_quarantined" in entry and data.count(b"\n") != entry["num_quarantined"]:
             num_lines = data.count(b"\n")
             yield Problem(path, None, f"{num_lines} lines, expected {entry['num_quarantined']}")
@@ -146,23 +149,39 @@ def _fault_of(data: bytes | None, entry: dict[str, Any]) -> str:
 
 
 def _find_in_shard(
-    dataset: reader.Dataset, entry: dict[str, Any], data: bytes, ids: _Ids
+    dataset: reader.Dataset,
+    entry: dict[str, Any],
+    data: bytes,
+    ids: _Ids,
+    index_entry: FileEntry | None,
 ) -> Generator[Problem, None, int]:
-    """Yields the problems of a shard; returns the number of intact records."""
+    """Yields the problems of a shard and of its index; returns the number of intact records."""
     path = files_lib.join(dataset.directory, entry["name"])
-    shard_ids, offsets = [], []
+    records, offsets, num_bytes = [], [], []
     for item in reader.parse_records(data, path, dataset.image_shape):
         if isinstance(item, reader.Fault):
             yield Problem(path, item.offset, item.reason)
         else:
-            offset, _, record = item
-            shard_ids.append(record.id)
+            offset, serialized, record = item
+            records.append(record)
             offsets.append(offset)
-    if len(offsets) != entry["num_examples"]:
-        reason = f"{len(offsets)} intact records, expected {entry['num_examples']}"
-        yield Problem(path, None, reason)
+            num_bytes.append(len(serialized))
+    shard_ids = [record.id for record in records]
     ids.add_shard(entry, shard_ids, offsets)
-    return len(offsets)
+    if len(records) != entry["num_examples"]:
+        reason = f"{len(records)} intact records, expected {entry['num_examples']}"
+        yield Problem(path, None, reason)
+        return len(records)
+    stored = index.read(dataset.directory, entry, index_entry)
+    if stored is not None and records:
+        builder = index.Builder()
+        hashes = placement.id_hashes(dataset.manifest["made_from"]["seed"], shard_ids)
+        labels = np.array([record.label for record in records], np.int64)
+        builder.add(hashes, [record.image for record in records], labels, num_bytes)
+        if not np.array_equal(stored.rows, builder.index().rows):
+            path = files_lib.join(dataset.directory, index.file_name(entry["name"]))
+            yield Problem(path, None, f"is not the index of {entry['name']}")
+    return len(records)
 
 
 def _find_in_manifest(dataset: reader.Dataset, num_intact: dict[str, int]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ The Beam job is in job.py.
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,16 @@ from pipeline.storage import files as files_lib
 
 # Keys of a shard's marker that the manifest repeats.
 _SHARD_KEYS = ("made_of", "read", "written", "quarantined", "files", "outside_classes")
+# Files of an export, and of its report.
+_NUMBER = r"-\d{5}-of-\d{5}(\.gz)?"
+_REPORT_DIRECTORIES = ("plots", "projector")
+_OWNED = re.compile(
+    rf"{row_files.ROWS_DIRECTORY}/\w+-\w+{_NUMBER}\.(parquet|tfrecord|\w+\.npy)"
+    rf"|{row_files.IMAGES_DIRECTORY}/\w+-\w+{_NUMBER}\.(png|tar)"
+    rf"|quarantine/\w+-\w+\.tfrecord{_NUMBER}\.jsonl"
+    rf"|{re.escape(summary.FILE)}|{re.escape(changes.FILE)}|report\.(html|json)"
+    r"|plots/\w+\.png|projector/(sprite\.png|projector_config\.pbtxt|\w+\.tsv)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +108,12 @@ def make_export(request: Request) -> dict[str, Any]:
         request.output_dir,
         stage="export",
         made_from=made_from,
-        subdirectories=(row_files.ROWS_DIRECTORY, row_files.IMAGES_DIRECTORY),
+        owned=_OWNED,
+        subdirectories=(
+            row_files.ROWS_DIRECTORY,
+            row_files.IMAGES_DIRECTORY,
+            *_REPORT_DIRECTORIES,
+        ),
         remedy="name a new directory, and this one as --reuse_from, or let --latest name it, so "
         "that its rows are taken over; or pass --overwrite",
     )

@@ -23,6 +23,8 @@ from pipeline.storage import files
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# The manifest before the last append to a data set.
+PREVIOUS = "manifest.json.previous"
 
 # Stage -> the command that makes its directory.
 _MADE_BY = {
@@ -145,15 +147,16 @@ def read_file(directory: str, entry: FileEntry) -> bytes:
         data = files.read_bytes(path)
     except FileNotFoundError as error:
         raise StageError(
-            f"{path}: missing, though {MANIFEST} lists it; make the directory again"
+            f"{path}: missing, though {MANIFEST} lists it; run the command that made the directory "
+            "again, or mend a data set with python -m pipeline.verify --repair"
         ) from error
     actual = file_entry(entry["name"], data)
     if actual["sha256"] != entry["sha256"]:
         raise StageError(
             f"{path}: damaged: {actual['bytes']} bytes with sha256 {actual['sha256'][:12]}…, but "
-            f"{MANIFEST} lists {entry['bytes']} bytes with {entry['sha256'][:12]}…; delete this "
-            "file and run the command that made the directory again: it remakes missing files "
-            "(remake a data set with appended records as a whole, with --overwrite)"
+            f"{MANIFEST} lists {entry['bytes']} bytes with {entry['sha256'][:12]}…; run the "
+            "command that made the directory again, which makes this file anew, or mend a data set "
+            "with python -m pipeline.verify --repair"
         )
     return data
 
@@ -182,7 +185,8 @@ def read_sealed(path: str) -> dict[str, Any] | None:
         pass  # Not JSON, not an object, or without a checksum.
     raise StageError(
         f"{path}: not as this program wrote it: damaged, changed by hand, or made by another "
-        "program; delete the directory and make it again, or name another directory"
+        "program; mend a data set with python -m pipeline.verify --repair; else run the command "
+        "that made the directory again, with --overwrite, or name another directory"
     )
 
 
@@ -192,14 +196,25 @@ def manifest_of(directory: str) -> Manifest | None:
     Raises:
       StageError: the manifest is damaged, or has values that this program never writes.
     """
-    path = files.join(directory, MANIFEST)
+    return _read_manifest(files.join(directory, MANIFEST))
+
+
+def previous_of(directory: str) -> Manifest | None:
+    """The manifest before the last append; None if there is none, or if the file is damaged."""
+    try:
+        return _read_manifest(files.join(directory, PREVIOUS))
+    except StageError:
+        return None
+
+
+def _read_manifest(path: str) -> Manifest | None:
     value = read_sealed(path)
     if value is None:
         return None
     if value.get("format_version") != FORMAT_VERSION:
         raise StageError(
             f"{path}: has format version {value.get('format_version')!r}, this program reads "
-            f"{FORMAT_VERSION}; delete the directory and make it again, or name another directory"
+            f"{FORMAT_VERSION}; make the directory again with --overwrite, or name another one"
         )
     return manifest_check.manifest(path, value)
 

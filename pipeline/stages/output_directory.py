@@ -1,7 +1,8 @@
 """How a Beam stage fills its output directory, in as many tries as it takes.
 
 Until the stage writes `manifest.json`, `.progress/` holds `job.json` (the job's inputs and the
-names of all its files) and one marker for each finished task (tasks.py).
+names of all its files) and one marker for each finished task (tasks.py). When a finished directory
+gets further files, `manifest.json.previous` keeps the manifest before that.
 
 After a power cut, as after a kill, the directory is finished or can be completed: the disk holds
 job.json before the job's first file, every file before the manifest, the manifest before the job
@@ -9,8 +10,9 @@ counts as finished, and a removal before job.json goes.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.cli.errors import StageError
 from pipeline.stages import quarantine, tasks
@@ -18,8 +20,10 @@ from pipeline.stages.contracts import FileEntry, Job, Manifest, Marker
 from pipeline.stages.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    PREVIOUS,
     differences,
     manifest_of,
+    previous_of,
     read_file,
     readable_json,
     sealed_json,
@@ -27,9 +31,13 @@ from pipeline.stages.manifest import (
     through_json,
 )
 from pipeline.storage import files as files_lib
-from pipeline.storage import lock
+from pipeline.storage import lock, trees
 
 TIMINGS = "timings.json"
+# Directory of files that a repair takes out of the output, and nobody removes.
+LOST = "lost"
+# Ends of the names in .progress/.
+_OF_A_JOB = (".json", ".npy", ".npz", ".count")
 
 
 class Conflict(StageError):
@@ -59,6 +67,14 @@ def are_complete(directory: str, files: Iterable[FileEntry]) -> bool:
     return all(files_lib.each(directory, is_complete, files))
 
 
+class _Records(NamedTuple):
+    """What a directory says of itself; None without such a file, or if the file is damaged."""
+
+    manifest: Manifest | None
+    job: Job | None
+    is_torn: bool  # Whether one is damaged, or neither exists.
+
+
 class OutputDirectory:
     """One stage's output directory, from its first file to its manifest.
 
@@ -71,6 +87,7 @@ class OutputDirectory:
         *,
         stage: str,
         made_from: Mapping[str, Any],
+        owned: re.Pattern[str],
         subdirectories: Sequence[str] = (),
         remedy: str = "name another directory, or pass --overwrite",
     ):
@@ -80,12 +97,15 @@ class OutputDirectory:
           directory: local path or fsspec URL.
           stage: "preprocess" or "export".
           made_from: inputs and settings, a JSON value without times and places.
+          owned: matches the path below the directory, with slashes, of each file that such a job
+            writes, without manifests, timings and .progress/. If the manifest is lost, these paths
+            tell whether the directory is output of this stage.
           subdirectories: where the job writes files, beside `directory` itself and quarantine/.
           remedy: what to do if the directory holds output of other inputs.
         """
         self._subdirectories = (*subdirectories, quarantine.DIRECTORY)
-        self._remedy = remedy
-        self._is_discarded = False
+        self._remedy, self._owned = remedy, owned
+        self._is_discarded = self._keeps_previous = False
         self._drops: Sequence[str] = ()
         self.directory = directory
         self.stage = stage
@@ -97,13 +117,16 @@ class OutputDirectory:
         return files_lib.join(self.directory, *names)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, torn: bool = False) -> Iterator[None]:
         """Locks the directory for this process; creates the directory if necessary.
+
+        Args:
+          torn: whether to accept a directory of this stage whose manifest is lost or damaged.
 
         Raises:
           StageError: the directory holds other files, or another process writes to it.
         """
-        self._refuse_foreign()  # Before the lock leaves its file in the directory.
+        self._refuse_foreign(torn=torn)  # Before the lock leaves its file in the directory.
         files_lib.make_dirs(self.directory)
         try:
             with lock.hold(self.directory):
@@ -115,7 +138,12 @@ class OutputDirectory:
 
     @contextlib.contextmanager
     def opened(
-        self, names: Sequence[str], *, overwrite: bool, reuses: str = ""
+        self,
+        names: Sequence[str],
+        *,
+        overwrite: bool,
+        reuses: str = "",
+        mend: Callable[[Manifest], Manifest] = lambda manifest: manifest,
     ) -> Iterator[Manifest | None]:
         """Locks the directory for this process and prepares it for this job.
 
@@ -123,6 +151,8 @@ class OutputDirectory:
           names: every file that the job will make, without manifest and timings.
           overwrite: whether output of another job of this stage may be removed.
           reuses: a directory that the job reads, which must not be removed meanwhile.
+          mend: makes anew what it can of a finished directory's missing and damaged files; returns
+            the manifest as it is then.
 
         Yields:
           The manifest, if this same job is finished and its files are complete; else None.
@@ -131,36 +161,93 @@ class OutputDirectory:
           StageError: the directory holds other files or output of other inputs, or another
             process writes to it.
         """
-        with self.locked():
-            yield self._begin(names, overwrite=overwrite, reuses=reuses)
+        with self.locked(torn=overwrite):
+            yield self._begin(names, overwrite=overwrite, reuses=reuses, mend=mend)
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_foreign(self, *, torn: bool) -> None:
         """Raises a StageError if the directory holds files that are not of this stage."""
-        records = [r for r in (manifest_of(self.directory), self.tasks.job()) if r]
-        if not records:
-            # A job killed before its first file leaves .progress/ and the lock, nothing else.
-            names = files_lib.list_names(self.directory)
-            foreign = [n for n in names if n != tasks.DIRECTORY and not lock.is_ours(n)]
-            foreign += files_lib.list_finished_names(self.tasks.path())
-            if foreign:
-                raise StageError(
-                    f"--output_dir={self.directory}: holds {foreign[0]!r} and neither {MANIFEST} "
-                    f"nor {tasks.DIRECTORY}/, so it is no output of this command; name a new "
-                    "directory"
-                )
-        elif any(record["stage"] != self.stage for record in records):
+        records = self._records(torn=torn)
+        existing = [r for r in (records.manifest, records.job, previous_of(self.directory)) if r]
+        if any(record["stage"] != self.stage for record in existing):
             raise StageError(
                 f"--output_dir={self.directory}: is the output of another stage; expected a new "
                 f"directory, or output of {self.stage}"
             )
+        names = self._files()
+        if existing or not names:
+            return
+        foreign = [name for name in names if not self._is_owned(name)]
+        if not foreign:
+            if torn and any(name not in (MANIFEST, PREVIOUS, TIMINGS) for name in names):
+                return
+            self._records(torn=False)  # Raises if the manifest is damaged.
+        remedy = "" if foreign else ", or pass --overwrite to make this directory again"
+        raise StageError(
+            f"--output_dir={self.directory}: holds {(foreign or names)[0]!r} and neither an intact "
+            f"{MANIFEST} nor {tasks.DIRECTORY}/{tasks.JOB}, so it is no output of this command, or "
+            f"has lost them; name a new directory{remedy}"
+        )
+
+    def _files(self) -> list[str]:
+        """Paths of all finished files below the directory; another directory stands for its files.
+
+        A job that was killed before its first file leaves none.
+        """
+        paths: list[str] = []
+        for name in files_lib.list_names(self.directory):
+            below = [name]
+            if name in (tasks.DIRECTORY, *self._subdirectories):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # A file.
+                    tree = trees.read_tree(self._path(name), hidden=True)
+                    below = [f"{name}/{path}" for path in tree.stamps]
+            paths += below
+        return [
+            path
+            for path in paths
+            if not lock.is_ours(path) and not files_lib.is_unfinished(path.rpartition("/")[2])
+        ]
+
+    def _is_owned(self, path: str) -> bool:
+        """Whether a path below the directory is that of a file that jobs of this stage make."""
+        return (
+            path in (MANIFEST, PREVIOUS, TIMINGS, LOST)
+            or (path.startswith(f"{tasks.DIRECTORY}/") and path.endswith(_OF_A_JOB))
+            or bool(self._owned.fullmatch(path))
+        )
+
+    def owned_files(self) -> list[str]:
+        """The paths of all files of records and descriptions, listed in the manifest or not."""
+        return list(filter(self._owned.fullmatch, self._files()))
+
+    def _records(self, *, torn: bool) -> _Records:
+        """Reads the directory's manifest and job.json.
+
+        Args:
+          torn: whether one of them may be damaged; otherwise that raises a StageError.
+        """
+        manifest = job = None
+        is_torn = False
+        try:
+            manifest = manifest_of(self.directory)
+        except StageError:
+            if not torn:
+                raise
+            is_torn = True
+        try:
+            job = self.tasks.job()
+        except StageError:
+            if not torn:
+                raise
+            is_torn = True
+        return _Records(manifest, job, is_torn or not (manifest or job))
 
     def check(self) -> None:
         """Raises the StageErrors that `opened` raises without --overwrite; changes no file."""
-        self._refuse_foreign()
-        self._refuse_other(manifest_of(self.directory), self.tasks.job())
+        self._refuse_foreign(torn=False)
+        self._refuse_other(self._records(torn=False))
 
-    def _refuse_other(self, manifest: Manifest | None, job: Job | None) -> None:
-        existing = manifest or job
+    def _refuse_other(self, records: _Records) -> None:
+        manifest, existing = records.manifest, records.manifest or records.job
         differing = differences(existing["made_from"], self.made_from) if existing else []
         if differing:
             state, error = "finished", Conflict
@@ -171,20 +258,31 @@ class OutputDirectory:
                 f"({'; '.join(differing)}); {self._remedy}"
             )
 
-    def _begin(self, names: Sequence[str], *, overwrite: bool, reuses: str) -> Manifest | None:
+    def _begin(
+        self,
+        names: Sequence[str],
+        *,
+        overwrite: bool,
+        reuses: str,
+        mend: Callable[[Manifest], Manifest],
+    ) -> Manifest | None:
         """Removes or keeps existing output; returns the manifest if the job is finished."""
-        manifest = manifest_of(self.directory)
-        job = self.tasks.job()
-        existing = manifest or job
-        if not overwrite:
-            self._refuse_other(manifest, job)
-        elif existing:
-            self._clear(existing, job)
+        records = self._records(torn=overwrite)
+        manifest, job = records.manifest, records.job
+        if overwrite:
+            self._clear(records)
             manifest = job = None
-        if manifest and self.is_complete(manifest["files"]):
+        else:
+            self._refuse_other(records)
+        is_pending = job is not None and job["made_from"] != self.made_from
+        is_complete = manifest is not None and self.is_complete(manifest["files"])
+        if manifest and not is_complete and not is_pending:
+            manifest = mend(manifest)
+            is_complete = self.is_complete(manifest["files"])
+        if manifest and is_complete:
             self.forget_finished(manifest)
             return manifest
-        if job and job["made_from"] != self.made_from:
+        if job and is_pending:
             raise self._other_append(job)
         self._remove_unfinished()
         self._write_job(self.made_from, names, reuses=reuses)
@@ -203,19 +301,20 @@ class OutputDirectory:
             self._remove_files([name for name in job["names"] if name not in kept])
             files_lib.remove(self.tasks.path())
 
-    def begin_append(self, names: Sequence[str], drops: Sequence[str] = ()) -> None:
+    def begin_append(self, names: Sequence[str], drops: Sequence[str] | None = None) -> None:
         """Prepares a locked, finished directory for further files; the directory stays finished.
 
         Args:
           names: every file that the job will make or replace.
-          drops: files of the directory that go when the job is finished.
+          drops: files of the directory that go when the job is finished. None if all stay: then
+            the manifest stays, too, as manifest.json.previous.
         """
         job = self.tasks.job()
         if job and job["made_from"] != self.made_from:
             raise self._other_append(job)
         self._remove_unfinished()
-        self._drops = drops
-        self._write_job(self.made_from, names, drops=drops)
+        self._drops, self._keeps_previous = drops or (), drops is None
+        self._write_job(self.made_from, names, drops=self._drops)
 
     def complete_finished(self, manifest: Manifest) -> None:
         """Completes the job that made `manifest`, if it was killed after that."""
@@ -272,18 +371,45 @@ class OutputDirectory:
         """Whether files of the manifest are complete, see `are_complete`."""
         return are_complete(self.directory, files)
 
-    def _clear(self, existing: Manifest | Job, job: Job | None) -> None:
-        """Removes the output of earlier jobs, and nothing else.
+    def has_sizes(self, files: Iterable[FileEntry]) -> bool:
+        """As `is_complete`, without reading files of records."""
+        return are_complete(self.directory, files)
+
+    def go_back(self, previous: Manifest) -> None:
+        """Makes `manifest.json` the manifest before the last append, and forgets unfinished jobs.
 
         Args:
-          existing: the manifest, or job.json if there is no manifest.
-          job: job.json, if it exists.
+          previous: the content of manifest.json.previous; its files are on the disk.
         """
-        names = [entry["name"] for entry in cast(Manifest, existing).get("files", ())]
+        sync_files(self.directory, previous["files"])
+        files_lib.write_bytes(self._path(MANIFEST), sealed_json(previous))
+        files_lib.sync(self.directory)
+        files_lib.remove(self.tasks.path())
+
+    def set_aside(self, names: Sequence[str]) -> None:
+        """Moves files of the directory to a new directory in lost/, under the same paths."""
+        number = f"{1 + len(files_lib.list_names(self._path(LOST))):04d}"
+        for name in names:
+            target = self._path(LOST, number, name)
+            parent = target.rpartition("/")[0]
+            files_lib.make_dirs(parent)
+            files_lib.link(self._path(name), target)
+            files_lib.sync(parent)
+        self._remove_files(names)
+
+    def _clear(self, records: _Records) -> None:
+        """Removes the output of earlier jobs, and nothing else."""
+        manifest, job, is_torn = records
+        existing = manifest or job
+        if not existing and not self._files():
+            return
+        names = [entry["name"] for entry in manifest["files"]] if manifest else []
         names += job["names"] if job else []
+        names += self.owned_files() if is_torn else []
         # If this process is killed from here on, the next try finds an unfinished job to clear.
-        self._write_job(existing["made_from"], names)
-        files_lib.remove(self._path(MANIFEST))
+        self._write_job(existing["made_from"] if existing else {}, names)
+        for name in (MANIFEST, PREVIOUS):
+            files_lib.remove(self._path(name))
         files_lib.sync(self.directory)
         files_lib.remove(self._path(TIMINGS))
         self._remove_files(names)
@@ -330,6 +456,10 @@ class OutputDirectory:
         self._remove_unfinished()
         content = {**tasks.timings(markers), **timings}
         files_lib.write_bytes(self._path(TIMINGS), readable_json(content))
+        if self._keeps_previous:
+            files_lib.link(self._path(MANIFEST), self._path(PREVIOUS))
+        else:
+            files_lib.remove(self._path(PREVIOUS))
         sync_files(self.directory, complete["files"])
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))
         files_lib.sync(self.directory)

@@ -72,14 +72,19 @@ def write(
     Returns:
       The file's entry with num_quarantined, in a list; an empty list without faults.
     """
-    lines = [json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults]
-    if not lines:
+    data = to_bytes(faults)
+    if not data:
         return []
     files.make_dirs(files.join(directory, DIRECTORY))
-    # Bytes of a path that are not UTF-8 are written as escapes.
-    data = "".join(lines).encode(errors="backslashreplace")
     entry = manifest_lib.write_file(directory, file_name(task), data)
     return [{**entry, "num_quarantined": num_quarantined}]
+
+
+def to_bytes(faults: Iterable[Mapping[str, Any]]) -> bytes:
+    """The content of a list; arguments as of `write`."""
+    lines = [json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults]
+    # Bytes of a path that are not UTF-8 are written as escapes.
+    return "".join(lines).encode(errors="backslashreplace")
 
 
 def read_all(directory: str, entries: Iterable[FileEntry]) -> Iterator[dict[str, Any]]:

@@ -430,7 +430,12 @@ def create(path: str, data: bytes) -> bool:
 
 def list_finished_names(directory: str) -> list[str]:
     """As `list_names`, without files that a killed process left half-written."""
-    return [name for name in list_names(directory) if not name.startswith(_TEMPORARY)]
+    return [name for name in list_names(directory) if not is_unfinished(name)]
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a killed process left a file of this name half-written."""
+    return name.startswith(_TEMPORARY)
 
 
 def finished_name(name: str) -> str:
@@ -442,5 +447,5 @@ def finished_name(name: str) -> str:
 def remove_unfinished(directory: str) -> None:
     """Removes files that a killed process left half-written in `directory`."""
     for name in list_names(directory):
-        if name.startswith(_TEMPORARY):
+        if is_unfinished(name):
             remove(join(directory, name))

@@ -27,6 +27,7 @@ DESCRIPTIONS = {
     "statistics.json",
     "stats.html",
     "duplicates.jsonl",
+    "manifest.json.previous",
     *(f"index/statistics-{split}.npz" for split in ("train", "validation", "test")),
 }
 
@@ -68,7 +69,8 @@ def test_new_records_are_added_and_old_files_stay(idx_dir, out, grown):
     assert manifest["records"] == {"read": 410, "written": 410, "quarantined": 0}
     assert manifest["dataset_id"] != old_id
     assert files_untouched(before, out)
-    assert set(outputs_of(out)) - set(before) == {
+    assert (out / "manifest.json.previous").read_bytes() == before["manifest.json"]
+    assert set(outputs_of(out)) - set(before) - {"manifest.json.previous"} == {
         name
         for split in ("train", "validation")
         for shard in (4, 5)
@@ -197,7 +199,9 @@ def test_only_a_finished_and_whole_set_grows(out, grown, tmp_path):
     with pytest.raises(StageError, match="no such directory"):
         make_shards(f"idx:{grown}", tmp_path / "none", append=True)
     (out / "blobs-test.tfrecord-00001-of-00004").unlink()
-    with pytest.raises(StageError, match="a file of the data set is missing or damaged"):
+    (grown / "t10k-images-idx3-ubyte").unlink()
+    (grown / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(StageError, match="missing or damaged: blobs-test.tfrecord-00001-of"):
         make_shards(f"idx:{grown}", out, append=True)
 
 
@@ -209,9 +213,8 @@ def test_old_shards_are_not_read_and_verify_finds_their_damage(out, grown):
     make_shards(f"idx:{grown}", out, append=True)
     done = run_command("pipeline.verify", out, check=False)
     assert done.returncode == 1 and "blobs-test.tfrecord-00001-of-00004" in done.stdout
-    path.unlink()
-    with pytest.raises(StageError, match="a file of the data set is missing or damaged"):
-        make_shards(f"idx:{grown}", out, append=True)
+    make_shards(f"idx:{grown}", out, append=True, reread=True)
+    assert run_command("pipeline.verify", out).returncode == 0
 
 
 def test_a_source_that_changes_under_an_append_leaves_the_set_as_it_was(tmp_path, when_written):
@@ -363,9 +366,8 @@ def test_what_describes_a_grown_set_is_checked_too(out, grown):
     before = outputs_of(out)
     for name in ("stats.html", "dataset_info.json"):
         (out / name).write_bytes(before[name][:-1] + b"x")
-        with pytest.raises(StageError, match="a file that describes the data set is damaged"):
-            make_shards(f"idx:{grown}", out, append=True, num_shards=2)
-        (out / name).write_bytes(before[name])
+        make_shards(f"idx:{grown}", out, append=True, num_shards=2)
+        assert outputs_of(out) == before
     (out / "blobs-train.tfrecord-00001-of-00004").unlink()
     done = run_command("pipeline.verify", out, check=False)
     assert "create the data set again with --overwrite, and repeat its appends" in done.stderr
@@ -378,12 +380,13 @@ def test_overwrite_takes_what_an_unfinished_append_wrote_along(out, grown, tmp_p
     assert outputs_of(out) == outputs_of(tmp_path / "fresh")
 
 
-def test_it_works_on_a_url(data_dir, out, grown, tmp_path):
+def test_it_works_on_a_url(out, grown, tmp_path):
     import fsspec
 
     url = f"memory://{tmp_path.name}/out"
     fs = fsspec.filesystem("memory")
-    fs.put(str(data_dir), url, recursive=True)
+    (out / ".lock").unlink()  # On a store, a lease of this name would be waited for.
+    fs.put(str(out), url, recursive=True)
     make_shards(f"idx:{grown}", url, append=True, num_shards=2)
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     fs.get(url, str(tmp_path / "copy"), recursive=True)

@@ -225,6 +225,7 @@ def test_an_index_that_does_not_fit_is_made_anew(out, tmp_path, damage, capfd):
     left, right = outputs_of(out), outputs_of(tmp_path / "whole")
     if damage == "older version":  # The files stand in another order.
         for outputs in (left, right):
+            del outputs["manifest.json.previous"]
             manifest = json.loads(outputs.pop("manifest.json"))
             outputs["files"] = sorted(entry["name"] for entry in manifest["files"])
     assert left == right

@@ -88,7 +88,8 @@ def test_records_that_do_not_belong_though_every_checksum_fits(out):
 
 def test_an_id_that_stands_twice_is_named_at_both_places(out):
     rewrite(out, SHARD, lambda records: [*records[:-1], records[0]])
-    [fault] = faults(out)
+    of_index, fault = faults(out)
+    assert of_index == f"{out}/index/blobs-train-00001-of-00004.npy: is not the index of {SHARD}"
     assert fault.startswith(f"{out}/{SHARD} byte ")
     assert f"its id appears twice, also in the same split at {out}/{SHARD} byte 0" in fault
 
@@ -97,7 +98,7 @@ def test_a_record_in_two_splits_is_named(out):
     test = "blobs-test.tfrecord-00002-of-00004"
     [leaked, *_] = tfrecord.records((out / test).read_bytes(), test)
     rewrite(out, SHARD, lambda records: [leaked, *records[1:]])
-    [fault] = faults(out)
+    _, fault = faults(out)
     assert "in another split" in fault
     assert test in fault and SHARD in fault
 

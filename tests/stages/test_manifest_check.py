@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from pipeline.cli.errors import StageError
+from pipeline.datasets.building import create
 from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import manifest_check, tasks
-from pipeline.stages.output_directory import OutputDirectory
 from tests.conftest import make_embeddings, make_shards
 from tests.datasets.test_verify import reseal
 
@@ -201,18 +201,24 @@ def test_a_job_removes_nothing_outside_of_its_directory(tmp_path, name):
     (tmp_path / "witness").write_text("still here")
     about = {"stage": "preprocess", "made_from": {}}
     job_that_names(tmp_path / "set", about, "file", name)
-    output = OutputDirectory(str(tmp_path / "set"), stage="preprocess", made_from={})
+    (tmp_path / "set" / "file").touch()
+    output = create.output_directory(str(tmp_path / "set"), {})
     with pytest.raises(StageError, match=r"job.json: names\[1\] is .* expected a path below"):
-        with output.opened(["file"], overwrite=True):
+        with output.opened([], overwrite=False):
             pass
+    with pytest.raises(StageError, match="holds 'file' and neither an intact manifest.json"):
+        with output.opened([], overwrite=True):
+            pass
+    (tmp_path / "set" / "file").unlink()
+    with output.opened([], overwrite=True):
+        pass
     assert (tmp_path / "witness").read_text() == "still here"
-    assert (tmp_path / "set" / tasks.DIRECTORY / tasks.JOB).exists()
 
 
 def test_a_job_of_another_stage_is_refused_beside_a_manifest_too(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "out")
     job_that_names(tmp_path / "out", {"stage": "export", "made_from": {}}, "file")
-    output = OutputDirectory(str(tmp_path / "out"), stage="preprocess", made_from={})
+    output = create.output_directory(str(tmp_path / "out"), {})
     with pytest.raises(StageError, match="is the output of another stage"):
         with output.opened(["file"], overwrite=True):
             pass

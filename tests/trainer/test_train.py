@@ -333,6 +333,36 @@ def test_a_finished_run_does_without_config_and_metrics(data_dir, trained, tmp_p
     assert (workdir / "config.json").read_bytes() == (trained / "config.json").read_bytes()
 
 
+@pytest.mark.parametrize("text", ["", None])
+def test_overwrite_takes_a_workdir_in_which_all_is_torn(data_dir, trained, tmp_path, text):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for path in (workdir / "checkpoints").glob("*.npz"):
+        path.write_bytes(b"")
+    (workdir / "export" / "manifest.json").write_text("{")
+    (workdir / "config.json").unlink()
+    if text is not None:
+        (workdir / "config.json").write_text(text)
+    with pytest.raises(StageError, match=r"config\.json"):
+        train.train(smoke_config(data_dir), workdir=str(workdir))
+    (workdir / "thesis").touch()
+    with pytest.raises(StageError, match=r"config\.json"):
+        train.train(smoke_config(data_dir), workdir=str(workdir), overwrite=True)
+    (workdir / "thesis").unlink()
+    train.train(smoke_config(data_dir), workdir=str(workdir), overwrite=True)
+    assert_same_run(workdir, trained)
+
+
+def test_a_torn_manifest_of_a_model_is_written_again(data_dir, trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    path = workdir / "export" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    train.train(smoke_config(data_dir), workdir=str(workdir))
+    assert "manifest.json: not as this program wrote it" in capsys.readouterr().err
+    assert_same_run(workdir, trained)
+
+
 def test_a_config_that_is_json_of_somebody_else_stays_beside_checkpoints(
     data_dir, trained, tmp_path
 ):

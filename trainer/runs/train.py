@@ -112,10 +112,11 @@ def _interrupted(run: Run, path: str) -> Interrupted:
 def _refuse_foreign(workdir: str, plan: RunPlan, *, overwrite: bool) -> bool:
     """Refuses a directory of another program, and the workdir of a run with another config.
 
-    If config.json is lost, for example to a power cut, a checkpoint identifies the run.
+    If config.json is lost, for example to a power cut, a checkpoint identifies the run. With
+    `overwrite` and no intact checkpoint, the names in the directory do.
 
     Returns:
-      False if config.json is lost; True if it is intact or the directory is new.
+      False if config.json must be written again; True if it is intact or the run begins anew.
 
     Raises:
       StageError: the directory holds files that no run has written.
@@ -130,6 +131,8 @@ def _refuse_foreign(workdir: str, plan: RunPlan, *, overwrite: bool) -> bool:
         # Other errors: valid JSON of another program.
         if isinstance(error, (FileNotFoundError, ValueError)):
             checkpoint = checkpoints.read_newest(workdir)
+            if not checkpoint and overwrite and _is_workdir(workdir):
+                return True
         if not checkpoint and not isinstance(error, FileNotFoundError):
             raise StageError(
                 f"{path}: not a config of this command ({error!r}); name a new directory"
@@ -146,6 +149,13 @@ def _refuse_foreign(workdir: str, plan: RunPlan, *, overwrite: bool) -> bool:
     if not overwrite:
         checkpoints.refuse_other_run(workdir, saved_identity, identity)
     return checkpoint is None
+
+
+def _is_workdir(workdir: str) -> bool:
+    """Whether a directory holds outputs of a run, and nothing else."""
+    names = [name for name in files.list_finished_names(workdir) if not lock.is_ours(name)]
+    of_runs = {_CONFIG, quarantine.DIRECTORY, *_OUTPUTS}
+    return of_runs.issuperset(names) and checkpoints.newest_path(workdir) is not None
 
 
 def _refuse_outputs(workdir: str) -> None:
@@ -178,7 +188,13 @@ def _finished_manifest(plan: RunPlan, checkpoint: checkpoints.Checkpoint | None)
     export_dir = files.join(plan.workdir, EXPORT)
     if not files.exists(files.join(export_dir, manifest_lib.MANIFEST)):
         return None
-    manifest = manifest_lib.read_manifest(export_dir, "train", "--workdir")
+    try:
+        manifest = manifest_lib.read_manifest(export_dir, "train", "--workdir")
+    except StageError as error:
+        if checkpoint is None:  # Nothing tells whose model this is.
+            raise
+        print(f"train: {error}; publishing the model again", file=sys.stderr)
+        return None
     published_identity = {key: manifest["made_from"].get(key) for key in plan.identity}
     checkpoints.refuse_other_run(plan.workdir, published_identity, plan.identity)
     if any(manifest["config"].get(key) != plan.config[key] for key in _END_KEYS):

@@ -16,9 +16,9 @@ from pipeline.cli.errors import StageError
 from pipeline.datasets import index
 from pipeline.datasets.building import (
     create,
-    finish,
     new_records,
     reading,
+    repair,
     restore,
     rewriting,
     taken,
@@ -65,28 +65,12 @@ def append_records(request: Request) -> dict[str, Any]:
         directory.complete_finished(base)
         if request.overwrite:
             directory.undo_append(base)
-        # An append rewrites the files that describe the set, and indexes are made anew.
-        description = [e for e in base["files"] if e["name"] in finish.NAMES]
-        made_anew = {index.DIRECTORY, *finish.NAMES}
-        if not directory.is_complete(
-            e for e in base["files"] if e["name"].partition("/")[0] not in made_anew
-        ):
-            raise StageError(
-                f"--output_dir={output_dir}: a file of the data set is missing or damaged; find it "
-                "with python -m pipeline.verify, and create the data set again with --overwrite "
-                "before you append to it"
-            )
+        _restore_lost(request, source, base, directory)
         identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
-        def nothing_new(num_kept: int) -> dict[str, Any]:
+        def nothing_new(base: dict[str, Any], num_kept: int) -> dict[str, Any]:
+            base = restore.complete(directory, base, options=request.options, describes=True)
             directory.forget_finished(base)
-            if not directory.is_complete(description):
-                raise StageError(
-                    f"--output_dir={output_dir}: holds all records of the source, but a file that "
-                    "describes the data set is damaged or belongs to an unfinished append; find it "
-                    "with python -m pipeline.verify, and finish that append, or create the data "
-                    "set again with --overwrite"
-                )
             num_changed = {"num_changed": num_kept} if num_kept else {}
             return {**base, "reused": True, **num_changed}
 
@@ -97,7 +81,7 @@ def append_records(request: Request) -> dict[str, Any]:
                 directory, base, request.options, lambda base: memory.report_lost(base, hashes)
             )
             memory.write(source, base["made_from"], hashes[~barred], _named(source, barred))
-            return nothing_new(0)
+            return nothing_new(base, 0)
         reading.announce("preprocess", source, request.settings.validation_fraction)
         try:
             base, additions = _additions(request, source, base, directory)
@@ -112,7 +96,35 @@ def append_records(request: Request) -> dict[str, Any]:
             manifest = _write(request, source, base, additions, identity)
         hashes = comparison.id_hashes[~comparison.is_barred]
         memory.write(source, manifest["made_from"], hashes, not_trusted)
-        return manifest if len(comparison.new) else nothing_new(len(additions.kept))
+        return manifest if len(comparison.new) else nothing_new(base, len(additions.kept))
+
+
+def _restore_lost(
+    request: Request,
+    source: conversion.ConvertedSource,
+    base: Mapping[str, Any],
+    directory: OutputDirectory,
+) -> None:
+    """Writes lost shards again, if the source has their records.
+
+    Only the sizes of shards are compared, so that an append does not read the data set; with
+    --reread their contents are, too.
+
+    Raises:
+      StageError: a file that is no function of the shards stays lost.
+    """
+    is_whole = directory.is_complete if request.reread else directory.has_sizes
+    files = [entry for entry in base["files"] if not restore.is_made_anew(entry["name"])]
+    lost = [entry for entry in files if not is_whole([entry])]
+    if lost:
+        lost = repair.from_source(directory, base, lost, source, request.options)
+    if lost:
+        more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
+        raise StageError(
+            f"--output_dir={request.output_dir}: missing or damaged: {lost[0]['name']}{more}; "
+            "expected a source with all of the lost records: append that source first, or mend the "
+            "data set with python -m pipeline.verify --repair"
+        )
 
 
 def _named(source: conversion.ConvertedSource, is_barred: np.ndarray) -> list[int]:
@@ -193,7 +205,7 @@ def _write(
     splits = {*base["splits"], *layout.num_shards}
     output.begin_append(
         [*create.file_names(layout, splits), *rewriting.file_names(rewrites)],
-        rewriting.dropped_names(rewrite.shard["name"] for rewrite in rewrites),
+        rewriting.dropped_names(rewrite.shard["name"] for rewrite in rewrites) or None,
     )
     if rewrites:  # What other sources have brought may be replaced.
         taken.forget_files(output.directory)

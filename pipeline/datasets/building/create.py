@@ -6,6 +6,7 @@ adds records to a finished data set.
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from pipeline.datasets import index, placement
 from pipeline.datasets.building import (
     finish,
     reading,
+    repair,
+    restore,
     rewriting,
     shard_writer,
     taken,
@@ -37,6 +40,14 @@ _VALIDATION_FRACTION = 0.1
 ON_CHANGED = ("fail", "keep", "replace")
 # The key of `made_from` for the source of the records.
 SOURCE = "source"
+# Files of a data set; the shard's number stands in the names of all files that belong to a shard.
+_NUMBER = r"-\d{5}-of-\d{5}"
+_OWNED = re.compile(
+    rf"\w+-\w+\.tfrecord{_NUMBER}(\.gz)?"
+    rf"|quarantine/\w+-\w+\.tfrecord{_NUMBER}(\.gz)?(\.removed-\d+)?\.jsonl"
+    rf"|index/(\w+-\w+{_NUMBER}\.npy|statistics-\w+\.npz|barred-\d+\.npy|source-[0-9a-f]{{16}}\..+)"
+    rf"|{'|'.join(map(re.escape, finish.NAMES))}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +219,11 @@ def plan(request: Request) -> tuple[Request, conversion.ConvertedSource, Layout,
 def output_directory(directory: str, made_from: Mapping[str, Any]) -> OutputDirectory:
     """A data set's directory, untouched."""
     return OutputDirectory(
-        directory, stage="preprocess", made_from=made_from, subdirectories=(index.DIRECTORY,)
+        directory,
+        stage="preprocess",
+        made_from=made_from,
+        owned=_OWNED,
+        subdirectories=(index.DIRECTORY,),
     )
 
 
@@ -223,9 +238,19 @@ def create_dataset(request: Request) -> dict[str, Any]:
       StageError: the source or the output directory cannot be used.
     """
     request, source, layout, output = plan(request)
-    with output.opened(
-        file_names(layout, layout.num_shards), overwrite=request.overwrite
-    ) as finished:
+
+    def mend(manifest: dict[str, Any]) -> dict[str, Any]:
+        lost = [e for e in manifest["files"] if not restore.is_made_anew(e["name"])]
+        lost = [entry for entry in lost if not output.is_complete([entry])]
+        if lost and repair.from_source(output, manifest, lost, source, request.options):
+            return manifest  # All is made again.
+        damaged = index.Indexes(output.directory, manifest["files"]).damaged()
+        return restore.complete(
+            output, manifest, options=request.options, damaged=damaged, describes=True
+        )
+
+    names = file_names(layout, layout.num_shards)
+    with output.opened(names, overwrite=request.overwrite, mend=mend) as finished:
         if finished is not None:
             return {**finished, "reused": True}
         reading.announce("preprocess", source, request.settings.validation_fraction)

@@ -17,7 +17,6 @@ from pipeline.datasets.profile import page as stats_page
 from pipeline.datasets.profile import warnings as set_warnings
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.sources import conversion
-from pipeline.sources.splits import in_order
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
 from pipeline.stages.contracts import FileEntry
@@ -157,17 +156,15 @@ def publish(
     entries = [entry for entry in old_files.values() if entry["name"] not in gone]
     entries += [entry for marker in markers.values() for entry in marker["entries"]]
     indexes = index.Indexes(directory, entries)
-    shards = indexes.shards
     new_shards = markers.keys() - set(removed.rewritten.values())
-    splits = in_order({entry["split"] for entry in shards})
-    by_split = {split: [e for e in shards if e["split"] == split] for split in splits}
-    num_shards = {s: num_in_names.get(s) or base["num_shards"][s] for s in splits}
+    by_split = indexes.by_split()
+    num_shards = {s: num_in_names.get(s) or base["num_shards"][s] for s in by_split}
 
     earlier_duplicates, statistics = [], {}
     if base:  # `restore` has made sure that these files are the manifest's.
         duplicates_entry = old_files[duplicates.FILE]
         earlier_duplicates = manifest_lib.read_file(directory, duplicates_entry).splitlines(True)
-    for split in splits:
+    for split in by_split:
         total = Statistics(image_shape)
         if base and split in base["splits"]:
             total += describe.kept_statistics(directory, old_files, split)
@@ -184,7 +181,76 @@ def publish(
         removed=removed.images,
         earlier=earlier_duplicates,
     )
+    contents, warnings = describe_set(
+        directory,
+        name=name,
+        image_shape=image_shape,
+        class_names=class_names,
+        num_shards=num_shards,
+        compression=output.made_from["compression"],
+        entries=entries,
+        statistics=statistics,
+        counts=counts,
+    )
+    contents |= {index.statistics_name(s): total.to_bytes() for s, total in statistics.items()}
+    described = [manifest_lib.write_file(directory, n, data) for n, data in contents.items()]
+    identity = {
+        "format_version": manifest_lib.FORMAT_VERSION,
+        "made_from": output.made_from,
+        "shards": indexes.shards,
+    }
+    check()
+    return output.finish(
+        {
+            "dataset_id": manifest_lib.content_id(identity),
+            "name": name,
+            "image_shape": list(image_shape),
+            "class_names": class_names,
+            "num_shards": num_shards,
+            "splits": {split: total.num_examples for split, total in statistics.items()},
+            "records": dict(records),
+            **further,
+            "warnings": warnings,
+            "files": [*entries, *files, *described, counts.entry],
+        },
+        markers,
+    )
+
+
+def describe_set(
+    directory: str,
+    *,
+    name: str,
+    image_shape: Sequence[int],
+    class_names: list[str],
+    num_shards: Mapping[str, int],
+    compression: str,
+    entries: Sequence[FileEntry],
+    statistics: Mapping[str, Statistics],
+    counts: set_warnings.Duplicates,
+) -> tuple[dict[str, bytes], list[str]]:
+    """The files of NAMES without duplicates.jsonl.
+
+    Args:
+      directory: the data set's.
+      name: the data set's name.
+      image_shape: (H, W, C).
+      class_names: class_names[i] is the name of label i.
+      num_shards: split -> number of shards in the file names of the first job.
+      compression: of the shards.
+      entries: of all shards and quarantine lists.
+      statistics: split -> statistics.
+      counts: of duplicates.jsonl.
+
+    Returns:
+      File name -> contents.
+      The warnings about the set.
+
+    Raises:
+      StageError: a quarantine list is missing or damaged.
+    """
     warnings = set_warnings.find(statistics, counts, class_names)
+    by_split = index.Indexes(directory, entries).by_split()
     description = {
         "splits": {
             split: {
@@ -194,7 +260,7 @@ def publish(
                     e["num_quarantined"] for e in entries if e.get("of_split") == split
                 ),
             }
-            for split in splits
+            for split in by_split
         },
         "quarantined": _reasons(directory, entries),
         "duplicates_between": {
@@ -207,36 +273,14 @@ def publish(
         description=description,
         statistics=statistics,
         class_names=class_names,
-        samples={s: _samples(directory, by_split[s], image_shape) for s in splits},
+        samples={s: _samples(directory, shards, image_shape) for s, shards in by_split.items()},
     )
     contents = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
-    if output.made_from["compression"] == "none":  # tensorflow-datasets reads no other.
+    if compression == "none":  # tensorflow-datasets reads no other.
         contents |= tfds_metadata.tfds_files(
             name=name, image_shape=image_shape, splits=by_split, num_shards=num_shards
         )
-    contents |= {index.statistics_name(s): total.to_bytes() for s, total in statistics.items()}
-    described = [manifest_lib.write_file(directory, n, data) for n, data in contents.items()]
-    identity = {
-        "format_version": manifest_lib.FORMAT_VERSION,
-        "made_from": output.made_from,
-        "shards": shards,
-    }
-    check()
-    return output.finish(
-        {
-            "dataset_id": manifest_lib.content_id(identity),
-            "name": name,
-            "image_shape": list(image_shape),
-            "class_names": class_names,
-            "num_shards": num_shards,
-            "splits": {split: statistics[split].num_examples for split in splits},
-            "records": dict(records),
-            **further,
-            "warnings": warnings,
-            "files": [*entries, *files, *described, counts.entry],
-        },
-        markers,
-    )
+    return contents, warnings
 
 
 def _extremes(indexes: index.Indexes, shards: Sequence[FileEntry]) -> tuple[int, int]:

@@ -1,8 +1,10 @@
-"""Makes files of a finished data set that are missing or damaged: indexes, statistics, duplicates.
+"""Makes files of a finished data set anew that are missing or damaged.
 
-All are functions of the shards. Sets of earlier versions have none.
+Indexes, statistics, duplicates and pages are functions of the shards. Sets of earlier versions have
+not all of them.
 """
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +16,7 @@ from pipeline.cli.progress import Progress
 from pipeline.datasets import index
 from pipeline.datasets.building import finish
 from pipeline.datasets.profile import describe, duplicates
+from pipeline.datasets.profile import warnings as set_warnings
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
@@ -49,6 +52,7 @@ def complete(
     *,
     options: PipelineOptions,
     damaged: Sequence[FileEntry] = (),
+    describes: bool = False,
 ) -> dict[str, Any]:
     """Makes what a data set lacks; the shards stay.
 
@@ -58,12 +62,14 @@ def complete(
       options: Beam's.
       damaged: entries of the shards whose indexes are damaged. Those that the manifest does not
         name are made anyway.
+      describes: whether to look at the files that describe the whole set, too. An append writes
+        these anyway.
 
     Returns:
       The manifest, written anew if entries have changed.
 
     Raises:
-      StageError: a shard is damaged.
+      StageError: a shard or a quarantine list is damaged.
     """
     files = {entry["name"]: entry for entry in base["files"]}
     indexes = index.Indexes(output.directory, base["files"])
@@ -84,18 +90,49 @@ def complete(
         or shard["split"] in splits
         or index.file_name(shard["name"]) not in files
     ]
-    if not shards and has_duplicates:
-        return base
-    if shards:
-        files |= {
-            entry["name"]: entry for entry in _describe(output, base, shards, splits, options)
-        }
+    made = _describe(output, base, shards, splits, options) if shards else []
+    files |= {entry["name"]: entry for entry in made}
     # Earlier versions made neither indexes, nor this file with labels.
-    if not has_duplicates or had_none:
+    if not has_duplicates or (shards and had_none):
         indexes = index.Indexes(output.directory, files.values())
         counts = finish.write_duplicates(output.directory, indexes, is_new=lambda shard: True)
+        made.append(counts.entry)
         files[duplicates.FILE] = counts.entry
+    if describes:
+        described = _describe_set(output, base, files)
+        made += described
+        files |= {entry["name"]: entry for entry in described}
+    if not made:
+        return base
     return output.replace_manifest({**base, "files": list(files.values())})
+
+
+def _describe_set(
+    output: OutputDirectory, base: Mapping[str, Any], files: Mapping[str, FileEntry]
+) -> list[FileEntry]:
+    """Makes the missing and damaged files that describe the whole set; their entries."""
+    directory = output.directory
+    names = [n for n in finish.NAMES if n in files and not output.is_complete([files[n]])]
+    if not names:
+        return []
+    print(f"preprocess: makes {', '.join(names)} anew", file=sys.stderr, flush=True)
+    counts = set_warnings.Duplicates()
+    for line in manifest_lib.read_file(directory, files[duplicates.FILE]).splitlines():
+        counts.add(json.loads(line))
+    contents, _ = finish.describe_set(
+        directory,
+        name=base["name"],
+        image_shape=tuple(base["image_shape"]),
+        class_names=base["class_names"],
+        num_shards=base["num_shards"],
+        compression=base["made_from"]["compression"],
+        entries=list(files.values()),
+        statistics={
+            split: describe.kept_statistics(directory, files, split) for split in base["splits"]
+        },
+        counts=counts,
+    )
+    return [manifest_lib.write_file(directory, name, contents[name]) for name in names]
 
 
 def _describe(
@@ -138,3 +175,9 @@ def _describe(
         entries.append(manifest_lib.write_file(directory, name, total.to_bytes()))
     files_lib.remove(scratch)
     return entries
+
+
+def is_made_anew(name: str) -> bool:
+    """Whether a file of a data set is a function of the shards."""
+    is_index = name.startswith(f"{index.DIRECTORY}/") and not index.is_barred(name)
+    return is_index or name in finish.NAMES

@@ -23,6 +23,7 @@ from pipeline.storage import files
 
 # Start of the keys of `made_from` for appended sources.
 APPENDED = "appended-"
+_HEADER_BYTES = 128  # Of an .npy file with such an array.
 _PREFIX, _MEMORY, _IDS, _LOST, _GONE = "source-", ".memory", ".ids.npy", ".lost.npy", ".gone.txt"
 
 
@@ -163,6 +164,11 @@ def remembering(
     return dataclasses.replace(spec, memory=memory)
 
 
+def is_of_source(name: str) -> bool:
+    """Whether a file below a data set is one that the set remembers of a source."""
+    return name.startswith(f"{index.DIRECTORY}/{_PREFIX}")
+
+
 def forget_all(directory: str) -> None:
     """Removes all that an earlier data set in a directory remembered."""
     for path in _paths(directory):
@@ -198,19 +204,22 @@ def _sorted(hashes: np.ndarray) -> np.ndarray:
 
 def _hashes(path: str) -> np.ndarray:
     """The hashes in a file, uint64 (n, 2); none if the file is missing or damaged."""
-    try:
-        hashes = np.load(io.BytesIO(_read(path)), allow_pickle=False)
-    except (ValueError, EOFError):
-        return np.empty((0, 2), np.uint64)
-    is_right = hashes.dtype == np.uint64 and hashes.ndim == 2 and hashes.shape[1] == 2
-    return hashes if is_right else np.empty((0, 2), np.uint64)
+    data = _read(path)
+    words = np.frombuffer(data[_HEADER_BYTES : len(data) // 16 * 16], np.uint64)
+    hashes = words.reshape(-1, 2)  # Not by np.load, which trusts the header.
+    return hashes if _npy(hashes) == data else np.empty((0, 2), np.uint64)
+
+
+def _npy(hashes: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, hashes)
+    return buffer.getvalue()
 
 
 def _save(path: str, hashes: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, hashes)
-    if _read(path) != buffer.getvalue():
-        files.write_bytes(path, buffer.getvalue())
+    data = _npy(hashes)
+    if _read(path) != data:
+        files.write_bytes(path, data)
 
 
 def _read(path: str) -> bytes:

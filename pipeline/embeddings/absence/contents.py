@@ -69,7 +69,7 @@ def reader_of(file: File) -> Reader | None:
     name, folder = file.name, file.folder
     if ".tfrecord" in name or SHA.fullmatch(name):  # The names in a cache are hashes.
         return _read_tfrecord
-    if name == manifest_lib.MANIFEST:
+    if name in (manifest_lib.MANIFEST, manifest_lib.PREVIOUS):
         return _read_manifest
     is_marker = folder == tasks.DIRECTORY and name.endswith(".json") and name != tasks.JOB
     if is_marker or name == summary.FILE:

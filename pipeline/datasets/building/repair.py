@@ -1,0 +1,249 @@
+"""Mends a data set: from its own files, and from a source that still has lost records.
+
+Functions of the shards are made anew. Where records are lost and no source is at hand, the data set
+goes back to what it was before its last append; sources bring the records again.
+"""
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.cli.errors import StageError
+from pipeline.cli.progress import Progress
+from pipeline.datasets import index, placement, reader
+from pipeline.datasets.building import new_records, restore, taken
+from pipeline.datasets.building.source_records import SourceRecords
+from pipeline.formats import tfrecord
+from pipeline.runners import run as runner
+from pipeline.sources import conversion
+from pipeline.stages import manifest as manifest_lib
+from pipeline.stages import quarantine
+from pipeline.stages.contracts import FileEntry, is_shard
+from pipeline.stages.output_directory import OutputDirectory
+from pipeline.storage import files
+
+
+class Repaired(NamedTuple):
+    """What a repair has done."""
+
+    manifest: dict[str, Any]
+    went_back: bool  # Whether the set is what it was before its last append.
+    set_aside: list[str]  # Files that are in lost/ now.
+    num_set_aside: int  # Intact records in them.
+
+
+def repair(output: OutputDirectory, options: PipelineOptions) -> Repaired:
+    """Mends a data set from its own files.
+
+    Args:
+      output: the data set's directory.
+      options: Beam's.
+
+    Raises:
+      StageError: there is no such data set, or its own files do not suffice.
+    """
+    directory = output.directory
+    _readable(directory)  # Before the lock leaves its file in the directory.
+    with output.locked(torn=True):
+        manifest, previous = _readable(directory)
+        lost = _lost(directory, manifest["files"]) if manifest else [manifest_lib.MANIFEST]
+        if lost:
+            if not previous or _lost(directory, previous["files"]):
+                raise StageError(
+                    f"--repair: {directory}: {', '.join(lost[:3])} {_are(lost)} lost, and "
+                    f"{manifest_lib.PREVIOUS} does not help; append the source of the lost records "
+                    "with --append --reread, or make the data set again with --overwrite"
+                )
+            output.go_back(previous)
+            manifest = previous
+        strays = _strays(output, manifest)
+        shape = tuple(manifest["image_shape"])
+        num_set_aside = sum(_num_intact(directory, name, shape) for name in strays)
+        output.set_aside(strays)
+        damaged = index.Indexes(directory, manifest["files"]).damaged()
+        manifest = restore.complete(
+            output, manifest, options=options, damaged=damaged, describes=True
+        )
+    return Repaired(manifest, bool(lost), strays, num_set_aside)
+
+
+def _readable(directory: str) -> tuple[Any, Any]:
+    """The manifest and the one before the last append; None for one that cannot be read."""
+    if not files.is_dir(directory):
+        raise StageError(f"--repair: {directory}: no such directory; expected a data set")
+    manifest, previous = None, manifest_lib.previous_of(directory)
+    with contextlib.suppress(StageError):
+        manifest = manifest_lib.manifest_of(directory)
+    if not (manifest or previous):
+        raise StageError(
+            f"--repair: {directory}: {manifest_lib.MANIFEST} is missing or damaged, and there is "
+            f"no intact {manifest_lib.PREVIOUS}; run the command that made the directory again, "
+            "with --overwrite"
+        )
+    return manifest, previous
+
+
+def _are(lost: Sequence[str]) -> str:
+    if len(lost) > 3:
+        return f"and {len(lost) - 3} more files are"
+    return "are" if len(lost) > 1 else "is"
+
+
+def _lost(directory: str, entries: Iterable[FileEntry]) -> list[str]:
+    """The missing and damaged files that are no functions of the shards."""
+
+    def is_lost(entry: FileEntry) -> bool:
+        try:
+            manifest_lib.read_file(directory, entry)
+        except StageError:
+            return True
+        return False
+
+    kept = [entry for entry in entries if not restore.is_made_anew(entry["name"])]
+    is_each_lost = files.each(directory, is_lost, kept)
+    return [e["name"] for e, is_one_lost in zip(kept, is_each_lost, strict=True) if is_one_lost]
+
+
+def _strays(output: OutputDirectory, manifest: Mapping[str, Any]) -> list[str]:
+    """The files of the set that neither the manifest nor an unfinished job names."""
+    try:
+        job = output.tasks.job()
+    except StageError:
+        files.remove(output.tasks.path())  # The append begins again.
+        job = None
+    if job:
+        return []
+    listed = {entry["name"] for entry in manifest["files"]}
+    return [n for n in output.owned_files() if n not in listed and not taken.is_of_source(n)]
+
+
+def _num_intact(directory: str, name: str, image_shape: tuple[int, ...]) -> int:
+    """The number of intact records in a file; 0 for one that is no shard."""
+    if ".tfrecord-" not in name or name.startswith(quarantine.DIRECTORY):
+        return 0
+    path = files.join(directory, name)
+    items = reader.parse_records(files.read_bytes(path), path, image_shape)
+    return sum(not isinstance(item, tfrecord.Fault) for item in items)
+
+
+def from_source(
+    output: OutputDirectory,
+    base: Mapping[str, Any],
+    lost: Sequence[FileEntry],
+    source: conversion.ConvertedSource,
+    options: PipelineOptions,
+) -> list[FileEntry]:
+    """Writes lost files again, as far as a source has all of their records.
+
+    The sha256 in the manifest tells whether the bytes are right.
+
+    Args:
+      output: the data set's directory, which this process holds.
+      base: its manifest.
+      lost: entries of missing and damaged files that are no functions of the shards.
+      source: the open source.
+      options: Beam's.
+
+    Returns:
+      The entries of the files that stay lost.
+    """
+    directory, seed = output.directory, base["made_from"]["seed"]
+    indexes = index.Indexes(directory, base["files"])
+    hashes = new_records.id_hashes(source, seed)
+    if shards := _records_of(filter(is_shard, lost), indexes, hashes):
+        print(f"preprocess: writes {len(shards)} lost shards again", file=sys.stderr, flush=True)
+        write = _WriteShard(source.for_workers(), seed, directory)
+
+        def build(pipeline: beam.Pipeline) -> None:
+            work = pipeline | "Lost" >> beam.Create(shards, reshuffle=True)
+            _ = work | "WriteShard" >> beam.ParDo(write)
+
+        progress = Progress("preprocess: lost shards", total=len(shards), unit="shards")
+        runner.run(build, options, progress=progress, count_done=lambda: 0)
+    lists = [entry for entry in lost if "num_quarantined" in entry]
+    for data in _lists_of(directory, base, source, hashes) if lists else ():
+        for entry in lists:
+            if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+                manifest_lib.write_file(directory, entry["name"], data)
+    manifest_lib.sync_files(directory, lost)
+    names = _lost(directory, lost)
+    return [entry for entry in lost if entry["name"] in names]
+
+
+def _records_of(
+    lost: Iterable[FileEntry], indexes: index.Indexes, hashes: np.ndarray
+) -> list[tuple[FileEntry, bytes]]:
+    """(shard, the indices of its records in the source) of each shard that the source can fill.
+
+    The index of a shard names its records.
+    """
+    order, shards = np.argsort(hashes[:, 0]), []
+    for shard in lost:
+        shard_index = indexes.read(shard)
+        if shard_index is not None:
+            places = index.places_in(hashes[order], shard_index.ids)
+            if (places >= 0).all():
+                shards.append((shard, order[places].astype("<i8").tobytes()))
+    return shards
+
+
+class _OtherRecords(Exception):
+    """A source has other records than a shard."""
+
+
+class _WriteShard(beam.DoFn):
+    """(shard, int64 indices as little-endian bytes) -> the shard's file, if its bytes are right."""
+
+    def __init__(self, source_spec: conversion.SourceSpec, seed: int, directory: str):
+        """`seed` and `directory` are the data set's."""
+        self._source_spec, self._seed, self._directory = source_spec, seed, directory
+
+    def process(self, element: tuple[FileEntry, bytes]) -> None:
+        """Writes one shard; yields nothing."""
+        (shard, data), name = element, element[0]["name"]
+        indices = np.frombuffer(data, "<i8")
+        records = SourceRecords(self._source_spec, self._seed, name, indices)
+        with contextlib.suppress(_OtherRecords):
+            with manifest_lib.writing(self._directory, name) as file:
+                tfrecord.write(file, name, (r for b in records.batches() for r in b.encoded))
+                if file.entry()["sha256"] != shard["sha256"]:
+                    raise _OtherRecords
+
+
+def _lists_of(
+    directory: str, base: Mapping[str, Any], source: conversion.ConvertedSource, hashes: np.ndarray
+) -> Iterator[bytes]:
+    """Every quarantine list that a job may have written for a shard of this source.
+
+    The records of a list are in no shard. Which records are in the same list depends on the number
+    of shards that the job wrote.
+    """
+    made_from = base["made_from"]
+    barred = index.read_barred(directory, base["files"])
+    try:
+        is_in_shard = index.Indexes(directory, base["files"]).find(hashes).shards >= 0
+    except index.Damaged:
+        return
+    unreadable = np.flatnonzero(~is_in_shard & ~index.are_among(hashes, barred))
+    parts = [part["num_shards"] for part in made_from.values() if "num_shards" in _object(part)]
+    for source_split, indices in source.by_source_split(unreadable):
+        ids = source.ids(indices)
+        splits = placement.splits_of(source_split, ids, made_from["validation_fraction"])
+        for split, num_shards in sorted({item for part in parts for item in part.items()}):
+            numbers = hashes[indices][:, 0] % np.uint64(num_shards)
+            for number in np.unique(numbers[splits == split]).tolist():
+                group = indices[(splits == split) & (numbers == number)]
+                records = SourceRecords(source.for_workers(), made_from["seed"], "", group)
+                for _ in records.batches():  # A source may hold new records, too.
+                    pass
+                yield quarantine.to_bytes(records.faults)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

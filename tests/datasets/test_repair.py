@@ -1,0 +1,107 @@
+"""Any one file of a data set may be lost; what brings it back, and what is said if nothing does."""
+
+import json
+import shutil
+
+import pytest
+
+from pipeline.cli.errors import StageError
+from pipeline.datasets import verification
+from pipeline.datasets.building import create, repair
+from pipeline.runners import options
+from pipeline.stages import manifest as manifest_lib
+from tests.conftest import make_folder_set, make_shards, outputs_of
+
+FIRST, SECOND = "first", "second"
+DAMAGES = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: bytes(len(data)),
+    "page": lambda data: data[: len(data) // 3] + bytes(4) + data[len(data) // 3 + 4 :],
+    "gone": None,
+}
+SHARDS = {"num_shards": 1, "validation_fraction": 0.0, "max_quarantined": "3"}
+APPENDED = "blobs-train.tfrecord-00001-of-00001"
+
+
+def damage(path, kind: str) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    if DAMAGES[kind]:
+        changed = DAMAGES[kind](data)
+        path.write_bytes(changed if changed != data else data[:-1] + b"x")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two folders, each with an unreadable image, a set of the first, and a set of both."""
+    place = tmp_path_factory.mktemp("place")
+    for seed, name in enumerate((FIRST, SECOND)):
+        folder = make_folder_set(place / name, num_train=8, num_test=4)
+        images = sorted(folder.rglob("*.png"))
+        for image in images:  # Not equal to those of the other folder.
+            image.rename(image.with_name(f"{name}-{image.name}"))
+        sorted(folder.rglob("*.png"))[seed].write_bytes(b"no image")
+    make_shards(f"folder:{place / FIRST}", place / "plain", **SHARDS)
+    shutil.copytree(place / "plain", place / "appended")
+    make_shards(f"folder:{place / SECOND}", place / "appended", append=True, **SHARDS)
+    return place
+
+
+def names(directory) -> list[str]:
+    return [name for name in outputs_of(directory) if name != "manifest.json.previous"]
+
+
+def faults(directory) -> list[str]:
+    return [str(fault) for fault in verification.verify(str(directory))[1]]
+
+
+def mend(directory) -> repair.Repaired:
+    output = create.output_directory(str(directory), {})
+    return repair.repair(output, options.parse_options([]))
+
+
+def each_loss(directory, tmp_path, kinds=tuple(DAMAGES)):
+    """(name, damaged copy) for each file of a set and each damage."""
+    for name in names(directory):
+        for kind in kinds:
+            copy = tmp_path / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(directory, copy)
+            damage(copy / name, kind)
+            yield name, copy
+
+
+def is_named(name: str, copy) -> bool:
+    try:
+        return any(name in fault for fault in faults(copy))
+    except StageError as error:
+        return name in str(error)
+
+
+def test_each_lost_file_of_a_set_is_named_and_made_anew(place, tmp_path):
+    whole = outputs_of(place / "plain")
+    for name, copy in each_loss(place / "plain", tmp_path, ("half", "zeros", "gone")):
+        assert is_named(name, copy), name
+        overwrite = name == "manifest.json"
+        make_shards(f"folder:{place / FIRST}", copy, overwrite=overwrite, **SHARDS)
+        assert outputs_of(copy) == whole, name
+        assert not faults(copy)
+
+
+@pytest.mark.parametrize("source", [FIRST, SECOND])
+def test_each_lost_file_of_an_appended_set_comes_from_the_set_or_its_source(
+    place, tmp_path, source
+):
+    whole = outputs_of(place / "appended")
+    for name, copy in each_loss(place / "appended", tmp_path, ("zeros", "gone")):
+        is_new = name.endswith((APPENDED, f"{APPENDED}.jsonl", "test.tfrecord-00001-of-00001"))
+        is_of_source = ".tfrecord-" in name
+        try:
+            make_shards(f"folder:{place / source}", copy, append=True, reread=True, **SHARDS)
+        except StageError as error:
+            assert name in str(error)
+            assert name == "manifest.json" or (is_of_source and is_new != (source == SECOND))
+        else:
+            assert outputs_of(copy) == whole, name
+            assert not faults(copy)
