@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from pipeline.cli.errors import StageError, UsageError
-from pipeline.datasets.building import finish
+from pipeline.datasets.building import create as create_set
+from pipeline.datasets.building import finish, repair
 from pipeline.reports import create as create_report
+from pipeline.runners import options
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer, quarantine, retention
 from tests.benchmarks import bench_export
@@ -127,6 +129,11 @@ def out_of(root: pathlib.Path) -> dict[str, bytes]:
     return outputs_of(root / "out")
 
 
+def without_lost(root: pathlib.Path) -> dict[str, bytes]:
+    """A killed repair may leave a file in two directories of lost/."""
+    return {name: data for name, data in out_of(root).items() if not name.startswith("lost/")}
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> dict[str, Case]:
     from trainer.runs import measure
@@ -165,6 +172,20 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     def made(root: pathlib.Path) -> None:
         make_set(root, first)
 
+    def lose_the_manifest(root: pathlib.Path) -> None:
+        made(root)
+        append(root)
+        (root / "out" / "manifest.json").write_bytes(b"")
+
+    def go_back(root: pathlib.Path) -> None:
+        output = create_set.output_directory(str(root / "out"), {})
+        repair.repair(output, options.parse_options([]))
+
+    def lose_a_shard(root: pathlib.Path) -> None:
+        made(root)
+        append(root)
+        (root / "out" / "blobs-train.tfrecord-00001-of-00001").unlink()
+
     descriptions = (*finish.NAMES, "index/statistics-train.npz")
     return {
         "preprocess": Case(lambda root: None, made, out_of),
@@ -177,6 +198,8 @@ def cases(tmp_path_factory) -> dict[str, Case]:
             made, lambda root: make_set(root, second, seed=1, overwrite=True), out_of
         ),
         "restore": Case(unindex, append, out_of, changing=descriptions),
+        "repair": Case(lose_the_manifest, go_back, without_lost, changing=descriptions),
+        "a lost shard": Case(lose_a_shard, append, out_of, changing=(".tfrecord-00001-of-00001",)),
         "finished by a killed try": Case(kill_at_manifest, finish_again, out_of),
         "evaluate": Case(
             lambda root: None,
@@ -351,7 +374,7 @@ def rerun_all(
 
 
 QUICK = ("preprocess", "append", "pointer", "pointer again", "removal of old exports", "evaluate")
-MORE = ("replace", "overwrite", "restore", "finished by a killed try")
+MORE = ("replace", "overwrite", "restore", "repair", "a lost shard", "finished by a killed try")
 SLOW = (
     *("export", "report", "publish"),
     *("train", "train, a damaged shard", "train, finished by a killed try"),

@@ -1,6 +1,5 @@
 """Any one file of a data set may be lost; what brings it back, and what is said if nothing does."""
 
-import json
 import shutil
 
 import pytest
@@ -105,3 +104,103 @@ def test_each_lost_file_of_an_appended_set_comes_from_the_set_or_its_source(
         else:
             assert outputs_of(copy) == whole, name
             assert not faults(copy)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_without_a_source_functions_of_the_shards_are_made_anew_and_the_rest_goes_back(
+    place, tmp_path, kind
+):
+    whole, before = outputs_of(place / "appended"), outputs_of(place / "plain")
+    for name, copy in each_loss(place / "appended", tmp_path, (kind,)):
+        is_before = name in before and ".tfrecord-" in name
+        if is_before and "-00000-of-" in name:  # Neither manifest helps.
+            with pytest.raises(StageError, match=f"{name} is lost, and manifest.json.previous"):
+                mend(copy)
+            continue
+        done = mend(copy)
+        assert done.went_back == (name == "manifest.json" or ".tfrecord-" in name)
+        if not done.went_back:
+            assert outputs_of(copy) == whole
+            assert not done.set_aside
+            continue
+        after = outputs_of(copy)
+        lost = {name for name in after if name.startswith("lost/")}
+        del after["manifest.json.previous"]
+        assert {name: after[name] for name in after.keys() - lost} == before
+        assert {name.removeprefix("lost/0001/") for name in lost} == set(done.set_aside)
+        assert done.num_set_aside == {"manifest.json": 11}.get(name, done.num_set_aside)
+        assert not faults(copy)
+        shutil.rmtree(copy / "lost")
+        make_shards(f"folder:{place / SECOND}", copy, append=True, **SHARDS)
+        assert outputs_of(copy) == whole
+
+
+def test_a_repair_that_is_killed_is_completed(place, tmp_path, monkeypatch):
+    """Wherever it stops; a second one then ends as the first would have."""
+    from pipeline.storage import files
+
+    class Killed(BaseException):
+        pass
+
+    def torn(name):
+        copy = tmp_path / name
+        shutil.copytree(place / "appended", copy)
+        damage(copy / APPENDED, "gone")
+        (copy / "manifest.json").write_bytes(b"")
+        return copy
+
+    mend(torn("undisturbed"))
+    expected = {n: d for n, d in outputs_of(tmp_path / "undisturbed").items() if "lost/" not in n}
+    number, is_over = 0, False
+    while not is_over:
+        copy, left = torn(str(number)), [number]
+
+        def counting(work, left=left):
+            def counted(*args):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return work(*args)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for function in ("write_bytes", "link", "remove"):
+                patch.setattr(files, function, counting(getattr(files, function)))
+            try:
+                mend(copy)
+                is_over = True
+            except (Killed, RuntimeError):  # Beam raises the second for the first.
+                pass
+        mend(copy)
+        after = outputs_of(copy)
+        assert {n: d for n, d in after.items() if "lost/" not in n} == expected
+        # The appended shard of the split test; a killed move may have left it in two directories.
+        shards = {path.name for path in (copy / "lost").rglob("*.tfrecord-*[0-9]")}
+        assert shards == {"blobs-test.tfrecord-00001-of-00001"}
+        number += 1
+    assert number > 5
+
+
+def test_what_cannot_be_mended_is_refused_and_stays(place, tmp_path, trained):
+    with pytest.raises(StageError, match="no such directory"):
+        mend(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    for name, origin in (("plain", place / "plain"), ("model", trained / "export")):
+        shutil.copytree(origin, tmp_path / name)
+        (tmp_path / name / "manifest.json").write_bytes(b"")
+        before = outputs_of(tmp_path / name)
+        with pytest.raises(StageError, match=r"no intact manifest.json.previous; run the command"):
+            mend(tmp_path / name)
+        assert outputs_of(tmp_path / name) == before
+
+
+def test_a_removal_leaves_no_manifest_to_go_back_to(place, tmp_path):
+    from pipeline.datasets.building import removal
+
+    copy = tmp_path / "set"
+    shutil.copytree(place / "appended", copy)
+    removal.remove_records(
+        str(copy), ["no such id"], overwrite=False, options=options.parse_options([])
+    )
+    assert not (copy / manifest_lib.PREVIOUS).exists()

@@ -70,6 +70,7 @@ def repair(output: OutputDirectory, options: PipelineOptions) -> Repaired:
         manifest = restore.complete(
             output, manifest, options=options, damaged=damaged, describes=True
         )
+        output.forget_finished(manifest)
     return Repaired(manifest, bool(lost), strays, num_set_aside)
 
 
