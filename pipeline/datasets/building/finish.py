@@ -219,7 +219,8 @@ def publish(
     identity = {
         "format_version": manifest_lib.FORMAT_VERSION,
         "made_from": output.made_from,
-        "shards": shards,
+        # Without crc32c, which earlier versions did not write.
+        "shards": [{k: v for k, v in shard.items() if k != "crc32c"} for shard in shards],
     }
     check()
     return output.finish(
