@@ -262,30 +262,34 @@ def read_manifest(directory: str, stage: Literal["train"], flag: str) -> ModelMa
 def read_manifest(directory: str, stage: Literal["export"], flag: str) -> ExportManifest: ...
 
 
-def read_manifest(directory: str, stage: str, flag: str) -> Manifest:
+@overload
+def read_manifest(directory: str, stage: None, flag: str) -> Manifest: ...
+
+
+def read_manifest(directory: str, stage: str | None, flag: str) -> Manifest:
     """The manifest of a finished directory of the given stage.
 
     Args:
       directory: the stage's output directory.
-      stage: "preprocess", "train" or "export".
+      stage: "preprocess", "train" or "export"; None for any of them.
       flag: the flag that named the directory, such as "--data_dir", for the error message.
 
     Raises:
       StageError: the directory does not exist, is unfinished, or belongs to another stage.
     """
-    made_by = _MADE_BY[stage]
+    made_by = _MADE_BY[stage] if stage else " or ".join(_MADE_BY.values())
     if not files.is_dir(directory):
         raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
     manifest = manifest_of(directory)
     if manifest is None:
         hint = f"make it with {made_by}"
-        if stage == "train" and files.exists(files.join(directory, "export", MANIFEST)):
+        if stage in ("train", None) and files.exists(files.join(directory, "export", MANIFEST)):
             hint = f"did you mean {files.join(directory, 'export')}?"
         raise StageError(
             f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output directory; "
             f"{hint}"
         )
-    if manifest["stage"] != stage:
+    if stage and manifest["stage"] != stage:
         raise StageError(
             f"{flag}={directory}: {MANIFEST} is of stage {manifest['stage']!r}, "
             f"expected {stage!r}; name a directory made by {made_by}"
