@@ -297,7 +297,8 @@ def _finish(
         "files": entries,
     }
     request.input.check_unchanged()
-    if request.only_if_new and manifest["export_id"] == previous.export_id:
+    is_other = not files_lib.is_same_place(previous.directory, output.directory)
+    if request.only_if_new and manifest["export_id"] == previous.export_id and is_other:
         base = manifest_lib.read_manifest(previous.directory, "export", "--latest")
         if output_directory.are_complete(previous.directory, base["files"]):
             output.discard()  # Shards with quarantined records gave the same result again.
@@ -362,7 +363,14 @@ def _changes(
     markers: Mapping[str, Mapping[str, Any]],
     previous: job.PreviousExport,
 ) -> dict[str, Any]:
-    """Writes changes.parquet; its entry and counts, and the export that it compares with."""
+    """Writes changes.parquet; its entry and counts, and the export that it compares with.
+
+    An export that is made again in place keeps its changes.parquet, if the file is intact.
+    """
+    if files_lib.is_same_place(previous.directory, output.directory):
+        if kept := _intact_changes(output.directory):
+            return kept
+        previous = job.NO_PREVIOUS_EXPORT
     old_entries = {task: previous.entries(task) for task in previous.shards}
     new_entries = {task: marker["entries"] for task, marker in markers.items()}
     # An earlier try of this job may have linked files of another export.
@@ -393,6 +401,17 @@ def _changes(
             file=sys.stderr,
         )
     return {"against": previous.export_id or None, **counts}
+
+
+def _intact_changes(directory: str) -> dict[str, Any] | None:
+    """What timings.json says of changes.parquet; None if either file is missing or damaged."""
+    try:
+        timings = json.loads(files_lib.read_bytes(files_lib.join(directory, TIMINGS)))
+        changed = timings["changes"]
+        entry = {**changed["entry"], "name": changes.FILE}
+        return changed if manifest_lib.intact_entry(directory, entry) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _contents(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:

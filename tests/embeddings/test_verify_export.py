@@ -172,6 +172,27 @@ def test_what_is_damaged_is_not_called_finished_and_no_pointer_names_it(export, 
     assert export(tmp_path / "03", report=False, latest=latest)["reused"]
 
 
+def test_the_export_that_latest_names_is_made_whole_in_place(export, tmp_path):
+    first, latest = tmp_path / "01", tmp_path / "latest"
+    export(first, report=False, latest=latest)
+    before, changes = outputs_of(first), (first / "changes.parquet").read_bytes()
+    for name in (ROWS, "statistics.json", "changes.parquet"):
+        damage(first / name, "page")
+        damage(first / "images/blobs-test-00000-of-00001.png", "half")
+        export(first, report=False, latest=latest)
+        assert outputs_of(first) == before and faults(first) == []
+        # All rows are new, and not unchanged since the same export was damaged.
+        assert (first / "changes.parquet").read_bytes() == changes
+        assert pointer.resolve(str(latest)) == str(first)
+    # The next night's file says that nothing is new, and keeps saying so.
+    second = tmp_path / "02"
+    export(second, report=False, reuse_from=first)
+    changes = (second / "changes.parquet").read_bytes()
+    damage(second / ROWS, "page")
+    export(second, report=False, reuse_from=second)
+    assert (second / "changes.parquet").read_bytes() == changes and faults(second) == []
+
+
 def test_a_damaged_sheet_costs_the_rows_on_it_only(export, tmp_path, monkeypatch):
     monkeypatch.setattr(row_files, "SHEET_PAIRS", 4)
     first, night = tmp_path / "first", tmp_path / "night"

@@ -20,7 +20,7 @@ from pipeline.datasets.building import finish as finish_set
 from pipeline.embeddings import model as model_lib
 from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import output_directory, pointer
+from pipeline.stages import output_directory, pointer, verification
 from pipeline.storage import files, trees
 from tests.conftest import (
     REPOSITORY,
@@ -489,7 +489,7 @@ def replace_object(store: ObjectStore, url: str, name: str) -> None:
     store.put(f"{inside(url)}/{name}", bytes(byte ^ 0xFF for byte in data))
 
 
-def test_a_replaced_object_is_found_by_its_checksum_and_not_read(object_store, on_store):
+def test_a_replaced_object_is_found_by_its_checksum_and_not_read(object_store, on_store, trained):
     url, local = on_store
     entries = manifest_lib.manifest_of(url)["files"]
     requests: list[str] = []
@@ -503,7 +503,11 @@ def test_a_replaced_object_is_found_by_its_checksum_and_not_read(object_store, o
     done = run_command("pipeline.verify", url, check=False)
     assert done.stdout == f"{url}/{rows}: its sha256 differs from the manifest\n"
     files.write_bytes(f"{url}/{rows}", (local / rows).read_bytes())
-    assert "verify: whole: 50 rows, 9 files" in run_command("pipeline.verify", url).stdout
+    pointer.move(latest := url.replace("dt=1", "latest"), url, seen=None)
+    done = run_command("pipeline.verify", latest)
+    assert done.stdout.startswith("verify: whole: 50 rows, 9 files") and f", {url}\n" in done.stdout
+    trees.copy_tree(str(trained / "export"), model := url.replace("dt=1", "model"))
+    assert list(verification.verify_model(model)[1]) == []
 
 
 def test_a_night_copies_no_replaced_object(object_store, on_store, place, data_dir, trained):
