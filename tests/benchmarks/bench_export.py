@@ -9,8 +9,6 @@ import tempfile
 import time
 
 from pipeline.cli import quiet
-from pipeline.stages import manifest as manifest_lib
-from pipeline.storage import files
 from tests.benchmarks.timing import median_secs, report
 from tests.conftest import REPOSITORY, make_embeddings, make_idx_set, make_shards
 
@@ -174,30 +172,6 @@ def bench_memory(scratch: str) -> None:
     report("600,000 records", f"{large['peak']:,.0f} MiB", more, "those of 60,000 (≤ 200)")
 
 
-def bench_reuse(data_dir: str, model_dir: str, previous: str, scratch: str) -> None:
-    """A night that takes over all rows as files: bytes checked, and sizes alone."""
-
-    def of_that_size(directory, entry, **_):
-        path = files.join(directory, entry["name"])
-        return entry if files.num_bytes(path) == entry["bytes"] else None
-
-    def night(check) -> None:
-        shutil.rmtree(f"{scratch}/night", ignore_errors=True)
-        checked, manifest_lib.intact_entry = manifest_lib.intact_entry, check
-        try:
-            make_embeddings(data_dir, model_dir, f"{scratch}/night", reuse_from=previous)
-        finally:
-            manifest_lib.intact_entry = checked
-
-    ours, by_size = median_secs(
-        lambda: night(manifest_lib.intact_entry), lambda: night(of_that_size), rounds=_ROUNDS
-    )
-    num_bytes = sum(entry["bytes"] for entry in manifest_lib.manifest_of(previous)["files"])
-    ratio = f"{ours / by_size:.2f} ×"
-    against = f"the {by_size:.2f} s with sizes checked ({num_bytes / 2**20:,.0f} MiB)"
-    report("rows taken over", f"{ours - by_size:+.2f} s", ratio, against)
-
-
 def bench_nothing_to_do(scratch: str) -> None:
     """The command run again, against its imports."""
     flags = [f"--{name}={scratch}/{place}" for name, place in
@@ -229,7 +203,6 @@ def main() -> None:
         bench_speed(f"{scratch}/shards", scratch)
         bench_run_inference(f"{scratch}/shards", scratch)
         bench_memory(scratch)
-        bench_reuse(*(f"{scratch}/{name}" for name in ("data10", "tiny", "out10")), scratch)
         bench_nothing_to_do(scratch)
     print(f"export: measured in {time.monotonic() - started:.0f} s")
 
