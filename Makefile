@@ -159,6 +159,7 @@ bench: $(INSTALLED)  ## times the stages against plain loops over the same work,
 	@$(PY) -m tests.benchmarks.bench_append
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_train
 	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_export
+	@TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m tests.benchmarks.bench_reuse
 	@$(PY) -m trainer.compare_routes
 
 bench-gpu: $(INSTALLED)  ## times training on a GPU; fails where there is none

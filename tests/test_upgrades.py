@@ -133,6 +133,8 @@ def test_exports(earlier):
     again = export(earlier, "again", reuse_from=directory, reference=directory)
     assert sum(done["computed"] for done in again["done"].values()) == 0
     assert again["drift"]["warnings"] == []
+    for name in ("export", "again", "finished_run/export"):
+        assert run_command("pipeline.verify", earlier / name).returncode == 0
     assert_same_rows(earlier / "again", directory)
     with pytest.raises(StageError, match="job.json: has no names.*delete the directory"):
         export(earlier, "half_export")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,21 +11,10 @@ from pipeline.datasets import index, placement, reader
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import tasks
 from pipeline.stages.contracts import FileEntry, is_shard
+from pipeline.stages.verification import Problem, fault_of
 from pipeline.storage import files as files_lib
 
 _HASH_BYTES = 16
-
-
-class Problem(NamedTuple):
-    """A problem of a data set."""
-
-    path: str
-    offset: int | None  # Bytes from the beginning of the file; None for the whole file.
-    reason: str
-    is_unfinished_append: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.path}{'' if self.offset is None else f' byte {self.offset}'}: {self.reason}"
 
 
 class _Ids:
@@ -89,7 +78,7 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
             data = files_lib.read_bytes(path)
         except (FileNotFoundError, IsADirectoryError):
             data = None
-        fault = _fault_of(data, entry)
+        fault = fault_of(data, entry)
         if fault and entry["name"] in append_names and not is_shard(entry):
             rewritten.append(entry["name"])
         elif fault:
@@ -135,17 +124,6 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
             yield Problem(
                 path, None, "is not in the manifest, but readers that search by pattern read it"
             )
-
-
-def _fault_of(data: bytes | None, entry: dict[str, Any]) -> str:
-    """The fault of a file as a whole, or ""."""
-    if data is None:
-        return "missing"
-    if len(data) != entry["bytes"]:
-        return f"{len(data)} bytes, expected {entry['bytes']}"
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        return "its sha256 differs from the manifest"
-    return ""
 
 
 def _find_in_shard(

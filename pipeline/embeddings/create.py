@@ -4,11 +4,12 @@ Rows of an earlier export are taken over if they come from the same records and 
 The Beam job is in job.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -235,15 +236,18 @@ def _previous_export(directory: str | None, base: Mapping[str, Any] | None) -> j
         return job.NO_PREVIOUS_EXPORT
     files = {entry["name"]: entry for entry in base["files"]}
     try:
-        sums_by_shard = summary.read(directory, base["files"])["shards"]
         splits = {task: _split_of(task, base["made_from"], directory) for task in base["shards"]}
     except StageError:
         return job.NO_PREVIOUS_EXPORT  # Damaged: all shards are computed again.
+    sums_by_shard = None
+    with contextlib.suppress(StageError, OSError):
+        sums_by_shard = summary.read(directory, base["files"])["shards"]
     kinds = _kinds(directory)
     shards = {
         task: {
             **shard_manifest,
-            "sums": sums_by_shard[task],
+            # Without sums no shard equals one of this job: its rows are read one by one.
+            **({"sums": sums_by_shard[task]} if sums_by_shard else {"made_of": ""}),
             "kinds": kinds.get(task) or {arithmetic.NOT_RECORDED: shard_manifest["written"]},
         }
         for task, shard_manifest in base["shards"].items()
@@ -309,7 +313,8 @@ def _finish(
         "files": entries,
     }
     request.input.check_unchanged()
-    if request.only_if_new and manifest["export_id"] == previous.export_id:
+    is_other = not files_lib.is_same_place(previous.directory, output.directory)
+    if request.only_if_new and manifest["export_id"] == previous.export_id and is_other:
         base = manifest_lib.read_manifest(previous.directory, "export", "--latest")
         if output_directory.are_complete(previous.directory, base["files"]):
             output.discard()  # Shards with quarantined records gave the same result again.
@@ -374,11 +379,19 @@ def _changes(
     markers: Mapping[str, Mapping[str, Any]],
     previous: job.PreviousExport,
 ) -> dict[str, Any]:
-    """Writes changes.parquet; its entry and counts, and the export that it compares with."""
+    """Writes changes.parquet; its entry and counts, and the export that it compares with.
+
+    An export that is made again in place keeps its changes.parquet, if the file is intact.
+    """
+    if files_lib.is_same_place(previous.directory, output.directory):
+        if kept := _intact_changes(output.directory):
+            return kept
+        previous = job.NO_PREVIOUS_EXPORT
     old_entries = {task: previous.entries(task) for task in previous.shards}
     new_entries = {task: marker["entries"] for task, marker in markers.items()}
     # An earlier try of this job may have linked files of another export.
-    same = {task for task, entries in new_entries.items() if entries == old_entries.get(task)}
+    old_contents = {task: _contents(entries) for task, entries in old_entries.items()}
+    same = {t for t, entries in new_entries.items() if _contents(entries) == old_contents.get(t)}
     old = changes.Side(
         previous.directory,
         previous.class_names or (),
@@ -404,6 +417,22 @@ def _changes(
             file=sys.stderr,
         )
     return {"against": previous.export_id or None, **counts}
+
+
+def _intact_changes(directory: str) -> dict[str, Any] | None:
+    """What timings.json says of changes.parquet; None if either file is missing or damaged."""
+    try:
+        timings = json.loads(files_lib.read_bytes(files_lib.join(directory, TIMINGS)))
+        changed = timings["changes"]
+        entry = {**changed["entry"], "name": changes.FILE}
+        return changed if manifest_lib.intact_entry(directory, entry) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _contents(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What tells whether files are equal; entries of earlier versions have fewer keys."""
+    return [(entry["name"], entry["sha256"]) for entry in entries]
 
 
 def _split_of(task: str, made_from: Mapping[str, Any], directory: str) -> str:

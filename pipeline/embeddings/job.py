@@ -6,6 +6,7 @@ pictures would be shuffled to bring them back together in a shard's file. And it
 even if there is nothing to compute. As in RunInference, `Shared` loads the model once a process.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,9 +165,14 @@ class EmbedShard(beam.DoFn):
         has_same_classes = previous.has_classes(names) and (
             len(names) == len(previous.class_names) or not previous_shard.get("outside_classes")
         )
-        entries = previous.entries(task)
-        if not has_same_classes or not all(map(self._is_complete, entries)):
+        if not has_same_classes:
             return None
+        entries = []
+        for listed in previous.entries(task):
+            entry = manifest_lib.intact_entry(previous.directory, listed)
+            if entry is None:
+                return None
+            entries.append(entry)
         directory = self._tasks.directory
         for entry in entries:
             parent = entry["name"].rpartition("/")[0]
@@ -180,16 +186,11 @@ class EmbedShard(beam.DoFn):
                 return None  # Removed just now.
         return {**previous_shard, "entries": entries, "secs": {}, "computed": 0}
 
-    def _is_complete(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a file exists with its expected size; readers check its contents."""
-        try:
-            path = files_lib.join(self._previous.directory, entry["name"])
-            return files_lib.num_bytes(path) == entry["bytes"]
-        except FileNotFoundError:
-            return False
-
     def _previous_shard(self, task: str) -> shard.PreviousShard:
-        """The rows and the contact sheet of a shard in the previous export of the same model."""
+        """The rows and the contact sheet of a shard in the previous export of the same model.
+
+        What is damaged is left out, and computed again.
+        """
         previous, nothing = self._previous, shard.PreviousShard(None, None, {})
         names = [task, *self._input.earlier_names.get(task, ())]
         task = next((name for name in names if name in previous.shards), "")
@@ -203,9 +204,11 @@ class EmbedShard(beam.DoFn):
         sheets = [entry for entry in entries if entry["name"].endswith(".png")]
         try:
             previous_rows = row_files.read(previous.directory, task, entries)
-            sheet = manifest_lib.read_file(previous.directory, sheets[0]) if sheets else None
         except StageError:
-            return nothing  # Damaged: the rows are computed again.
+            return nothing
+        sheet = None
+        with contextlib.suppress(StageError, OSError):
+            sheet = manifest_lib.read_file(previous.directory, sheets[0]) if sheets else None
         return shard.PreviousShard(previous_rows, sheet, previous.shards[task]["kinds"])
 
     def _model(self) -> PublishedModel:

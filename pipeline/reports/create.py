@@ -9,26 +9,21 @@ from typing import Any
 
 from pipeline.cli.errors import StageError
 from pipeline.embeddings.inputs import Input
+from pipeline.reports import state as state_lib
+from pipeline.reports.state import PAGE
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import manifest_check, output_directory
+from pipeline.stages import output_directory
 from pipeline.storage import files as files_lib
 from pipeline.storage import lock
 
-PAGE = "report.html"
-# Names the export that the report belongs to, and the report's files; written last.
-_STATE = "report.json"
 _FORMAT_VERSION = 1
 
 
 def _state(export_dir: str) -> dict[str, Any] | None:
-    path = files_lib.join(export_dir, _STATE)
     try:
-        state = manifest_lib.read_sealed(path)
-        if state is not None:
-            manifest_check.report(path, state)
+        return state_lib.read(export_dir)
     except StageError:
         return None  # Damaged: the report is written again.
-    return state
 
 
 def remove_stale(export_dir: str, export_id: str) -> None:
@@ -45,7 +40,7 @@ def _remove(export_dir: str, state: Mapping[str, Any], names_to_keep: Collection
     for directory in {entry["name"].rpartition("/")[0] for entry in state["files"]} - {""}:
         files_lib.remove_empty(files_lib.join(export_dir, directory))
     if not names_to_keep:
-        files_lib.remove(files_lib.join(export_dir, _STATE))
+        files_lib.remove(files_lib.join(export_dir, state_lib.FILE))
 
 
 def is_current(export_dir: str, export_id: str) -> bool:
@@ -106,5 +101,7 @@ def make_report(
 
 def _write_state(export_dir: str, export_id: str, files: Sequence[Mapping[str, Any]]) -> None:
     state = {"format_version": _FORMAT_VERSION, "export_id": export_id, "files": files}
-    files_lib.write_bytes(files_lib.join(export_dir, _STATE), manifest_lib.sealed_json(state))
+    files_lib.write_bytes(
+        files_lib.join(export_dir, state_lib.FILE), manifest_lib.sealed_json(state)
+    )
     files_lib.sync(export_dir)

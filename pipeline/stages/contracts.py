@@ -18,6 +18,7 @@ class _File(TypedDict):
 class FileEntry(_File, total=False):
     """One file of a stage."""
 
+    crc32c: str  # as GCS writes it: base64 of 4 bytes; absent in entries of earlier versions
     num_examples: int  # of a shard, and of a file of rows
     split: str  # of a shard
     instead_of: list[str]  # of a shard that was written again: its names before

@@ -4,11 +4,14 @@ A stage writes `manifest.json` last, so a directory with a manifest is finished.
 fills its directory is in output_directory.py.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Literal, overload
+
+import google_crc32c
 
 from pipeline.cli.errors import StageError
 from pipeline.stages import manifest_check
@@ -83,8 +86,17 @@ def _short(value: Any) -> str:
 
 
 def file_entry(name: str, data: bytes) -> FileEntry:
-    """The entry of a file in markers and manifests: name, bytes, sha256."""
-    return {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    """The entry of a file in markers and manifests: name, bytes, sha256, crc32c."""
+    return _entry(name, len(data), hashlib.sha256(data), google_crc32c.value(data))
+
+
+def _entry(name: str, num_bytes: int, sha256: Any, crc32c: int) -> FileEntry:
+    return {
+        "name": name,
+        "bytes": num_bytes,
+        "sha256": sha256.hexdigest(),
+        "crc32c": base64.b64encode(crc32c.to_bytes(4, "big")).decode(),
+    }
 
 
 def write_file(directory: str, name: str, data: bytes) -> FileEntry:
@@ -99,11 +111,12 @@ class HashedFile:
     def __init__(self, name: str, file: BinaryIO):
         """Wraps an open file; `name` goes to the entry."""
         self._name, self._file = name, file
-        self._digest, self._num_bytes = hashlib.sha256(), 0
+        self._sha256, self._crc32c, self._num_bytes = hashlib.sha256(), 0, 0
 
     def write(self, data: bytes) -> int:
         """Writes all of `data`."""
-        self._digest.update(data)
+        self._sha256.update(data)
+        self._crc32c = google_crc32c.extend(self._crc32c, bytes(data))
         self._num_bytes += len(data)
         return self._file.write(data)
 
@@ -113,7 +126,7 @@ class HashedFile:
 
     def entry(self) -> FileEntry:
         """The entry of the bytes written so far."""
-        return {"name": self._name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
+        return _entry(self._name, self._num_bytes, self._sha256, self._crc32c)
 
 
 @contextlib.contextmanager
@@ -159,6 +172,39 @@ def read_file(directory: str, entry: FileEntry) -> bytes:
             "with python -m pipeline.verify --repair"
         )
     return data
+
+
+def intact_entry(directory: str, entry: FileEntry, *, may_fetch: bool = True) -> FileEntry | None:
+    """The entry of a file that has the bytes that a manifest lists; None if it has others.
+
+    A local file is read, and its sha256 compared. Of an object the store tells a CRC32C.
+
+    Args:
+      directory: the stage's; local path or fsspec URL.
+      entry: the file's, of the manifest.
+      may_fetch: whether to read an object if the store or the entry has no CRC32C. If not, its
+        size decides.
+
+    Returns:
+      The entry; if the file was read, with the key crc32c, which earlier versions did not write.
+
+    Raises:
+      StageError: the store fails, or a pipe or device is in the file's place.
+    """
+    path = files.join(directory, entry["name"])
+    try:
+        if files.is_url(path):
+            num_bytes, crc32c = files.size_and_crc32c(path)
+            if num_bytes != entry["bytes"]:
+                return None
+            if crc32c and "crc32c" in entry:
+                return entry if crc32c == entry["crc32c"] else None
+            if not may_fetch:
+                return entry
+        actual = file_entry(entry["name"], files.read_bytes(path))
+    except OSError:  # Missing, a directory, or on a part of the disk that cannot be read.
+        return None
+    return {**actual, **entry} if actual["sha256"] == entry["sha256"] else None
 
 
 def sealed_json(value: Mapping[str, Any]) -> bytes:
@@ -231,30 +277,34 @@ def read_manifest(directory: str, stage: Literal["train"], flag: str) -> ModelMa
 def read_manifest(directory: str, stage: Literal["export"], flag: str) -> ExportManifest: ...
 
 
-def read_manifest(directory: str, stage: str, flag: str) -> Manifest:
+@overload
+def read_manifest(directory: str, stage: None, flag: str) -> Manifest: ...
+
+
+def read_manifest(directory: str, stage: str | None, flag: str) -> Manifest:
     """The manifest of a finished directory of the given stage.
 
     Args:
       directory: the stage's output directory.
-      stage: "preprocess", "train" or "export".
+      stage: "preprocess", "train" or "export"; None for any of them.
       flag: the flag that named the directory, such as "--data_dir", for the error message.
 
     Raises:
       StageError: the directory does not exist, is unfinished, or belongs to another stage.
     """
-    made_by = _MADE_BY[stage]
+    made_by = _MADE_BY[stage] if stage else " or ".join(_MADE_BY.values())
     if not files.is_dir(directory):
         raise StageError(f"{flag}={directory}: no such directory; expected the output of {made_by}")
     manifest = manifest_of(directory)
     if manifest is None:
         hint = f"make it with {made_by}"
-        if stage == "train" and files.exists(files.join(directory, "export", MANIFEST)):
+        if stage in ("train", None) and files.exists(files.join(directory, "export", MANIFEST)):
             hint = f"did you mean {files.join(directory, 'export')}?"
         raise StageError(
             f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output directory; "
             f"{hint}"
         )
-    if manifest["stage"] != stage:
+    if stage and manifest["stage"] != stage:
         raise StageError(
             f"{flag}={directory}: {MANIFEST} is of stage {manifest['stage']!r}, "
             f"expected {stage!r}; name a directory made by {made_by}"

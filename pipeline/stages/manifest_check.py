@@ -51,6 +51,10 @@ def _hex(num_digits: int) -> _Rule:
     return _is(f"{num_digits} hex digits", lambda v: isinstance(v, str) and digits.fullmatch(v))
 
 
+def _crc32c(value: Any) -> Any:
+    return isinstance(value, str) and re.fullmatch("[0-9A-Za-z+/]{6}==", value)
+
+
 def _object(required: Mapping[str, _Rule], optional: Mapping[str, _Rule] | None = None) -> _Rule:
     """An object with these keys; other keys are ignored."""
 
@@ -101,6 +105,7 @@ _WORD = _is(
 )
 _NAME = _is(names.EXPECTED, names.is_below)
 _ID = _hex(16)
+_CRC32C = _is("base64 of 4 bytes", _crc32c)
 _COUNT = _whole(0, _MOST)
 _COUNTS = {"read": _COUNT, "written": _COUNT, "quarantined": _COUNT}
 _SHAPE = _list(_whole(1, _MOST_PIXELS), least=3, most=3)
@@ -110,6 +115,7 @@ _FILES = _list(
     _object(
         _FILE,
         {
+            "crc32c": _CRC32C,
             "num_examples": _COUNT,
             "num_quarantined": _COUNT,
             "split": _WORD,

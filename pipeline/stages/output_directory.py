@@ -22,9 +22,9 @@ from pipeline.stages.manifest import (
     MANIFEST,
     PREVIOUS,
     differences,
+    intact_entry,
     manifest_of,
     previous_of,
-    read_file,
     readable_json,
     sealed_json,
     sync_files,
@@ -48,21 +48,33 @@ class UnfinishedConflict(Conflict):
     """That run is unfinished."""
 
 
-def are_complete(directory: str, files: Iterable[FileEntry]) -> bool:
-    """Whether the files that a manifest lists are complete.
+def are_complete(
+    directory: str, files: Iterable[FileEntry], *, records_by_size: bool = False
+) -> bool:
+    """Whether the files that a manifest lists have the bytes that it lists.
 
-    Files of records are large, so only their size is checked; their readers check the content.
+    Local files are read. Of an object the store's own checksum is compared. Where the store or an
+    earlier version's entry has none, a small file is read, and of a file of records, which is
+    large, the size is compared.
+
+    Args:
+      directory: the stage's; local path or fsspec URL.
+      files: entries of the manifest.
+      records_by_size: whether the size decides of all files of records; their readers check the
+        content.
+
+    Raises:
+      StageError: the store fails.
     """
 
     def is_complete(entry: FileEntry) -> bool:
-        try:
-            if files_lib.num_bytes(files_lib.join(directory, entry["name"])) != entry["bytes"]:
+        if records_by_size and "num_examples" in entry:
+            try:
+                path = files_lib.join(directory, entry["name"])
+                return files_lib.num_bytes(path) == entry["bytes"]
+            except FileNotFoundError:
                 return False
-            if "num_examples" not in entry:
-                read_file(directory, entry)
-        except (FileNotFoundError, StageError):
-            return False
-        return True
+        return intact_entry(directory, entry, may_fetch="num_examples" not in entry) is not None
 
     return all(files_lib.each(directory, is_complete, files))
 
@@ -368,12 +380,12 @@ class OutputDirectory:
         files_lib.sync(self.tasks.path())
 
     def is_complete(self, files: Iterable[FileEntry]) -> bool:
-        """Whether files of the manifest are complete, see `are_complete`."""
+        """As `are_complete`."""
         return are_complete(self.directory, files)
 
     def has_sizes(self, files: Iterable[FileEntry]) -> bool:
-        """As `is_complete`, without reading files of records."""
-        return are_complete(self.directory, files)
+        """As `is_complete`; the size decides of files of records, so that an append reads none."""
+        return are_complete(self.directory, files, records_by_size=True)
 
     def go_back(self, previous: Manifest) -> None:
         """Makes `manifest.json` the manifest before the last append, and forgets unfinished jobs.

@@ -173,6 +173,16 @@ def num_bytes(path: str) -> int:
     return os.path.getsize(path)
 
 
+def size_and_crc32c(url: str) -> tuple[int, str | None]:
+    """What a store tells of an object, without reading it: size in bytes, and CRC32C.
+
+    The CRC32C is that of https://cloud.google.com/storage/docs/hashes-etags: base64 of the 4
+    bytes, the highest first. It is None of a store other than GCS. Raises FileNotFoundError.
+    """
+    info = retries.call(url, lambda fs, inner: dict(fs.info(inner)))
+    return int(info["size"]), info.get("crc32c")
+
+
 def make_dirs(directory: str) -> None:
     """Creates `directory` and its parents unless they exist; the disk then holds their names."""
     if is_url(directory):

@@ -116,11 +116,11 @@ def test_quarantined_records_are_counted(tmp_path):
     assert any("0 lines, expected 1" in fault for fault in faults(out))
 
 
-def test_what_is_no_data_set(tmp_path, trained):
+def test_what_is_no_finished_stage(tmp_path, trained):
     for directory, message in (
         (tmp_path / "no", "no such directory"),
         (tmp_path, "has no manifest.json"),
-        (trained / "export", "expected 'preprocess'"),
+        (trained, f"did you mean {trained / 'export'}?"),
     ):
         done = run_command("pipeline.verify", directory, check=False)
         assert done.returncode == 1

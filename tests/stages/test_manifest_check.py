@@ -47,6 +47,7 @@ def without(key):
         ("train", without("files"), "has no files; expected a list"),
         ("train", without("stage"), "has no stage; expected one of preprocess, train, export"),
         ("train", without("format_version"), "format version None, this program reads 1"),
+        ("export", first_file(crc32c="AAAAAA"), r"files.0..crc32c is 'AAAAAA'; expected base64"),
         (
             "train",
             first_file(name="/etc/passwd"),

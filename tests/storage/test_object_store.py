@@ -20,7 +20,7 @@ from pipeline.datasets.building import finish as finish_set
 from pipeline.embeddings import model as model_lib
 from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import pointer
+from pipeline.stages import output_directory, pointer, verification
 from pipeline.storage import files, trees
 from tests.conftest import (
     REPOSITORY,
@@ -465,3 +465,90 @@ def test_an_object_that_is_replaced_is_refused_and_to_list_takes_no_request_more
     conversion.open_source_once.cache_clear()
     with pytest.raises(SourceChanged, match="a worker finds other files"):
         conversion.open_converted(source_spec)
+
+
+@pytest.fixture
+def on_store(place, data_dir, trained, tmp_path):
+    """A URL of an export of four shards, and the same export on the disk."""
+    local = tmp_path / "local"
+    make_embeddings(data_dir, trained / "export", local)
+    trees.copy_tree(str(local), f"{place}/dt=1")
+    return f"{place}/dt=1", local
+
+
+def fetched_names(requests: list[str], url: str) -> set[str]:
+    """Names of the objects below a URL whose bytes were asked for."""
+    paths = [urllib.parse.unquote(path).partition("?")[0] for path in requests if "media" in path]
+    prefix = f"/{inside(url)}/"
+    return {path.partition(prefix)[2] for path in paths if prefix in path}
+
+
+def replace_object(store: ObjectStore, url: str, name: str) -> None:
+    """Puts another object of the same size in an object's place."""
+    data = files.read_bytes(files.join(url, name))
+    store.put(f"{inside(url)}/{name}", bytes(byte ^ 0xFF for byte in data))
+
+
+def test_a_replaced_object_is_found_by_its_checksum_and_not_read(object_store, on_store, trained):
+    url, local = on_store
+    entries = manifest_lib.manifest_of(url)["files"]
+    requests: list[str] = []
+    with object_store.deciding(lambda request: requests.append(request.path)):
+        assert output_directory.are_complete(url, entries)
+        replace_object(object_store, url, rows := "embeddings/blobs-test-00001-of-00004.parquet")
+        requests.clear()
+        assert not output_directory.are_complete(url, entries)
+        assert output_directory.are_complete(url, entries, records_by_size=True)
+    assert not fetched_names(requests, url)
+    done = run_command("pipeline.verify", url, check=False)
+    assert done.stdout == f"{url}/{rows}: its sha256 differs from the manifest\n"
+    files.write_bytes(f"{url}/{rows}", (local / rows).read_bytes())
+    pointer.move(latest := url.replace("dt=1", "latest"), url, seen=None)
+    done = run_command("pipeline.verify", latest)
+    assert done.stdout.startswith("verify: whole: 50 rows, 9 files") and f", {url}\n" in done.stdout
+    trees.copy_tree(str(trained / "export"), model := url.replace("dt=1", "model"))
+    assert list(verification.verify_model(model)[1]) == []
+
+
+def test_a_night_copies_no_replaced_object(object_store, on_store, place, data_dir, trained):
+    url, local = on_store
+    replace_object(object_store, url, rows := "embeddings/blobs-test-00001-of-00004.parquet")
+    requests: list[str] = []
+    with object_store.deciding(lambda request: requests.append(request.path)):
+        manifest = make_embeddings(data_dir, trained / "export", f"{place}/dt=2", reuse_from=url)
+    assert fetched_names(requests, url) == {
+        "manifest.json",
+        "statistics.json",
+        "timings.json",
+        rows,
+    }
+    computed = {task: counts["computed"] for task, counts in manifest["done"].items()}
+    assert [name for name, count in computed.items() if count] == [
+        "blobs-test.tfrecord-00001-of-00004"
+    ]
+    assert without_times(object_store, f"{place}/dt=2") == outputs_of(local)
+
+
+def test_objects_of_an_export_without_checksums_are_read(
+    object_store, on_store, place, data_dir, trained
+):
+    """As an earlier version wrote the manifest."""
+    url, local = on_store
+    manifest = manifest_lib.manifest_of(url)
+    for entry in manifest["files"]:
+        del entry["crc32c"]
+    files.write_bytes(f"{url}/manifest.json", manifest_lib.sealed_json(manifest))
+    sheet = "images/blobs-test-00002-of-00004.png"
+    replace_object(object_store, url, sheet)
+    requests: list[str] = []
+    with object_store.deciding(lambda request: requests.append(request.path)):
+        assert not output_directory.are_complete(url, manifest["files"])
+        few = [entry for entry in manifest["files"] if entry["name"] != sheet]
+        requests.clear()
+        # Too large to be read each night to find that there is nothing to do.
+        assert output_directory.are_complete(url, few)
+        assert not [name for name in fetched_names(requests, url) if "parquet" in name]
+        make_embeddings(data_dir, trained / "export", f"{place}/dt=2", reuse_from=url)
+    names = {entry["name"] for entry in manifest["files"]}
+    assert names <= fetched_names(requests, url)
+    assert without_times(object_store, f"{place}/dt=2") == outputs_of(local)

@@ -197,7 +197,8 @@ def publish(
     identity = {
         "format_version": manifest_lib.FORMAT_VERSION,
         "made_from": output.made_from,
-        "shards": indexes.shards,
+        # Without crc32c, which earlier versions did not write.
+        "shards": [{k: v for k, v in e.items() if k != "crc32c"} for e in indexes.shards],
     }
     check()
     return output.finish(

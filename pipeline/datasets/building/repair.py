@@ -85,7 +85,13 @@ def _readable(directory: str) -> tuple[Any, Any]:
         raise StageError(
             f"--repair: {directory}: {manifest_lib.MANIFEST} is missing or damaged, and there is "
             f"no intact {manifest_lib.PREVIOUS}; run the command that made the directory again, "
-            "with --overwrite"
+            "with --overwrite if it asks for that"
+        )
+    stage = (manifest or previous)["stage"]
+    if stage != "preprocess":
+        raise StageError(
+            f"--repair: {directory}: is output of stage {stage!r}; expected a data set: run the "
+            "command that made the directory again, which makes damaged files anew"
         )
     return manifest, previous
 
@@ -98,17 +104,9 @@ def _are(lost: Sequence[str]) -> str:
 
 def _lost(directory: str, entries: Iterable[FileEntry]) -> list[str]:
     """The missing and damaged files that are no functions of the shards."""
-
-    def is_lost(entry: FileEntry) -> bool:
-        try:
-            manifest_lib.read_file(directory, entry)
-        except StageError:
-            return True
-        return False
-
     kept = [entry for entry in entries if not restore.is_made_anew(entry["name"])]
-    is_each_lost = files.each(directory, is_lost, kept)
-    return [e["name"] for e, is_one_lost in zip(kept, is_each_lost, strict=True) if is_one_lost]
+    intact = files.each(directory, lambda e: manifest_lib.intact_entry(directory, e), kept)
+    return [e["name"] for e, is_intact in zip(kept, intact, strict=True) if not is_intact]
 
 
 def _strays(output: OutputDirectory, manifest: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,99 @@
+"""Verifies the files of any finished stage against its manifest, and a model directory as a whole.
+
+Data sets are verified by datasets/verification.py, and exports by reports/verification.py.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.cli.progress import Progress
+from pipeline.stages import manifest as manifest_lib
+from pipeline.stages.contracts import FileEntry, ModelManifest
+from pipeline.storage import files
+
+
+class Problem(NamedTuple):
+    """A problem of a directory."""
+
+    path: str
+    offset: int | None  # Bytes from the beginning of the file; None for the whole file.
+    reason: str
+    is_unfinished_append: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.offset is None else f' byte {self.offset}'}: {self.reason}"
+
+
+class ReadFile(NamedTuple):
+    """A file that a manifest lists, as it is now."""
+
+    entry: FileEntry
+    path: str
+    data: bytes | None  # None if the file is missing or cannot be read.
+    fault: str  # "" if the bytes are those of the entry.
+
+
+def read(directory: str, entry: FileEntry) -> ReadFile:
+    """Reads a file that a manifest lists, and compares its bytes with the entry."""
+    path, data = files.join(directory, entry["name"]), None
+    try:
+        data = files.read_bytes(path)
+        fault = fault_of(data, entry)
+    except (FileNotFoundError, IsADirectoryError):
+        fault = fault_of(None, entry)
+    except OSError as error:  # Such as a part of the disk that cannot be read.
+        fault = f"cannot be read ({error.strerror})"
+    return ReadFile(entry, path, data, fault)
+
+
+def read_all(directory: str, entries: Sequence[FileEntry]) -> Iterator[ReadFile]:
+    """As `read`, for each entry in turn; shows the progress."""
+    progress = Progress("verify", total=len(entries), unit="files")
+    for number, entry in enumerate(entries):
+        yield read(directory, entry)
+        progress.update(number + 1)
+    progress.close()
+
+
+def fault_of(data: bytes | None, entry: FileEntry) -> str:
+    """The fault of a file as a whole, or ""; `data` is None if the file is missing."""
+    if data is None:
+        return "missing"
+    if len(data) != entry["bytes"]:
+        return f"{len(data)} bytes, expected {entry['bytes']}"
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        return "its sha256 differs from the manifest"
+    return ""
+
+
+def verify_model(directory: str) -> tuple[ModelManifest, Iterator[Problem]]:
+    """Verifies a model directory.
+
+    Args:
+      directory: local path or fsspec URL.
+
+    Returns:
+      The manifest, and an iterator that reads the files and yields the problems.
+
+    Raises:
+      StageError: not a published model.
+    """
+    manifest = manifest_lib.read_manifest(directory, "train", "DIR")
+    return manifest, _find_in_model(directory, manifest)
+
+
+def _find_in_model(directory: str, manifest: ModelManifest) -> Iterator[Problem]:
+    for file in read_all(directory, manifest["files"]):
+        if file.fault:
+            yield Problem(file.path, None, file.fault)
+    identity = {key: manifest[key] for key in ("format_version", "made_from")}
+    yield from check_id(directory, "model_id", manifest["model_id"], identity)
+
+
+def check_id(directory: str, key: str, stage_id: str, identity: object) -> Iterator[Problem]:
+    """Yields a problem if an id of a manifest is no hash over `identity`."""
+    expected = manifest_lib.content_id(identity)
+    if stage_id != expected:
+        path = files.join(directory, manifest_lib.MANIFEST)
+        yield Problem(path, None, f"{key} is {stage_id}, expected {expected}, the hash of the rest")
