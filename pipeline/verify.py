@@ -139,7 +139,7 @@ def _remedy(manifest: dict, count: int, num_unfinished: int) -> str:
         )
     if count == num_unfinished:
         return "finish the --append"
-    if any(key.startswith("appended") for key in manifest["made_from"]):
+    if num_unfinished or any(key.startswith("appended") for key in manifest["made_from"]):
         return (
             "mend the data set with --repair; lost records come from their source: append the "
             "source with --append --reread"

@@ -84,6 +84,7 @@ def without_indexes(directory):
     """The files that the earlier version made, too, with the id of the set for its manifest."""
     outputs = outputs_of(directory)
     outputs["manifest.json"] = json.loads(outputs["manifest.json"])["dataset_id"]
+    outputs.pop("manifest.json.previous", None)
     return {name: data for name, data in outputs.items() if not name.startswith("index/")}
 
 
@@ -136,7 +137,7 @@ def test_exports(earlier):
     for name in ("export", "again", "finished_run/export"):
         assert run_command("pipeline.verify", earlier / name).returncode == 0
     assert_same_rows(earlier / "again", directory)
-    with pytest.raises(StageError, match="job.json: has no names.*delete the directory"):
+    with pytest.raises(StageError, match="job.json: has no names.*again with --overwrite"):
         export(earlier, "half_export")
     # The set grows: what the earlier version computed is not computed again.
     grow(earlier, "appended", id_prefix="third-")

@@ -225,10 +225,6 @@ class Indexes:
         splits = in_order({shard["split"] for shard in self.shards})
         return {split: [s for s in self.shards if s["split"] == split] for split in splits}
 
-    def damaged(self) -> list[FileEntry]:
-        """The shards whose indexes are missing or damaged."""
-        return [shard for shard in self.shards if self.read(shard) is None]
-
     def read(self, shard: FileEntry) -> Index | None:
         """As the function `read`."""
         return read(self._directory, shard, entry_of(self._files, shard))

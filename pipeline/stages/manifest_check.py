@@ -246,7 +246,7 @@ def _check(path: str, rule: _Rule, value: Any) -> None:
         fault = f"has no {place}" if actual is _ABSENT else f"{place} is {text}"
         raise StageError(
             f"{path}: {fault}; expected {expected}: this program never writes such a value, so "
-            "delete the directory and make it again, or name another directory"
+            "make the directory again with --overwrite, or name another directory"
         ) from None
 
 

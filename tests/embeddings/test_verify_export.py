@@ -154,7 +154,7 @@ def test_each_damaged_file_is_made_again(export, whole, out, kind):
 
 def test_a_directory_without_its_manifest_is_made_again(export, whole, out):
     damage(out / "manifest.json", "zeros")
-    with pytest.raises(StageError, match="damaged, changed by hand.*delete the directory"):
+    with pytest.raises(StageError, match="damaged, changed by hand.*again, with --overwrite"):
         export(out)
     shutil.rmtree(out)
     export(out, report=False)

@@ -69,7 +69,7 @@ def append_records(request: Request) -> dict[str, Any]:
         identity = manifest_lib.through_json(create.source_identity(request.source_spec, source))
 
         def nothing_new(base: dict[str, Any], num_kept: int) -> dict[str, Any]:
-            base = restore.complete(directory, base, options=request.options, describes=True)
+            base = restore.complete(directory, base, options=request.options, checks_all=True)
             directory.forget_finished(base)
             num_changed = {"num_changed": num_kept} if num_kept else {}
             return {**base, "reused": True, **num_changed}

@@ -244,10 +244,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
         lost = [entry for entry in lost if not output.is_complete([entry])]
         if lost and repair.from_source(output, manifest, lost, source, request.options):
             return manifest  # All is made again.
-        damaged = index.Indexes(output.directory, manifest["files"]).damaged()
-        return restore.complete(
-            output, manifest, options=request.options, damaged=damaged, describes=True
-        )
+        return restore.complete(output, manifest, options=request.options, checks_all=True)
 
     names = file_names(layout, layout.num_shards)
     with output.opened(names, overwrite=request.overwrite, mend=mend) as finished:

@@ -66,10 +66,7 @@ def repair(output: OutputDirectory, options: PipelineOptions) -> Repaired:
         shape = tuple(manifest["image_shape"])
         num_set_aside = sum(_num_intact(directory, name, shape) for name in strays)
         output.set_aside(strays)
-        damaged = index.Indexes(directory, manifest["files"]).damaged()
-        manifest = restore.complete(
-            output, manifest, options=options, damaged=damaged, describes=True
-        )
+        manifest = restore.complete(output, manifest, options=options, checks_all=True)
         output.forget_finished(manifest)
     return Repaired(manifest, bool(lost), strays, num_set_aside)
 

@@ -52,7 +52,7 @@ def complete(
     *,
     options: PipelineOptions,
     damaged: Sequence[FileEntry] = (),
-    describes: bool = False,
+    checks_all: bool = False,
 ) -> dict[str, Any]:
     """Makes what a data set lacks; the shards stay.
 
@@ -62,8 +62,8 @@ def complete(
       options: Beam's.
       damaged: entries of the shards whose indexes are damaged. Those that the manifest does not
         name are made anyway.
-      describes: whether to look at the files that describe the whole set, too. An append writes
-        these anyway.
+      checks_all: whether to look at all indexes, and at the pages and metadata of the set, too. An
+        append writes the latter anyway.
 
     Returns:
       The manifest, written anew if entries have changed.
@@ -80,8 +80,12 @@ def complete(
         if describe.kept_statistics(output.directory, files, split) is None
     ]
     has_duplicates = output.is_complete([files[duplicates.FILE]])
-    if not has_duplicates:  # To be made from all indexes.
-        damaged = [shard for shard in indexes.shards if indexes.read(shard) is None]
+    if checks_all or not has_duplicates:  # Duplicates are made from all indexes.
+        damaged = [
+            shard
+            for shard in indexes.shards
+            if (entry := index.entry_of(files, shard)) is None or not output.is_complete([entry])
+        ]
     damaged_names = {shard["name"] for shard in damaged}
     shards = [
         shard
@@ -98,7 +102,7 @@ def complete(
         counts = finish.write_duplicates(output.directory, indexes, is_new=lambda shard: True)
         made.append(counts.entry)
         files[duplicates.FILE] = counts.entry
-    if describes:
+    if checks_all:
         described = _describe_set(output, base, files)
         made += described
         files |= {entry["name"]: entry for entry in described}
