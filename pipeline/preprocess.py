@@ -41,7 +41,7 @@ _REREAD = flags.DEFINE_bool(
     "reread",
     False,
     "With --append, read files again that have the size and the time, or the etag, of an earlier "
-    "run.",
+    "run, and the shards of the data set.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print what would be read, and how, and write nothing."

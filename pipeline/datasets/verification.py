@@ -101,6 +101,9 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
         path = files_lib.join(directory, later["name"])
         yield Problem(path, offset, f"its id appears twice, also in {split} at {where}")
     yield from _find_in_manifest(dataset, num_intact)
+    path = files_lib.join(directory, manifest_lib.PREVIOUS)
+    if files_lib.exists(path) and not manifest_lib.previous_of(directory):
+        yield Problem(path, None, "is damaged, so nothing takes the place of a lost manifest.json")
     listed = {*entries, manifest_lib.MANIFEST}
     if is_append:
         listed |= append_names

@@ -300,6 +300,8 @@ def read_manifest(directory: str, stage: str | None, flag: str) -> Manifest:
         hint = f"make it with {made_by}"
         if stage in ("train", None) and files.exists(files.join(directory, "export", MANIFEST)):
             hint = f"did you mean {files.join(directory, 'export')}?"
+        if previous_of(directory):
+            hint = "mend it with python -m pipeline.verify --repair"
         raise StageError(
             f"{flag}={directory}: has no {MANIFEST}, so it is unfinished or no output directory; "
             f"{hint}"

@@ -60,20 +60,17 @@ def are_complete(
     Args:
       directory: the stage's; local path or fsspec URL.
       files: entries of the manifest.
-      records_by_size: whether the size decides of all files of records; their readers check the
-        content.
+      records_by_size: whether the size and both ends decide of local files of records; their
+        readers check the content.
 
     Raises:
       StageError: the store fails.
     """
 
     def is_complete(entry: FileEntry) -> bool:
-        if records_by_size and "num_examples" in entry:
-            try:
-                path = files_lib.join(directory, entry["name"])
-                return files_lib.num_bytes(path) == entry["bytes"]
-            except FileNotFoundError:
-                return False
+        if records_by_size and "num_examples" in entry and not files_lib.is_url(directory):
+            path = files_lib.join(directory, entry["name"])
+            return files_lib.looks_whole(path, entry["bytes"])
         return intact_entry(directory, entry, may_fetch="num_examples" not in entry) is not None
 
     return all(files_lib.each(directory, is_complete, files))
@@ -383,8 +380,8 @@ class OutputDirectory:
         """As `are_complete`."""
         return are_complete(self.directory, files)
 
-    def has_sizes(self, files: Iterable[FileEntry]) -> bool:
-        """As `is_complete`; the size decides of files of records, so that an append reads none."""
+    def looks_complete(self, files: Iterable[FileEntry]) -> bool:
+        """As `is_complete`, without reading whole files of records: an append must not."""
         return are_complete(self.directory, files, records_by_size=True)
 
     def go_back(self, previous: Manifest) -> None:

@@ -49,6 +49,7 @@ _VOLUME_PREFIXES = (
 # protected files of another user, a file with too many links.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 _COPY_BYTES = 1 << 20
+_BLOCK_BYTES = 4096
 # A full disk, or an account's full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Environment variable; if it is 1, nothing waits for the disk.
@@ -171,6 +172,22 @@ def num_bytes(path: str) -> int:
     if is_url(path):
         return retries.call(path, lambda fs, inner: int(fs.size(inner)))
     return os.path.getsize(path)
+
+
+def looks_whole(path: str, size: int) -> bool:
+    """Whether a local file has a size in bytes, and its ends are written.
+
+    Blocks that a file system has not written before a power cut read as zeros.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            first = file.read(_BLOCK_BYTES)
+            file.seek(max(0, size - _BLOCK_BYTES))
+            return not size or (any(first) and any(file.read(_BLOCK_BYTES)))
+    except OSError:
+        return False
 
 
 def size_and_crc32c(url: str) -> tuple[int, str | None]:

@@ -9,7 +9,7 @@ from pipeline.datasets import verification
 from pipeline.datasets.building import create, repair
 from pipeline.runners import options
 from pipeline.stages import manifest as manifest_lib
-from tests.conftest import make_folder_set, make_shards, outputs_of
+from tests.conftest import make_folder_set, make_shards, outputs_of, run_command
 
 FIRST, SECOND = "first", "second"
 DAMAGES = {
@@ -192,6 +192,43 @@ def test_what_cannot_be_mended_is_refused_and_stays(place, tmp_path, trained):
         with pytest.raises(StageError, match=r"no intact manifest.json.previous; run the command"):
             mend(tmp_path / name)
         assert outputs_of(tmp_path / name) == before
+
+
+def test_a_damaged_earlier_manifest_is_named_and_goes(place, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(place / "appended", copy)
+    damage(copy / manifest_lib.PREVIOUS, "page")
+    [fault] = faults(copy)
+    assert fault.startswith(f"{copy}/manifest.json.previous: is damaged")
+    assert not mend(copy).went_back
+    assert not faults(copy) and not (copy / manifest_lib.PREVIOUS).exists()
+
+
+def test_an_append_sees_a_shard_of_zeros_without_reading_it(place, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(place / "appended", copy)
+    damage(copy / APPENDED, "zeros")
+    with pytest.raises(StageError, match=f"missing or damaged: {APPENDED}; expected a source"):
+        make_shards(f"folder:{place / FIRST}", copy, append=True, **SHARDS)
+    make_shards(f"folder:{place / SECOND}", copy, append=True, **SHARDS)
+    assert outputs_of(copy) == outputs_of(place / "appended")
+
+
+def test_the_command_says_what_is_lost_once(place, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(place / "appended", copy)
+    damage(copy / "manifest.json", "gone")
+    done = run_command("pipeline.verify", copy, check=False)
+    assert "has no manifest.json" in done.stderr and "pipeline.verify --repair" in done.stderr
+    done = run_command("pipeline.verify", "--repair", copy, check=False)
+    assert done.returncode == 1
+    assert f"with 11 intact records, to {copy}/lost\n" in done.stdout
+    assert "verify: whole: 11 records" in done.stdout
+    assert "went back to the data set before its last append" in done.stderr
+    done = run_command("pipeline.verify", "--repair", copy)
+    assert done.stdout.startswith("verify: whole: 11 records")
+    done = run_command("pipeline.verify", "--repair", "--absent=x", copy, check=False)
+    assert done.returncode == 2 and "contradict each other" in done.stderr
 
 
 def test_a_removal_leaves_no_manifest_to_go_back_to(place, tmp_path):

@@ -107,13 +107,13 @@ def _restore_lost(
 ) -> None:
     """Writes lost shards again, if the source has their records.
 
-    Only the sizes of shards are compared, so that an append does not read the data set; with
-    --reread their contents are, too.
+    Only the sizes and ends of shards are looked at, so that an append does not read the data set;
+    with --reread their contents are compared.
 
     Raises:
       StageError: a file that is no function of the shards stays lost.
     """
-    is_whole = directory.is_complete if request.reread else directory.has_sizes
+    is_whole = directory.is_complete if request.reread else directory.looks_complete
     files = [entry for entry in base["files"] if not restore.is_made_anew(entry["name"])]
     lost = [entry for entry in files if not is_whole([entry])]
     if lost:

@@ -62,6 +62,8 @@ def repair(output: OutputDirectory, options: PipelineOptions) -> Repaired:
                 )
             output.go_back(previous)
             manifest = previous
+        if not previous:  # One that is damaged helps nobody.
+            files.remove(files.join(directory, manifest_lib.PREVIOUS))
         strays = _strays(output, manifest)
         shape = tuple(manifest["image_shape"])
         num_set_aside = sum(_num_intact(directory, name, shape) for name in strays)
@@ -153,7 +155,7 @@ def from_source(
     indexes = index.Indexes(directory, base["files"])
     hashes = new_records.id_hashes(source, seed)
     if shards := _records_of(filter(is_shard, lost), indexes, hashes):
-        print(f"preprocess: writes {len(shards)} lost shards again", file=sys.stderr, flush=True)
+        print(f"preprocess: writes lost shards again: {len(shards)}", file=sys.stderr, flush=True)
         write = _WriteShard(source.for_workers(), seed, directory)
 
         def build(pipeline: beam.Pipeline) -> None:
