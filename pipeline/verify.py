@@ -85,11 +85,11 @@ def _repair(directory: str) -> str:
     quiet.import_beam()
     from pipeline.datasets.building import create, repair
     from pipeline.runners import options
-    from pipeline.stages import output_directory
+    from pipeline.stages import contents
 
     output = create.output_directory(directory, {})
     done = repair.repair(output, options.parse_options([]))
-    place = f"{directory}/{output_directory.LOST}"
+    place = f"{directory}/{contents.LOST}"
     if done.set_aside:
         print(
             f"verify: moved {len(done.set_aside)} files that the manifest does not list, with "

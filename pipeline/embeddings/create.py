@@ -24,7 +24,8 @@ from pipeline.machine import arithmetic
 from pipeline.sources import opened_source
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import output_directory, quarantine
-from pipeline.stages.output_directory import TIMINGS, OutputDirectory
+from pipeline.stages.contents import TIMINGS
+from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files as files_lib
 
 # Keys of a shard's marker that the manifest repeats.

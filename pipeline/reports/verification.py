@@ -16,8 +16,8 @@ from pipeline.formats import tf_example, tfrecord
 from pipeline.reports import state as report_state
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import verification
+from pipeline.stages.contents import TIMINGS
 from pipeline.stages.contracts import ExportManifest
-from pipeline.stages.output_directory import TIMINGS
 from pipeline.stages.verification import Problem, ReadFile
 from pipeline.storage import files as files_lib
 

@@ -12,10 +12,11 @@ counts as finished, and a removal before job.json goes.
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.cli.errors import StageError
-from pipeline.stages import quarantine, tasks
+from pipeline.stages import contents, quarantine, tasks
+from pipeline.stages.contents import LOST, TIMINGS, Records
 from pipeline.stages.contracts import FileEntry, Job, Manifest, Marker
 from pipeline.stages.manifest import (
     FORMAT_VERSION,
@@ -23,21 +24,13 @@ from pipeline.stages.manifest import (
     PREVIOUS,
     differences,
     intact_entry,
-    manifest_of,
-    previous_of,
     readable_json,
     sealed_json,
     sync_files,
     through_json,
 )
 from pipeline.storage import files as files_lib
-from pipeline.storage import lock, trees
-
-TIMINGS = "timings.json"
-# Directory of files that a repair takes out of the output, and nobody removes.
-LOST = "lost"
-# Ends of the names in .progress/.
-_OF_A_JOB = (".json", ".npy", ".npz", ".count")
+from pipeline.storage import lock
 
 
 class Conflict(StageError):
@@ -76,14 +69,6 @@ def are_complete(
     return all(files_lib.each(directory, is_complete, files))
 
 
-class _Records(NamedTuple):
-    """What a directory says of itself; None without such a file, or if the file is damaged."""
-
-    manifest: Manifest | None
-    job: Job | None
-    is_torn: bool  # Whether one is damaged, or neither exists.
-
-
 class OutputDirectory:
     """One stage's output directory, from its first file to its manifest.
 
@@ -113,8 +98,9 @@ class OutputDirectory:
           remedy: what to do if the directory holds output of other inputs.
         """
         self._subdirectories = (*subdirectories, quarantine.DIRECTORY)
-        self._remedy, self._owned = remedy, owned
-        self._is_discarded = self._keeps_previous = False
+        self._contents = contents.Contents(directory, stage, owned, self._subdirectories)
+        self._remedy, self._is_discarded = remedy, False
+        self._keeps_previous: bool | None = None  # None if the job appends nothing.
         self._drops: Sequence[str] = ()
         self.directory = directory
         self.stage = stage
@@ -135,7 +121,8 @@ class OutputDirectory:
         Raises:
           StageError: the directory holds other files, or another process writes to it.
         """
-        self._refuse_foreign(torn=torn)  # Before the lock leaves its file in the directory.
+        # Before the lock leaves its file in the directory.
+        self._contents.refuse_foreign(torn=torn)
         files_lib.make_dirs(self.directory)
         try:
             with lock.hold(self.directory):
@@ -173,89 +160,16 @@ class OutputDirectory:
         with self.locked(torn=overwrite):
             yield self._begin(names, overwrite=overwrite, reuses=reuses, mend=mend)
 
-    def _refuse_foreign(self, *, torn: bool) -> None:
-        """Raises a StageError if the directory holds files that are not of this stage."""
-        records = self._records(torn=torn)
-        existing = [r for r in (records.manifest, records.job, previous_of(self.directory)) if r]
-        if any(record["stage"] != self.stage for record in existing):
-            raise StageError(
-                f"--output_dir={self.directory}: is the output of another stage; expected a new "
-                f"directory, or output of {self.stage}"
-            )
-        names = self._files()
-        if existing or not names:
-            return
-        foreign = [name for name in names if not self._is_owned(name)]
-        if not foreign:
-            if torn and any(name not in (MANIFEST, PREVIOUS, TIMINGS) for name in names):
-                return
-            self._records(torn=False)  # Raises if the manifest is damaged.
-        remedy = "" if foreign else ", or pass --overwrite to make this directory again"
-        raise StageError(
-            f"--output_dir={self.directory}: holds {(foreign or names)[0]!r} and neither an intact "
-            f"{MANIFEST} nor {tasks.DIRECTORY}/{tasks.JOB}, so it is no output of this command, or "
-            f"has lost them; name a new directory{remedy}"
-        )
-
-    def _files(self) -> list[str]:
-        """Paths of all finished files below the directory; another directory stands for its files.
-
-        A job that was killed before its first file leaves none.
-        """
-        paths: list[str] = []
-        for name in files_lib.list_names(self.directory):
-            below = [name]
-            if name in (tasks.DIRECTORY, *self._subdirectories):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # A file.
-                    tree = trees.read_tree(self._path(name), hidden=True)
-                    below = [f"{name}/{path}" for path in tree.stamps]
-            paths += below
-        return [
-            path
-            for path in paths
-            if not lock.is_ours(path) and not files_lib.is_unfinished(path.rpartition("/")[2])
-        ]
-
-    def _is_owned(self, path: str) -> bool:
-        """Whether a path below the directory is that of a file that jobs of this stage make."""
-        return (
-            path in (MANIFEST, PREVIOUS, TIMINGS, LOST)
-            or (path.startswith(f"{tasks.DIRECTORY}/") and path.endswith(_OF_A_JOB))
-            or bool(self._owned.fullmatch(path))
-        )
-
-    def owned_files(self) -> list[str]:
-        """The paths of all files of records and descriptions, listed in the manifest or not."""
-        return list(filter(self._owned.fullmatch, self._files()))
-
-    def _records(self, *, torn: bool) -> _Records:
-        """Reads the directory's manifest and job.json.
-
-        Args:
-          torn: whether one of them may be damaged; otherwise that raises a StageError.
-        """
-        manifest = job = None
-        is_torn = False
-        try:
-            manifest = manifest_of(self.directory)
-        except StageError:
-            if not torn:
-                raise
-            is_torn = True
-        try:
-            job = self.tasks.job()
-        except StageError:
-            if not torn:
-                raise
-            is_torn = True
-        return _Records(manifest, job, is_torn or not (manifest or job))
-
     def check(self) -> None:
         """Raises the StageErrors that `opened` raises without --overwrite; changes no file."""
-        self._refuse_foreign(torn=False)
-        self._refuse_other(self._records(torn=False))
+        self._contents.refuse_foreign(torn=False)
+        self._refuse_other(self._contents.records(torn=False))
 
-    def _refuse_other(self, records: _Records) -> None:
+    def owned_files(self) -> list[str]:
+        """As `Contents.owned_files`."""
+        return self._contents.owned_files()
+
+    def _refuse_other(self, records: Records) -> None:
         manifest, existing = records.manifest, records.manifest or records.job
         differing = differences(existing["made_from"], self.made_from) if existing else []
         if differing:
@@ -276,7 +190,7 @@ class OutputDirectory:
         mend: Callable[[Manifest], Manifest],
     ) -> Manifest | None:
         """Removes or keeps existing output; returns the manifest if the job is finished."""
-        records = self._records(torn=overwrite)
+        records = self._contents.records(torn=overwrite)
         manifest, job = records.manifest, records.job
         if overwrite:
             self._clear(records)
@@ -406,11 +320,11 @@ class OutputDirectory:
             files_lib.sync(parent)
         self._remove_files(names)
 
-    def _clear(self, records: _Records) -> None:
+    def _clear(self, records: Records) -> None:
         """Removes the output of earlier jobs, and nothing else."""
         manifest, job, is_torn = records
         existing = manifest or job
-        if not existing and not self._files():
+        if not existing and not self._contents.files():
             return
         names = [entry["name"] for entry in manifest["files"]] if manifest else []
         names += job["names"] if job else []
@@ -467,7 +381,7 @@ class OutputDirectory:
         files_lib.write_bytes(self._path(TIMINGS), readable_json(content))
         if self._keeps_previous:
             files_lib.link(self._path(MANIFEST), self._path(PREVIOUS))
-        else:
+        elif self._keeps_previous is False:
             files_lib.remove(self._path(PREVIOUS))
         sync_files(self.directory, complete["files"])
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(complete))

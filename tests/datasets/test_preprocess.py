@@ -15,7 +15,7 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.datasets.building import finish as finish_set
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages.output_directory import TIMINGS
+from pipeline.stages.contents import TIMINGS
 from tests.conftest import (
     REPOSITORY,
     die_at_file,
