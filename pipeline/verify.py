@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> None:
     if _ABSENT.value is not None:
         _find_records(_ABSENT.value, arguments)
         return
-    if len(arguments) != 1:
+    if len(arguments) != 1 or not arguments[0]:
         raise UsageError(
             f"{len(arguments)} arguments; expected one directory: python -m pipeline.verify DIR"
         )
@@ -134,17 +134,17 @@ def _remedy(manifest: dict, count: int, num_unfinished: int) -> str:
         return "run the training command again, which publishes the model again"
     if manifest["stage"] == "export":
         return (
-            "run the export command again, or export into a new directory, which takes over "
-            "intact rows"
+            "run the export command again, unless a line says otherwise, or export into a new "
+            "directory, which takes over intact rows"
         )
     if count == num_unfinished:
-        return "finish the --append"
+        return "finish the append or the removal"
     if num_unfinished or any(key.startswith("appended") for key in manifest["made_from"]):
         return (
-            "mend the data set with --repair; lost records come from their source: append the "
-            "source with --append --reread"
+            "append the source of lost records with --append --reread; --repair mends the rest, "
+            "and goes back to the set before its last append where no source is left"
         )
-    return "run the preprocess command again"
+    return "run the preprocess command again; --repair moves files away that are not listed"
 
 
 def _find_records(path: str, directories: list[str]) -> None:

@@ -216,7 +216,7 @@ class Indexes:
 
     def __init__(self, directory: str, files: Iterable[FileEntry]):
         """`files` are the manifest's."""
-        self._directory = directory
+        self.directory = directory
         self._files = {entry["name"]: entry for entry in files}
         self.shards = [entry for entry in self._files.values() if is_shard(entry)]
 
@@ -227,7 +227,7 @@ class Indexes:
 
     def read(self, shard: FileEntry) -> Index | None:
         """As the function `read`."""
-        return read(self._directory, shard, entry_of(self._files, shard))
+        return read(self.directory, shard, entry_of(self._files, shard))
 
     def __getitem__(self, shard: FileEntry) -> Index:
         """The index of a shard.

@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.cli.progress import Progress
 from pipeline.datasets import index, placement, reader
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import tasks
+from pipeline.stages import tasks, verification
 from pipeline.stages.contracts import FileEntry, is_shard
-from pipeline.stages.verification import Problem, fault_of
+from pipeline.stages.verification import Problem
 from pipeline.storage import files as files_lib
 
 _HASH_BYTES = 16
@@ -73,12 +73,7 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
     num_intact = dict.fromkeys(dataset.splits, 0)
     progress = Progress("verify", total=len(entries), unit="files")
     for number, entry in enumerate(manifest["files"]):
-        path = files_lib.join(directory, entry["name"])
-        try:
-            data = files_lib.read_bytes(path)
-        except (FileNotFoundError, IsADirectoryError):
-            data = None
-        fault = fault_of(data, entry)
+        _, path, data, fault = verification.read(directory, entry)
         if fault and entry["name"] in append_names and not is_shard(entry):
             rewritten.append(entry["name"])
         elif fault:
@@ -115,11 +110,11 @@ def _find(dataset: reader.Dataset) -> Iterator[Problem]:
             )
             text += "to finish it; all other files of the data set are unchanged"
         else:
-            text += ": run the same command again to finish it, or undo it with --append "
             text += (
-                "--overwrite and a source that is already in the data set; the files of the data "
+                ": run the same command again to finish it, or undo it with pipeline.remove "
+                "--overwrite, or with --append --overwrite and a source that is already in the "
+                "data set; the data set is as it was"
             )
-            text += "set are unchanged"
         yield Problem(path, None, text, is_unfinished_append=True)
     for name in files_lib.list_finished_names(directory):
         if ".tfrecord-" in name and name not in listed:

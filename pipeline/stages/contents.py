@@ -1,6 +1,8 @@
 """What an output directory holds: what it says of itself, and whose files are in it."""
 
 import contextlib
+import json
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +10,13 @@ from typing import Any, NamedTuple
 from pipeline.cli.errors import StageError
 from pipeline.stages import tasks
 from pipeline.stages.contracts import Job, Manifest
-from pipeline.stages.manifest import MANIFEST, PREVIOUS, manifest_of, previous_of
+from pipeline.stages.manifest import (
+    MANIFEST,
+    PREVIOUS,
+    manifest_of,
+    previous_of,
+    readable_json,
+)
 from pipeline.storage import files as files_lib
 from pipeline.storage import lock, trees
 
@@ -60,45 +68,68 @@ class Contents:
         """Raises a StageError if the directory holds files that are not of the stage.
 
         Args:
-          torn: whether a directory of the stage may have lost its manifest.
+          torn: whether a directory of the stage may have lost its manifest. Then another file
+            shows that this program wrote there, and no foreign file may be beside.
         """
         records = self.records(torn=torn)
-        existing = records.manifest or records.job or previous_of(self._directory)
-        if existing:
-            if {r["stage"] for r in (existing, records.job) if r} != {self._stage}:
-                raise StageError(
-                    f"--output_dir={self._directory}: is the output of another stage; expected a "
-                    f"new directory, or output of {self._stage}"
-                )
+        previous = previous_of(self._directory) if records.is_torn else None
+        stages = {r["stage"] for r in (records.manifest, records.job, previous) if r}
+        if stages - {self._stage}:
+            raise StageError(
+                f"--output_dir={self._directory}: is the output of another stage; expected a new "
+                f"directory, or output of {self._stage}"
+            )
+        names = self.files() if not (records.manifest or records.job) else []
+        if not names or (torn and previous):
             return
-        names = self.files()
         foreign = [name for name in names if not self._is_owned(name)]
-        if not foreign:
-            of_any_program = (MANIFEST, PREVIOUS, TIMINGS)
-            if not names or (torn and not set(of_any_program).issuperset(names)):
-                return
+        if torn and not foreign and self._has_mark():
+            return
+        if not torn:
             self.records(torn=False)  # Raises if the manifest is damaged.
-        remedy = "" if foreign else ", or pass --overwrite to make this directory again"
+        remedy = "name a new directory"
+        if previous:
+            remedy = "mend the data set with python -m pipeline.verify --repair"
+        elif self._has_mark():
+            remedy = "pass --overwrite to make this directory again, or name a new one"
+            if foreign:
+                remedy = f"move {foreign[0]} away first, and {remedy}"
         raise StageError(
             f"--output_dir={self._directory}: holds {(foreign or names)[0]!r} and neither an "
             f"intact {MANIFEST} nor {tasks.DIRECTORY}/{tasks.JOB}, so it is no output of this "
-            f"command, or has lost them; name a new directory{remedy}"
+            f"command, or has lost them; {remedy}"
         )
+
+    def _has_mark(self) -> bool:
+        """Whether a file is there that only this program writes."""
+        beginning = readable_json({"stage": self._stage}).rstrip(b"\n}")
+        for path in (files_lib.join(self._directory, MANIFEST), self._tasks.path(tasks.JOB)):
+            with contextlib.suppress(OSError, StageError):
+                if files_lib.read_bytes(path).startswith(beginning):
+                    return True
+        with contextlib.suppress(OSError, ValueError, StageError, AttributeError):
+            timings = json.loads(files_lib.read_bytes(files_lib.join(self._directory, TIMINGS)))
+            return bool(timings.keys() >= tasks.timings({}).keys())
+        return False
 
     def files(self) -> list[str]:
         """Paths of all finished files, with slashes.
 
-        A directory that the stage does not write stands for its files. A job that was killed before
-        its first file leaves none.
+        A directory that the stage does not write, or a link to a directory, stands for its files,
+        and ends with a slash. A job that was killed before its first file leaves none.
         """
         paths: list[str] = []
         for name in files_lib.list_names(self._directory):
-            below = [name]
-            if name in (tasks.DIRECTORY, *self._subdirectories):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # A file.
-                    tree = trees.read_tree(files_lib.join(self._directory, name), hidden=True)
-                    below = [f"{name}/{path}" for path in tree.stamps]
-            paths += below
+            path = files_lib.join(self._directory, name)
+            if not files_lib.is_dir(path):
+                paths.append(name)
+            elif name == LOST:
+                continue
+            elif name in (tasks.DIRECTORY, *self._subdirectories) and not os.path.islink(path):
+                tree = trees.read_tree(path, hidden=True)
+                paths += [f"{name}/{below}" for below in tree.stamps]
+            else:
+                paths.append(f"{name}/")
         return [
             path
             for path in paths
@@ -111,7 +142,7 @@ class Contents:
 
     def _is_owned(self, path: str) -> bool:
         return (
-            path in (MANIFEST, PREVIOUS, TIMINGS, LOST)
+            path in (MANIFEST, PREVIOUS, TIMINGS)
             or (path.startswith(f"{tasks.DIRECTORY}/") and path.endswith(_OF_A_JOB))
             or bool(self._owned.fullmatch(path))
         )

@@ -24,6 +24,7 @@ from pipeline.stages.manifest import (
     PREVIOUS,
     differences,
     intact_entry,
+    previous_of,
     readable_json,
     sealed_json,
     sync_files,
@@ -309,11 +310,19 @@ class OutputDirectory:
         files_lib.sync(self.directory)
         files_lib.remove(self.tasks.path())
 
+    def forget_previous(self, *, damaged: bool = False) -> None:
+        """Removes manifest.json.previous; if `damaged`, only a file that is damaged."""
+        path = self._path(PREVIOUS)
+        if not damaged or (not files_lib.is_dir(path) and not previous_of(self.directory)):
+            files_lib.remove(path)
+            files_lib.sync(self.directory)
+
     def set_aside(self, names: Sequence[str]) -> None:
         """Moves files of the directory to a new directory in lost/, under the same paths."""
-        number = f"{1 + len(files_lib.list_names(self._path(LOST))):04d}"
+        earlier = [int(name) for name in files_lib.list_names(self._path(LOST)) if name.isdecimal()]
+        folder = f"{1 + max(earlier, default=0):04d}"
         for name in names:
-            target = self._path(LOST, number, name)
+            target = self._path(LOST, folder, name)
             parent = target.rpartition("/")[0]
             files_lib.make_dirs(parent)
             files_lib.link(self._path(name), target)

@@ -67,7 +67,8 @@ def read(path: str) -> Target | None:
     if os.path.exists(directory) and (record is None or record["stage"] != "export"):
         raise StageError(
             f"--latest={path}: is a link to {directory}, which is no export; expected a link that "
-            "this command has made: name another path"
+            "this command has made: name another path, or, if the export has lost its manifest, "
+            "make that export again without --latest"
         )
     return Target(directory, cast(ExportManifest, manifest)["export_id"] if manifest else "")
 

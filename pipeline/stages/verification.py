@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, ModelManifest
@@ -44,6 +45,8 @@ def read(directory: str, entry: FileEntry) -> ReadFile:
         fault = fault_of(None, entry)
     except OSError as error:  # Such as a part of the disk that cannot be read.
         fault = f"cannot be read ({error.strerror})"
+    except StageError:
+        fault = "is no regular file"
     return ReadFile(entry, path, data, fault)
 
 

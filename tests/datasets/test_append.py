@@ -348,14 +348,14 @@ def test_what_an_unfinished_append_has_begun_to_describe_is_no_damage(out, grown
         ": run the same command again to finish it; all other files of the data set are un" in line
     )
     assert "1 fault in 350 records" in done.stderr
-    assert "expected none: finish the --append\n" in done.stderr
+    assert "expected none: finish the append or the removal\n" in done.stderr
     # What the append leaves alone is damaged beside it.
     shard = out / "blobs-test.tfrecord-00001-of-00004"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
     done = run_command("pipeline.verify", out, check=False)
     assert f"{shard}: {len(whole) - 1} bytes, expected {len(whole)}\n" in done.stdout
-    assert "mend the data set with --repair; lost records come from their source" in done.stderr
+    assert "append the source of lost records with --append --reread" in done.stderr
     shard.write_bytes(whole)
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     assert not list(verification.verify(str(out))[1])
@@ -370,7 +370,7 @@ def test_what_describes_a_grown_set_is_checked_too(out, grown):
         assert outputs_of(out) == before
     (out / "blobs-train.tfrecord-00001-of-00004").unlink()
     done = run_command("pipeline.verify", out, check=False)
-    assert "mend the data set with --repair; lost records come from their source" in done.stderr
+    assert "append the source of lost records with --append --reread" in done.stderr
 
 
 def test_overwrite_takes_what_an_unfinished_append_wrote_along(out, grown, tmp_path):

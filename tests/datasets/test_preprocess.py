@@ -231,8 +231,9 @@ def test_a_manifest_that_was_changed_is_trusted_by_nobody(idx_dir, tmp_path, cha
 @pytest.mark.parametrize("text", ["", "{", "null", "[1]", "3", '"x"'])
 def test_a_manifest_that_is_no_object(idx_dir, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(StageError, match="not as this program wrote it"):
-        make_shards(f"idx:{idx_dir}", tmp_path, overwrite=True)
+    for overwrite, message in ((False, "not as this program wrote it"), (True, "holds 'manifest")):
+        with pytest.raises(StageError, match=message):
+            make_shards(f"idx:{idx_dir}", tmp_path, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 

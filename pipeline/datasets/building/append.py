@@ -119,12 +119,8 @@ def _restore_lost(
     if lost:
         lost = repair.from_source(directory, base, lost, source, request.options)
     if lost:
-        more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
-        raise StageError(
-            f"--output_dir={request.output_dir}: missing or damaged: {lost[0]['name']}{more}; "
-            "expected a source with all of the lost records: append that source first, or mend the "
-            "data set with python -m pipeline.verify --repair"
-        )
+        text = repair.lost_text([entry["name"] for entry in lost])
+        raise StageError(f"--output_dir={request.output_dir}: {text}")
 
 
 def _named(source: conversion.ConvertedSource, is_barred: np.ndarray) -> list[int]:

@@ -55,22 +55,37 @@ def repair(output: OutputDirectory, options: PipelineOptions) -> Repaired:
         lost = _lost(directory, manifest["files"]) if manifest else [manifest_lib.MANIFEST]
         if lost:
             if not previous or _lost(directory, previous["files"]):
-                raise StageError(
-                    f"--repair: {directory}: {', '.join(lost[:3])} {_are(lost)} lost, and "
-                    f"{manifest_lib.PREVIOUS} does not help; append the source of the lost records "
-                    "with --append --reread, or make the data set again with --overwrite"
-                )
+                raise StageError(f"--repair: {directory}: {lost_text(lost)}")
             output.go_back(previous)
             manifest = previous
-        if not previous:  # One that is damaged helps nobody.
-            files.remove(files.join(directory, manifest_lib.PREVIOUS))
         strays = _strays(output, manifest)
+        # If both are equal and no append is unfinished, an earlier repair was killed.
+        went_back = strays is not None and manifest == previous
         shape = tuple(manifest["image_shape"])
-        num_set_aside = sum(_num_intact(directory, name, shape) for name in strays)
-        output.set_aside(strays)
+        num_set_aside = sum(_num_intact(directory, name, shape) for name in strays or ())
+        output.set_aside(strays or ())
         manifest = restore.complete(output, manifest, options=options, checks_all=True)
         output.forget_finished(manifest)
-    return Repaired(manifest, bool(lost), strays, num_set_aside)
+        if went_back:
+            output.forget_previous()
+    return Repaired(manifest, went_back, strays or [], num_set_aside)
+
+
+def lost_text(names: Sequence[str]) -> str:
+    """What is lost, and what to do; `names` are files that are no functions of the shards."""
+    more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+    text = f"missing or damaged: {', '.join(names[:3])}{more}; "
+    if any(map(index.is_barred, names)):
+        return text + (
+            "no command can make the list of removed ids anew: restore the file from a copy of the "
+            "data set, or make the set again with --overwrite and repeat all removals"
+        )
+    return text + (
+        "expected intact files: append the source of their records with python -m "
+        f"pipeline.preprocess --append --reread, go back to {manifest_lib.PREVIOUS}, if there is "
+        "an intact one, with python -m pipeline.verify --repair, or make the set again with "
+        "--overwrite"
+    )
 
 
 def _readable(directory: str) -> tuple[Any, Any]:
@@ -95,12 +110,6 @@ def _readable(directory: str) -> tuple[Any, Any]:
     return manifest, previous
 
 
-def _are(lost: Sequence[str]) -> str:
-    if len(lost) > 3:
-        return f"and {len(lost) - 3} more files are"
-    return "are" if len(lost) > 1 else "is"
-
-
 def _lost(directory: str, entries: Iterable[FileEntry]) -> list[str]:
     """The missing and damaged files that are no functions of the shards."""
     kept = [entry for entry in entries if not restore.is_made_anew(entry["name"])]
@@ -108,15 +117,15 @@ def _lost(directory: str, entries: Iterable[FileEntry]) -> list[str]:
     return [e["name"] for e, is_intact in zip(kept, intact, strict=True) if not is_intact]
 
 
-def _strays(output: OutputDirectory, manifest: Mapping[str, Any]) -> list[str]:
-    """The files of the set that neither the manifest nor an unfinished job names."""
+def _strays(output: OutputDirectory, manifest: Mapping[str, Any]) -> list[str] | None:
+    """The files of the set that the manifest does not name; None if a job is unfinished."""
     try:
         job = output.tasks.job()
     except StageError:
         files.remove(output.tasks.path())  # The append begins again.
         job = None
     if job:
-        return []
+        return None
     listed = {entry["name"] for entry in manifest["files"]}
     return [n for n in output.owned_files() if n not in listed and not taken.is_of_source(n)]
 
@@ -139,7 +148,7 @@ def from_source(
 ) -> list[FileEntry]:
     """Writes lost files again, as far as a source has all of their records.
 
-    The sha256 in the manifest tells whether the bytes are right.
+    A file is written only if its bytes have the sha256 in the manifest.
 
     Args:
       output: the data set's directory, which this process holds.
@@ -154,8 +163,9 @@ def from_source(
     directory, seed = output.directory, base["made_from"]["seed"]
     indexes = index.Indexes(directory, base["files"])
     hashes = new_records.id_hashes(source, seed)
-    if shards := _records_of(filter(is_shard, lost), indexes, hashes):
-        print(f"preprocess: writes lost shards again: {len(shards)}", file=sys.stderr, flush=True)
+    groups = list(_groups(indexes, base, source, hashes)) if lost else []
+    if shards := list(_records_of(filter(is_shard, lost), indexes, hashes, groups)):
+        print("preprocess: writes lost shards again", file=sys.stderr, flush=True)
         write = _WriteShard(source.for_workers(), seed, directory)
 
         def build(pipeline: beam.Pipeline) -> None:
@@ -164,31 +174,67 @@ def from_source(
 
         progress = Progress("preprocess: lost shards", total=len(shards), unit="shards")
         runner.run(build, options, progress=progress, count_done=lambda: 0)
-    lists = [entry for entry in lost if "num_quarantined" in entry]
-    for data in _lists_of(directory, base, source, hashes) if lists else ():
-        for entry in lists:
-            if hashlib.sha256(data).hexdigest() == entry["sha256"]:
-                manifest_lib.write_file(directory, entry["name"], data)
+    for entry in lost:
+        if "num_quarantined" in entry:
+            _write_list(directory, entry, source, seed, groups)
     manifest_lib.sync_files(directory, lost)
     names = _lost(directory, lost)
     return [entry for entry in lost if entry["name"] in names]
 
 
-def _records_of(
-    lost: Iterable[FileEntry], indexes: index.Indexes, hashes: np.ndarray
-) -> list[tuple[FileEntry, bytes]]:
-    """(shard, the indices of its records in the source) of each shard that the source can fill.
+def _groups(
+    indexes: index.Indexes,
+    base: Mapping[str, Any],
+    source: conversion.ConvertedSource,
+    hashes: np.ndarray,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(split, indices) of records that no index holds, as a job may have put them in a shard.
 
-    The index of a shard names its records.
+    The number of shards of that job is one of those in `made_from`; each is tried.
     """
-    order, shards = np.argsort(hashes[:, 0]), []
+    made_from = base["made_from"]
+    is_held = np.zeros(len(hashes), bool)
+    with contextlib.suppress(StageError):  # Damaged.
+        is_held |= index.are_among(hashes, index.read_barred(indexes.directory, base["files"]))
+    for shard in indexes.shards:
+        if (shard_index := indexes.read(shard)) is not None:
+            is_held |= shard_index.positions_of_ids(hashes) >= 0
+    parts = [part["num_shards"] for part in made_from.values() if "num_shards" in _object(part)]
+    counts = sorted({item for part in parts for item in part.items()})
+    for source_split, indices in source.by_source_split(np.flatnonzero(~is_held)):
+        ids = source.ids(indices)
+        splits = placement.splits_of(source_split, ids, made_from["validation_fraction"])
+        for split, num_shards in counts:
+            numbers = hashes[indices][:, 0] % np.uint64(num_shards)
+            for number in np.unique(numbers[splits == split]).tolist():
+                yield split, indices[(splits == split) & (numbers == number)]
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _records_of(
+    lost: Iterable[FileEntry],
+    indexes: index.Indexes,
+    hashes: np.ndarray,
+    groups: Iterable[tuple[str, np.ndarray]],
+) -> Iterator[tuple[FileEntry, bytes]]:
+    """(lost shard, indices of records in the source that may be the shard's).
+
+    The index of a shard names its records. If the index is lost, too, each group is tried.
+    """
+    order = np.argsort(hashes[:, 0])
     for shard in lost:
         shard_index = indexes.read(shard)
-        if shard_index is not None:
-            places = index.places_in(hashes[order], shard_index.ids)
-            if (places >= 0).all():
-                shards.append((shard, order[places].astype("<i8").tobytes()))
-    return shards
+        if shard_index is None:
+            for split, indices in groups:
+                if split == shard["split"] and len(indices) >= shard["num_examples"]:
+                    yield shard, indices.astype("<i8").tobytes()
+            continue
+        places = index.places_in(hashes[order], shard_index.ids)
+        if (places >= 0).all():
+            yield shard, order[places].astype("<i8").tobytes()
 
 
 class _OtherRecords(Exception):
@@ -214,34 +260,20 @@ class _WriteShard(beam.DoFn):
                     raise _OtherRecords
 
 
-def _lists_of(
-    directory: str, base: Mapping[str, Any], source: conversion.ConvertedSource, hashes: np.ndarray
-) -> Iterator[bytes]:
-    """Every quarantine list that a job may have written for a shard of this source.
-
-    The records of a list are in no shard. Which records are in the same list depends on the number
-    of shards that the job wrote.
-    """
-    made_from = base["made_from"]
-    barred = index.read_barred(directory, base["files"])
-    try:
-        is_in_shard = index.Indexes(directory, base["files"]).find(hashes).shards >= 0
-    except index.Damaged:
-        return
-    unreadable = np.flatnonzero(~is_in_shard & ~index.are_among(hashes, barred))
-    parts = [part["num_shards"] for part in made_from.values() if "num_shards" in _object(part)]
-    for source_split, indices in source.by_source_split(unreadable):
-        ids = source.ids(indices)
-        splits = placement.splits_of(source_split, ids, made_from["validation_fraction"])
-        for split, num_shards in sorted({item for part in parts for item in part.items()}):
-            numbers = hashes[indices][:, 0] % np.uint64(num_shards)
-            for number in np.unique(numbers[splits == split]).tolist():
-                group = indices[(splits == split) & (numbers == number)]
-                records = SourceRecords(source.for_workers(), made_from["seed"], "", group)
-                for _ in records.batches():  # A source may hold new records, too.
-                    pass
-                yield quarantine.to_bytes(records.faults)
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _write_list(
+    directory: str,
+    entry: FileEntry,
+    source: conversion.ConvertedSource,
+    seed: int,
+    groups: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Writes a lost list of quarantined records again, if one of the groups has them."""
+    for split, indices in groups:
+        if split == entry["of_split"]:
+            records = SourceRecords(source.for_workers(), seed, "", indices)
+            for _ in records.batches():  # A source may hold new records, too.
+                pass
+            data = quarantine.to_bytes(records.faults)
+            if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+                manifest_lib.write_file(directory, entry["name"], data)
+                return

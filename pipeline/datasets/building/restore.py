@@ -103,6 +103,7 @@ def complete(
         made.append(counts.entry)
         files[duplicates.FILE] = counts.entry
     if checks_all:
+        output.forget_previous(damaged=True)
         described = _describe_set(output, base, files)
         made += described
         files |= {entry["name"]: entry for entry in described}
