@@ -25,7 +25,7 @@ from pipeline.runners import options
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer, quarantine, retention
 from tests.benchmarks import bench_export
-from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
+from tests.conftest import make_embeddings, make_folder_set, make_shards, outputs_of, smoke_config
 from tests.faults import replay
 
 # Files of a directory whose manifest or state lists files.
@@ -186,6 +186,16 @@ def cases(tmp_path_factory) -> dict[str, Case]:
         append(root)
         (root / "out" / "blobs-train.tfrecord-00001-of-00001").unlink()
 
+    folder = make_folder_set(place / "folder", num_train=2, num_test=0)
+    next(folder.rglob("*.png")).write_bytes(b"no image")
+
+    def made_with_a_list(root: pathlib.Path) -> None:
+        make_set(root, f"folder:{folder}", max_quarantined="1")
+
+    def lose_a_list(root: pathlib.Path) -> None:
+        made_with_a_list(root)
+        next((root / "out" / "quarantine").iterdir()).unlink()
+
     descriptions = (*finish.NAMES, "index/statistics-train.npz")
     return {
         "preprocess": Case(lambda root: None, made, out_of),
@@ -200,6 +210,7 @@ def cases(tmp_path_factory) -> dict[str, Case]:
         "restore": Case(unindex, append, out_of, changing=descriptions),
         "repair": Case(lose_the_manifest, go_back, without_lost, changing=descriptions),
         "a lost shard": Case(lose_a_shard, append, out_of, changing=(".tfrecord-00001-of-00001",)),
+        "a lost list": Case(lose_a_list, made_with_a_list, out_of, changing=(".jsonl",)),
         "finished by a killed try": Case(kill_at_manifest, finish_again, out_of),
         "evaluate": Case(
             lambda root: None,
@@ -374,7 +385,10 @@ def rerun_all(
 
 
 QUICK = ("preprocess", "append", "pointer", "pointer again", "removal of old exports", "evaluate")
-MORE = ("replace", "overwrite", "restore", "repair", "a lost shard", "finished by a killed try")
+MORE = (
+    *("replace", "overwrite", "restore", "repair", "a lost shard", "a lost list"),
+    "finished by a killed try",
+)
 SLOW = (
     *("export", "report", "publish"),
     *("train", "train, a damaged shard", "train, finished by a killed try"),

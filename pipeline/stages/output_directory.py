@@ -305,9 +305,7 @@ class OutputDirectory:
         Args:
           previous: the content of manifest.json.previous; its files are on the disk.
         """
-        sync_files(self.directory, previous["files"])
         files_lib.write_bytes(self._path(MANIFEST), sealed_json(previous))
-        files_lib.sync(self.directory)
         files_lib.remove(self.tasks.path())
 
     def forget_previous(self, *, damaged: bool = False) -> None:
@@ -315,7 +313,6 @@ class OutputDirectory:
         path = self._path(PREVIOUS)
         if not damaged or (not files_lib.is_dir(path) and not previous_of(self.directory)):
             files_lib.remove(path)
-            files_lib.sync(self.directory)
 
     def set_aside(self, names: Sequence[str]) -> None:
         """Moves files of the directory to a new directory in lost/, under the same paths."""

@@ -177,7 +177,7 @@ def from_source(
     for entry in lost:
         if "num_quarantined" in entry:
             _write_list(directory, entry, source, seed, groups)
-    manifest_lib.sync_files(directory, lost)
+    files.sync(files.join(directory, quarantine.DIRECTORY))
     names = _lost(directory, lost)
     return [entry for entry in lost if entry["name"] in names]
 
