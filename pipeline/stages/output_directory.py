@@ -223,6 +223,8 @@ class OutputDirectory:
         if job:
             kept = {entry["name"] for entry in base["files"]}
             self._remove_files([name for name in job["names"] if name not in kept])
+            if previous_of(self.directory) == base:  # The append was about to replace `base`.
+                self.forget_previous()
             files_lib.remove(self.tasks.path())
 
     def begin_append(self, names: Sequence[str], drops: Sequence[str] | None = None) -> None:

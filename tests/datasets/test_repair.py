@@ -297,6 +297,24 @@ def test_a_repair_that_went_back_and_was_killed_says_so_when_it_is_completed(pla
     assert not mend(copy).went_back
 
 
+def test_an_append_that_was_undone_is_no_killed_repair(place, tmp_path, when_written):
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    copy = tmp_path / "set"
+    shutil.copytree(place / "plain", copy)
+    when_written("set/manifest.json", die)
+    with pytest.raises(Killed):
+        make_shards(f"folder:{place / SECOND}", copy, append=True, **SHARDS)
+    assert (copy / manifest_lib.PREVIOUS).exists()
+    make_shards(f"folder:{place / FIRST}", copy, append=True, overwrite=True, **SHARDS)
+    assert not mend(copy).went_back
+    assert outputs_of(copy) == outputs_of(place / "plain")
+
+
 @pytest.mark.parametrize("lost", [APPENDED, "blobs-train.tfrecord-00000-of-00001"])
 def test_a_shard_and_its_index_come_from_the_source_together(place, tmp_path, lost):
     copy = tmp_path / "set"
