@@ -138,6 +138,19 @@ def test_negatives_are_noticed(tmp_path):
     assert any(w.startswith("train and test look like negatives") for w in manifest["warnings"])
 
 
+@pytest.mark.parametrize(("num_images", "darkest", "lightest"), [(30, 80, 160), (5, 0, 60)])
+def test_opposite_shades_around_grey_and_a_few_images_are_no_negatives(
+    tmp_path, num_images, darkest, lightest
+):
+    """Photos are as light as dark, and the mean of a few images is anything."""
+    shade = np.linspace(darkest, lightest, 8).astype(np.uint8)
+    train = np.broadcast_to(shade, (num_images, 12, 8))
+    test = train[..., ::-1] + 14 if num_images > 20 else 255 - train
+    labels = np.arange(num_images) % 2
+    manifest, _ = of_set(tmp_path, {"train": (train, labels), "test": (test, labels)})
+    assert not any("negatives" in warning for warning in manifest["warnings"])
+
+
 def test_warnings_are_printed_and_stand_on_the_page(tmp_path):
     from tests.conftest import run_command
 

@@ -13,8 +13,12 @@ from pipeline.formats.tf_example import UNLABELLED
 from pipeline.sources.splits import in_order
 
 _MAX_SHOWN = 3
-# Mean images of two splits with a lower correlation may be negatives of each other.
+# Two splits may be negatives of each other if their mean images have a lower correlation, if one
+# is dark and the other light (the mean's distance from 127.5), and if chance does not make the mean
+# images (the number of images).
 _INVERTED_CORRELATION = -0.5
+_INVERTED_DISTANCE = 32
+_INVERTED_IMAGES = 20
 
 
 @dataclasses.dataclass
@@ -114,13 +118,14 @@ def find(
 
 def _inverted(a: Statistics, b: Statistics) -> bool:
     """Whether one split is light on dark and the other dark on light."""
-    if not a.num_examples or not b.num_examples:
+    if min(a.num_examples, b.num_examples) < _INVERTED_IMAGES:
         return False
     x, y = a.mean_image().astype(np.float64).ravel(), b.mean_image().astype(np.float64).ravel()
     if x.std() == 0 or y.std() == 0:
         return False
-    nearer_to_negative = abs(x.mean() + y.mean() - 255) < abs(x.mean() - y.mean())
-    return nearer_to_negative and np.corrcoef(x, y)[0, 1] < _INVERTED_CORRELATION
+    darker, lighter = sorted((x.mean(), y.mean()))
+    is_opposite = min(127.5 - darker, lighter - 127.5) >= _INVERTED_DISTANCE
+    return bool(is_opposite and np.corrcoef(x, y)[0, 1] < _INVERTED_CORRELATION)
 
 
 def _images(count: int) -> str:
