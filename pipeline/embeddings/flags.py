@@ -8,11 +8,12 @@ from pipeline.sources import flags as source_flags
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Data set to read: output directory of pipeline.preprocess."
 )
+_ALL = "all"  # In place of names of splits.
 _SPLIT = flags.DEFINE_list(
     "split",
     None,
-    "Splits to read, separated by commas; if not set, test, but all records of a --source without "
-    "splits.",
+    "Splits to read, separated by commas, or all; if not set, test of a data set, and all of a "
+    "--source.",
 )
 MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Model to run: the directory export/ in the trainer's workdir."
@@ -24,8 +25,8 @@ RUN_DIR = flags.DEFINE_string(
 )
 flags.register_validator(
     "split",
-    lambda splits: splits is None or (bool(splits) and all(splits)),
-    message="expected names of splits separated by commas, such as train,test",
+    lambda splits: splits in (None, [_ALL]) or (splits and {_ALL, ""}.isdisjoint(splits)),
+    message="expected names of splits separated by commas, such as train,test, or all",
 )
 
 
@@ -70,7 +71,8 @@ def image_set(on_corrupt: str):
         )
     if source_spec is None:
         source_flags.refuse_without_source()
-        return inputs.ShardsInput(_DATA_DIR.value, _SPLIT.value or ["test"], on_corrupt)
+        splits = None if _SPLIT.value == [_ALL] else _SPLIT.value or ["test"]
+        return inputs.ShardsInput(_DATA_DIR.value, splits, on_corrupt)
     settings = create_set.Settings(
         name=source_flags.NAME.value,
         num_shards=source_flags.num_shards(),
@@ -78,4 +80,5 @@ def image_set(on_corrupt: str):
         seed=source_flags.SEED.value,
         compression="none",
     )
-    return inputs.SourceInput(source_spec, settings, _SPLIT.value)
+    splits = None if _SPLIT.value == [_ALL] else _SPLIT.value
+    return inputs.SourceInput(source_spec, settings, splits)

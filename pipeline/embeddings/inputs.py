@@ -20,7 +20,6 @@ from pipeline.datasets.building.source_records import SourceRecords
 from pipeline.formats import tf_example
 from pipeline.formats.tfrecord import Fault
 from pipeline.sources import conversion
-from pipeline.sources.splits import UNSPLIT
 from pipeline.stages import manifest as manifest_lib
 
 # Identifies a record: the name of its shard, and its id.
@@ -154,15 +153,15 @@ class Input(Protocol):
 class ShardsInput:
     """The shards of some splits of a finished data set."""
 
-    def __init__(self, data_dir: str, splits: Sequence[str], on_corrupt: str):
-        """Opens the data set.
+    def __init__(self, data_dir: str, splits: Sequence[str] | None, on_corrupt: str):
+        """Opens the data set; its splits are all if `splits` is None.
 
         Raises:
           StageError: no such data set or split.
         """
         self.directory, self.notes = data_dir, ()
         self._dataset = dataset = reader.Dataset(data_dir, on_corrupt=on_corrupt)
-        entries = {split: dataset.shards(split) for split in splits}
+        entries = {s: dataset.shards(s) for s in (dataset.splits if splits is None else splits)}
         # In the order of the data set, whatever the order of `splits`.
         ordered_splits = [split for split in dataset.splits if split in entries]
         self._entries = {e["name"]: e for split in ordered_splits for e in entries[split]}
@@ -236,7 +235,7 @@ class SourceInput:
         Args:
           source_spec: the source.
           settings: as for preprocess.
-          splits: those to export; None for test, or for all records of a source without splits.
+          splits: those to export; None for all.
 
         Raises:
           StageError: the source cannot be read, or has no such split.
@@ -250,7 +249,7 @@ class SourceInput:
         sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
         counts = create_set.num_shards(settings, sizes, source.image_shape)
         if splits is None:
-            splits = list(counts) if UNSPLIT in source.split_sizes else ["test"]
+            splits = list(counts)
         for split in splits:
             if split not in counts:
                 raise UsageError(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from absl.testing import flagsaver
 
 from pipeline.embeddings import inputs
 from pipeline.sources import ArraySource
@@ -169,8 +170,30 @@ def test_what_contradicts_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_all_of_a_source_is_embedded_and_test_of_a_data_set(idx_dir, data_dir, trained, tmp_path):
+    from absl import flags
+
+    from pipeline import export
+    from pipeline.embeddings import flags as export_flags
+
+    def splits_of(*arguments: str) -> list[str]:
+        command = ["export", f"--model_dir={trained}/export", f"--output_dir={tmp_path}/out"]
+        with flagsaver.flagsaver():
+            flags.FLAGS([*command, *arguments])
+            return list(dict.fromkeys(export_flags.image_set("fail").splits.values()))
+
+    assert export  # Its flags.
+    images = f"--source=idx:{idx_dir}"
+    assert splits_of(images) == splits_of(images, "--split=all") == ["train", "validation", "test"]
+    assert splits_of(images, "--split=test") == ["test"]
+    assert splits_of(f"--data_dir={data_dir}") == ["test"]
+    assert splits_of(f"--data_dir={data_dir}", "--split=all") == ["train", "validation", "test"]
+    for wrong in ("all,test", "", "test,"):
+        with pytest.raises(flags.IllegalFlagValueError, match="or all"):
+            splits_of(images, f"--split={wrong}")
+
+
 def test_of_a_source_without_splits_all_is_embedded(trained, tmp_path, capsys):
-    """And of one with splits the test split, unless others are named."""
     images, _ = blobs()["train"]
     np.save(tmp_path / "one.npy", images[:40])
     source, settings = f"npy:{tmp_path}/one.npy", {"num_shards": 1, "images": "none"}
