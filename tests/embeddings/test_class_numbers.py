@@ -3,12 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from pipeline.datasets.building import create as create_set
 from pipeline.embeddings import inputs
 from pipeline.sources import conversion
+from pipeline.sources import flags as source_flags
+from pipeline.sources.source import UNLABELLED
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import output_directory
 from tests.conftest import (
@@ -20,6 +25,7 @@ from tests.conftest import (
     run_command,
     smoke_config,
 )
+from tests.datasets.test_unlabelled import PARTLY
 from tests.datasets.test_verify import reseal
 
 OLD_NAMES = [f"class {number}" for number in range(10)]
@@ -68,11 +74,11 @@ def source_input(source: str, **settings) -> inputs.SourceInput:
     return inputs.SourceInput(spec, create_set.Settings("blobs", 1, 0.1, 0, "none"), ["test"])
 
 
-def export_by_command(grown, out, *flags) -> str:
+def export_by_command(grown, out, *more) -> str:
     """Exports the split test straight from a source; returns standard error."""
     model = f"--model_dir={grown / 'run' / 'export'}"
     where = (f"--output_dir={out}", "--split=test", "--images=none", "--noreport")
-    return run_command("pipeline.export", model, *where, *flags).stderr
+    return run_command("pipeline.export", model, *where, *more).stderr
 
 
 def test_labels_from_a_source_are_those_from_the_data_set(grown, tmp_path):
@@ -91,6 +97,8 @@ def test_labels_from_a_source_are_those_from_the_data_set(grown, tmp_path):
                 "--validation_fraction=0.1")  # fmt: skip
     metadata = (tmp_path / "by_source" / "projector" / "metadata.tsv").read_text()
     assert "aardvark\ttest/aardvark/1.png\t10\n" in metadata
+    page = (tmp_path / "by_source" / "report.html").read_text()
+    assert "fingerprint" not in page and "model_class_names" not in page  # Long.
 
 
 def test_classes_that_the_model_lacks_follow_after_its_list(grown, tmp_path):
@@ -121,8 +129,8 @@ def test_a_source_of_other_names_is_said(idx_dir):
 
 def test_no_class_of_the_model_is_taken_for_that_of_a_label_without_a_name(grown, tmp_path):
     idx = make_idx_set(tmp_path / "idx", **SMALL)
-    flags = f"--source=idx:{idx}", "--class_names=class 1,class 0"
-    export_by_command(grown, tmp_path / "out", *flags)
+    common = f"--source=idx:{idx}", "--class_names=class 1,class 0"
+    export_by_command(grown, tmp_path / "out", *common)
     rows = set(rows_of(tmp_path / "out").values())
     # Of eleven names two are the source's; labels 2 to 9 have none and follow after the eleven.
     assert rows == {(1, "class 1"), (0, "class 0"), *((label, None) for label in range(11, 19))}
@@ -132,6 +140,14 @@ def test_a_source_without_labels_gets_no_classes(idx_dir):
     opened = source_input(f"idx:{idx_dir}", labels="none", model_class_names=tuple(NAMES))
     assert opened.class_names == [] and "model_class_names" not in opened.identity
     assert not any("class list" in note for note in opened.notes)
+
+
+def test_records_without_a_label_stay_without():
+    spec = conversion.SourceSpec(f"{PARTLY}:train", model_class_names=("none", "9", "0"))
+    source = conversion.open_converted(spec)
+    of_train, of_test = source.read(np.arange(300)).labels, source.read(np.arange(300, 350)).labels
+    assert set(of_test.tolist()) == {UNLABELLED}
+    assert set(of_train.tolist()) == {1, 2, *range(3, 11)}  # No record has the class "none".
 
 
 def test_an_export_with_other_labels_is_not_finished(grown, without_list, tmp_path):
@@ -162,11 +178,11 @@ def test_the_list_is_no_part_of_the_models_id(grown, without_list):
 
 def test_the_class_list_of_a_data_set(grown, tmp_path):
     idx = make_idx_set(tmp_path / "idx", **SMALL)
-    flags = (f"--source=idx:{idx}", f"--output_dir={tmp_path / 'set'}")
-    spelled = run_command("pipeline.preprocess", *flags, f"--class_names={','.join(NAMES)}")
+    common = (f"--source=idx:{idx}", f"--output_dir={tmp_path / 'set'}")
+    spelled = run_command("pipeline.preprocess", *common, f"--class_names={','.join(NAMES)}")
     in_home = {"HOME": str(grown)}  # Nothing else looks there.
     for place in (grown / "set", f"file://{grown / 'set'}", "~/set"):
-        again = run_command("pipeline.preprocess", *flags, f"--class_names=@{place}", env=in_home)
+        again = run_command("pipeline.preprocess", *common, f"--class_names=@{place}", env=in_home)
         assert "already finished" in again.stdout
         assert again.stdout.split("dataset_id")[1] == spelled.stdout.split("dataset_id")[1]
     names = f"--class_names=@{grown / 'set'}"
@@ -176,6 +192,15 @@ def test_the_class_list_of_a_data_set(grown, tmp_path):
     assert all(name == NAMES[label] for label, name in rows)
     made_from = json.loads((tmp_path / "out" / "manifest.json").read_text())["made_from"]
     assert made_from["class_names"] == NAMES and "model_class_names" not in made_from
+
+
+def test_a_command_gets_one_list_while_the_set_grows(data_dir, idx_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "set")
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.as_parsed(source=f"idx:{idx_dir}", class_names=f"@{tmp_path / 'set'}"):
+        first = source_flags.source_spec().class_names
+        reseal(tmp_path / "set", lambda manifest: manifest["class_names"].append("new"))
+        assert source_flags.source_spec().class_names == first == tuple("0123456789")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +217,7 @@ def test_a_class_list_that_is_not_there(idx_dir, tmp_path, value, status, messag
     if "plain" in value:
         make_shards(f"idx:{idx_dir}", tmp_path / "plain", labels="none")
     value = value.format(tmp=tmp_path)
-    flags = (f"--source=idx:{idx_dir}", f"--class_names={value}", "--dry_run")
-    done = run_command("pipeline.preprocess", *flags, check=False)
+    common = (f"--source=idx:{idx_dir}", f"--class_names={value}", "--dry_run")
+    done = run_command("pipeline.preprocess", *common, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
     assert message in done.stderr
