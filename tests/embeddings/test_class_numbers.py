@@ -150,6 +150,13 @@ def test_records_without_a_label_stay_without():
     assert set(of_train.tolist()) == {1, 2, *range(3, 11)}  # No record has the class "none".
 
 
+def test_an_append_keeps_a_label_without_a_name(idx_dir):
+    names = {"class_names": ("1", "0"), "base_class_names": tuple("0123456789")}
+    source = conversion.open_converted(conversion.SourceSpec(f"idx:{idx_dir}", **names))
+    # The list grows from append to append, and the label must not seem to change.
+    assert set(source.read(np.arange(300)).labels.tolist()) == set(range(10))
+
+
 def test_an_export_with_other_labels_is_not_finished(grown, without_list, tmp_path):
     source = f"folder:{grown / 'folder'}"
     out = tmp_path / "out"
