@@ -161,6 +161,7 @@ def make_embeddings(
     from pipeline.embeddings.shard import ExportSettings
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
+    from pipeline.stages import manifest as manifest_lib
     from pipeline.stages import pointer, quarantine
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
@@ -171,8 +172,9 @@ def make_embeddings(
         conversion.open_source_once.cache_clear()  # A test may have changed the files.
         of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
         of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
+        model = manifest_lib.read_manifest(str(model_dir), "train", "--model_dir")
         input_ = inputs.SourceInput(
-            conversion.SourceSpec(data_dir),
+            conversion.SourceSpec(data_dir, model_class_names=tuple(model.get("class_names", ()))),
             create_set.Settings(**of_set, compression="none"),
             splits,
         )

@@ -122,7 +122,13 @@ def test_a_finished_run_is_known_and_a_stopped_one_goes_on(earlier, capsys):
             assert resumed[key] == pytest.approx(value, abs=_TOLERANCE)
     manifests = [manifest_of(earlier / run / "export") for run in ("stopped_run", "finished_run")]
     assert manifests[0]["config"] == manifests[1]["config"]
-    assert manifests[0].keys() == manifests[1].keys()
+    assert manifests[0].keys() - {"class_names"} == manifests[1].keys()
+    # Published again, the finished model has a class list as well, and its id.
+    (earlier / "finished_run" / "export" / "manifest.json").unlink()
+    train(earlier, "finished_run")
+    again = manifest_of(earlier / "finished_run" / "export")
+    assert again["class_names"] == manifest_of(earlier / "set")["class_names"]
+    assert again["model_id"] == manifests[1]["model_id"]
 
 
 def test_exports(earlier):

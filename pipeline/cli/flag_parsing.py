@@ -17,8 +17,8 @@ from pipeline.cli.errors import UsageError
 # Subject, such as "Output" -> names of the flags about it.
 Subjects = Mapping[str, Sequence[str]]
 
-# A home directory that no shell expands: --flag=~/x, --flag=KIND:~/x.
-_HOME = re.compile(r"(--?[\w.]+=(?:\w+:)?)(~(?:/.*)?)", re.DOTALL)
+# A home directory that no shell expands: --flag=~/x, --flag=KIND:~/x, --flag=@~/x.
+_HOME = re.compile(r"(--?[\w.]+=(?:\w+:|@)?)(~(?:/.*)?)", re.DOTALL)
 
 
 def _with_home(argument: str) -> str:

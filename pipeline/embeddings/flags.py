@@ -1,5 +1,7 @@
 """Flags of export and report that name an image set, a model and a training run."""
 
+import dataclasses
+
 from absl import flags
 
 from pipeline.cli.errors import UsageError
@@ -58,10 +60,11 @@ def image_set(on_corrupt: str):
 
     Raises:
       UsageError: the flags name no image set, or two.
-      StageError: the image set cannot be read.
+      StageError: the image set cannot be read, or a source's model has no manifest.
     """
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import inputs
+    from pipeline.stages import manifest as manifest_lib
 
     source_spec = source_flags.source_spec()
     if (source_spec is None) == (_DATA_DIR.value is None):
@@ -73,6 +76,10 @@ def image_set(on_corrupt: str):
         source_flags.refuse_without_source()
         splits = None if _SPLIT.value == [_ALL] else _SPLIT.value or ["test"]
         return inputs.ShardsInput(_DATA_DIR.value, splits, on_corrupt)
+    if MODEL_DIR.value is not None:
+        model = manifest_lib.read_manifest(MODEL_DIR.value, "train", "--model_dir")
+        names = tuple(model.get("class_names", ()))
+        source_spec = dataclasses.replace(source_spec, model_class_names=names)
     settings = create_set.Settings(
         name=source_flags.NAME.value,
         num_shards=source_flags.num_shards(),

@@ -221,6 +221,22 @@ class ShardsInput:
                     yield record
 
 
+def _unknown_classes(source: conversion.ConvertedSource) -> list[str]:
+    """A line for the classes of a source that the model's class list lacks, if there are any."""
+    of_model, names = source.source_spec.model_class_names or (), source.source_class_names
+    numbers = {name: number for number, name in enumerate(source.class_names)}
+    unknown = [f"{name} {numbers[name]}" for name in names if name not in of_model]
+    if not of_model or not unknown:
+        return []
+    shown = reading.shown(unknown)
+    if len(unknown) < len(names):
+        return [f"classes that the model's class list lacks are numbered after it: {shown}"]
+    return [
+        f"the model's class list ({reading.shown(of_model)}) has none of the source's classes, "
+        f"which are numbered after it: {shown}; --class_names=@DATA_DIR takes a data set's names"
+    ]
+
+
 class SourceInput:
     """A source, divided into the shards that preprocess would write."""
 
@@ -263,6 +279,7 @@ class SourceInput:
         )
         self.notes = [
             *reading.lines(source, settings.validation_fraction),
+            *_unknown_classes(source),
             f"embeds {', '.join(num_shards)}",
         ]
         self._reading = source.for_workers()
@@ -277,6 +294,8 @@ class SourceInput:
         source_settings = create_set.source_identity(source_spec, source)
         fingerprint = source_settings.pop("fingerprint")
         self.identity = {"fingerprint": fingerprint, "num_shards": num_shards}
+        if self.class_names != source.source_class_names:  # Else ids of earlier exports stay.
+            self.identity["model_class_names"] = source_spec.model_class_names
         self.settings = {
             "from": "source",
             **settings.shared(),

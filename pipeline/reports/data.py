@@ -45,7 +45,8 @@ class ReportData:
         # Label -> class name; empty without images.
         self.class_names: dict[int, str] = {}
         if input_:
-            self.class_names = dict(enumerate(input_.class_names))
+            names = manifest.get("class_names", input_.class_names)
+            self.class_names = dict(enumerate(names))
             self.class_names.setdefault(UNLABELLED, "unlabelled")
         self.model: PublishedModel | None = None
         self.model_manifest: Mapping[str, Any] | None = None

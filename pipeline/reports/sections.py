@@ -288,7 +288,8 @@ class Report:
             "model_id": manifest["model_id"],
         }
         for key, value in made_from.items():
-            if key not in values and value not in (None, "") and key != "fingerprint":
+            is_long = key in ("fingerprint", "model_class_names")
+            if key not in values and value not in (None, "") and not is_long:
                 is_list = isinstance(value, list)
                 values[key] = ", ".join(map(str, value)) if is_list else str(value)
         values |= {name: float(v) if isinstance(v, float) else v

@@ -32,6 +32,8 @@ class SourceSpec(SourceOptions):
     id_prefix: str = ""
     class_names: tuple[str, ...] | None = None  # Replace the source's names.
     base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
+    # Class names of the model to export by; a source without classes keeps having none.
+    model_class_names: tuple[str, ...] | None = None
     memory: str | None = None  # Path or URL of what an earlier job found; see memory.py.
     # Set by the command, checked by its workers:
     image_shape: tuple[int, int, int] | None = None
@@ -97,7 +99,12 @@ class ConvertedSource:
             raise StageError(
                 f"--source={source_spec.source}: holds no records; expected at least one"
             )
-        self.class_names = list(dict.fromkeys([*(source_spec.base_class_names or ()), *names]))
+        of_model = source_spec.model_class_names if names else None
+        first_names = of_model or source_spec.base_class_names or ()
+        self.class_names = list(dict.fromkeys([*first_names, *names]))
+        # What labels outside of the source's classes move by, so that no class of the model is
+        # taken for theirs. An append keeps them, or records of the set would differ from them.
+        self._outside_by = len(self.class_names) - len(names) if of_model else 0
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int64)
         self.image_shape = source_spec.image_shape or self._converted_shape(source.image_shape)
@@ -265,11 +272,12 @@ class ConvertedSource:
         return ConvertedRecords(places, converted[: len(good)], labels[places], faults)
 
     def _mapped(self, labels: np.ndarray) -> np.ndarray:
-        """Labels in the data set's class list; labels outside the source's classes stay."""
+        """Labels in `class_names`; other labels have no class in an export."""
         if not len(self._labels):
             return labels
         has_class = (labels >= 0) & (labels < len(self._labels))
-        return np.where(has_class, self._labels[np.where(has_class, labels, 0)], labels)
+        outside = np.where(labels < 0, labels, labels + self._outside_by)
+        return np.where(has_class, self._labels[np.where(has_class, labels, 0)], outside)
 
     def _converted(self, image: np.ndarray, *, transposed: bool) -> np.ndarray | sources.Unreadable:
         """One image in the data set's shape, or an Unreadable with the reason."""

@@ -1,11 +1,12 @@
 """The flags that name an image set and its conversion."""
 
+import functools
 import re
 
 from absl import flags
 
 from pipeline import sources
-from pipeline.cli.errors import UsageError
+from pipeline.cli.errors import StageError, UsageError
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -61,7 +62,10 @@ _LABEL_COLUMN = flags.DEFINE_string(
     "decides, else the first column.",
 )
 _CLASS_NAMES = flags.DEFINE_list(
-    "class_names", None, "Names of the classes 0, 1, …; replace the source's names."
+    "class_names",
+    None,
+    "Names of the classes 0, 1, …; replace the source's names. @DATA_DIR takes the names of a "
+    "finished data set.",
 )
 _ID_PREFIX = flags.DEFINE_string(
     "id_prefix",
@@ -120,18 +124,28 @@ flags.register_validator(
     ),
     message="expected LOW,HIGH, two numbers with LOW < HIGH, such as 0,1 or -1,1",
 )
+
+
+def _is_data_set(names: list[str]) -> bool:
+    """Whether a value of --class_names is @DATA_DIR."""
+    return len(names) == 1 and len(names[0]) > 1 and names[0].startswith("@")
+
+
 flags.register_validator(
     "class_names",
     lambda names: (
         names is None
+        or _is_data_set(names)
         or (
             names
             and all(names)
             and len(set(names)) == len(names)
             and all(map(str.isprintable, names))
+            and not any(name.startswith("@") for name in names)
         )
     ),
-    message="expected printable, distinct, non-empty names separated by commas",
+    message="expected printable, distinct, non-empty names separated by commas, none of them with "
+    "@ at its start; or @DATA_DIR alone",
 )
 
 
@@ -179,6 +193,27 @@ def _range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def _class_names() -> tuple[str, ...] | None:
+    """Raises a StageError if @DATA_DIR is no data set with classes."""
+    names = _CLASS_NAMES.value
+    if not names:
+        return None
+    return _names_in(names[0][1:]) if _is_data_set(names) else tuple(names)
+
+
+@functools.cache  # All parts of a command get one list, also if the set grows meanwhile.
+def _names_in(data_dir: str) -> tuple[str, ...]:
+    from pipeline.stages import manifest as manifest_lib
+
+    manifest = manifest_lib.read_manifest(data_dir, "preprocess", "--class_names")
+    if not manifest["class_names"]:
+        raise StageError(
+            f"--class_names=@{data_dir}: the data set has no classes; expected a labelled one: "
+            "name another data set, or the classes"
+        )
+    return tuple(manifest["class_names"])
+
+
 def refuse_without_source() -> None:
     """Raises a UsageError for a flag of this module that is set without --source."""
     if _SOURCE.value is not None:
@@ -210,7 +245,7 @@ def source_spec():
         rgb=_RGB.value,
         transpose=_TRANSPOSE.value,
         id_prefix=_ID_PREFIX.value,
-        class_names=tuple(_CLASS_NAMES.value) if _CLASS_NAMES.value else None,
+        class_names=_class_names(),
         tfds_data_dir=_TFDS_DATA_DIR.value,
         tfds_manual_dir=_TFDS_MANUAL_DIR.value,
         max_image_pixels=_MAX_IMAGE_PIXELS.value,

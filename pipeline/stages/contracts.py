@@ -56,15 +56,19 @@ class DatasetManifest(Manifest):
     warnings: list[str]
 
 
-class ModelManifest(Manifest):
-    """The manifest of train."""
-
+class _ModelManifest(Manifest):
     model_id: str  # 16 hex digits
     image_shape: list[int]
     config: dict[str, Any]
     step: int  # the published weights are of this step
     trained_steps: int
     metrics: dict[str, dict[str, float | str]]  # split -> metric -> value
+
+
+class ModelManifest(_ModelManifest, total=False):
+    """The manifest of train."""
+
+    class_names: list[str]  # Of the data set; absent in models of earlier versions.
 
 
 class _ShardAccount(Counts):

@@ -158,7 +158,8 @@ _MANIFESTS = {
             "metrics": _each(_METRICS),
             "files": _FILES,
             "made_from": _OBJECT,
-        }
+        },
+        {"class_names": _list(_TEXT)},
     ),
     "export": _object(
         {

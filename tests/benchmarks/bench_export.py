@@ -33,6 +33,7 @@ def make_model(directory: str, image_shape: tuple[int, int, int], **changes) -> 
         config=config,
         run={"dataset_id": "none", "config": {}},
         image_shape=image_shape,
+        class_names=[],
         weights=[v.numpy() for v in VAE(config, image_shape).variables],
         step=0,
         trained_steps=0,

@@ -182,7 +182,7 @@ def test_other_classes_are_refused_and_named_ones_fit(idx_dir, grown, tmp_path):
     out, names = tmp_path / "named", tuple("abcdefghij")
     make_shards(f"idx:{idx_dir}", out, class_names=names)
     with pytest.raises(
-        StageError, match="the classes are 0, 1, .* pass the data set's names as --c"
+        StageError, match="the classes are 0, 1, .* pass the data set's names by --class_names=@"
     ):
         make_shards(f"idx:{grown}", out, append=True)
     manifest = make_shards(f"idx:{grown}", out, append=True, class_names=names)

@@ -73,6 +73,11 @@ def without(key):
             "image_shape is '28x28'; expected a list of 3",
         ),
         (
+            "train",
+            lambda m: m.update(class_names=["cat", 1]),
+            r"class_names\[1\] is 1; expected text",
+        ),
+        (
             "preprocess",
             lambda m: m.update(image_shape=[12, 8, 0]),
             r"image_shape\[2\] is 0; expected a whole number from 1 to 65535",

@@ -104,6 +104,7 @@ def test_the_estimate_is_exact_where_the_integral_is_known(data_dir, tmp_path):
         config=config,
         run={"dataset_id": "", "config": {}},
         image_shape=(12, 8, 1),
+        class_names=[],
         weights=[values[layer][kind == "bias"] for layer, kind in names],
         step=0,
         trained_steps=0,

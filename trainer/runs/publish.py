@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -87,6 +87,7 @@ def publish_model(
     config: ml_collections.ConfigDict,
     run: Mapping[str, Any],
     image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
     weights: list[np.ndarray],
     step: int,
     trained_steps: int,
@@ -104,6 +105,7 @@ def publish_model(
       config: the run's config.
       run: the run's identity, see RunPlan.identity.
       image_shape: (H, W, C).
+      class_names: of the data set; no part of model_id, by which earlier models are known.
       weights: values of `VAE.variables`.
       step: the step whose weights these are.
       trained_steps: number of trained steps; above `step` if the best weights are not the last.
@@ -135,6 +137,7 @@ def publish_model(
             **identity,
             "config": {k: v for k, v in config.to_dict().items() if k != "data_dir"},
             "image_shape": list(image_shape),
+            "class_names": list(class_names),
             "step": step,
             "trained_steps": trained_steps,
             "metrics": dict(metrics),

@@ -83,6 +83,7 @@ def _fit_and_publish(run: Run) -> dict | None:
         config=run.config,
         run=run.plan.identity,
         image_shape=run.plan.dataset.image_shape,
+        class_names=run.plan.dataset.manifest["class_names"],
         weights=[variable.numpy() for variable in run.vae.variables],
         step=published_step,
         trained_steps=run.step,

@@ -287,7 +287,7 @@ def _check_fits(
         raise StageError(
             f"--append: the classes are {', '.join(source.source_class_names[:5])}, …, those of "
             f"{output_dir} are {', '.join(base['class_names'][:5])}, …; expected common "
-            "classes: pass the data set's names as --class_names"
+            f"classes: pass the data set's names by --class_names=@{output_dir}"
         )
     if list(source.image_shape) != base["image_shape"]:
         height, width, channels = base["image_shape"]

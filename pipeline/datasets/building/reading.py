@@ -1,7 +1,7 @@
 """Says what is read from a source: found, decided and left out. These lines open every job."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.datasets import placement
 from pipeline.sources import conversion
@@ -53,10 +53,14 @@ def _classes(source: conversion.ConvertedSource) -> str:
     names = source.source_class_names
     if not names:
         return "no labels: --labels=none" if not source.is_labelled else "no labels"
-    shown = ", ".join(names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
     fewer = source.num_source_classes > len(names)
     more = f"; the source has {source.num_source_classes:,} classes" if fewer else ""
-    return f"{len(names):,} class{'es' if len(names) > 1 else ''}: {shown}{more}"
+    return f"{len(names):,} class{'es' if len(names) > 1 else ''}: {shown(names)}{more}"
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first class names of a list, for a line."""
+    return ", ".join(names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
 
 
 def _conversions(spec: conversion.SourceSpec) -> str:
