@@ -112,7 +112,7 @@ def test_flags_nobody_knows_are_never_swallowed(tmp_path, module, arguments, mes
         ("--config.batch_size=1.5", "--config.batch_size"),
         ("--config.strides=(3,1)", "which its stride 3 does not divide"),
         ("--config=configs/nothing.py", "configs/nothing.py: no such config; expected a path"),
-        ("--config=configs/", "Is a directory: 'configs/'"),
+        ("--config=configs/", "Is a directory: 'configs/'; expected a readable Python"),
         ("--config.num_epochs=0", "--config.num_epochs=0: expected at least 1"),
     ],
 )

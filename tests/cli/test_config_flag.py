@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_command
 
 _OWN = """from configs import default
 
@@ -80,3 +80,8 @@ def test_a_config_with_other_keys_is_refused_in_a_line(tmp_path, text, message):
     assert message in done.stderr
     assert "latent_dim, " not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
+
+
+@pytest.mark.parametrize("module", ["trainer.main", "trainer.compare_routes"])
+def test_help_has_the_flag(module):
+    assert "\n  --config=CONFIG\n" in run_command(module, "--help").stdout
