@@ -3,6 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+    """The reference config of mnist.py, unlocked: a config file may change some keys of it."""
+    from configs import mnist  # Which imports this module.
+
+    return mnist.get_config().unlock()
+
 
 def parse_arguments(text: str | None, **kinds: Callable[[str], Any]) -> dict[str, Any]:
     """Parses the arguments after the colon of --config=FILE:name=value,name=value.

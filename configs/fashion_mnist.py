@@ -10,5 +10,5 @@ from configs import mnist
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """mnist.py with 16 latents and the beta that the articles' factor gives for 16."""
+    """mnist.py with 16 latents; beta is derived for 16."""
     return mnist.get_config("latent_dim=16")

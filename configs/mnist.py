@@ -3,11 +3,13 @@
     python -m pipeline.preprocess --source=idx:DIR --validation_fraction=0 --output_dir=/tmp/mnist
     python -m trainer.main --config=configs/mnist.py --config.data_dir=/tmp/mnist --workdir=/tmp/run
 
-For sweeps, --config=configs/mnist.py:latent_dim=16,beta=0.5 sets the values after the colon;
-without a beta, latent_dim determines beta. The other files here are small edits of this file.
+--config.KEY=VALUE sets a key, so a sweep is a loop over --config.latent_dim=$d. The same values may
+stand after a colon: --config=configs/mnist.py:latent_dim=16,beta=0.5. The other files here are
+small edits of this file.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import parse_arguments
 
@@ -41,8 +43,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     # Objective, in nats per image: reconstruction_loss + beta * kl
     # The articles add fact = 6.5e-4 times a KL term averaged over latents to a mean over pixels. In
-    # nats per image this is beta = 2 * fact * num_pixels / latent_dim.
-    config.beta = arguments.get("beta", 2 * 6.5e-4 * 28 * 28 / config.latent_dim)
+    # nats per image this is beta = 2 * fact * num_pixels / latent_dim. The trainer sets a beta of
+    # None to this value, as soon as it knows the data set's images.
+    config.beta = config_dict.placeholder(float)  # weight of the KL term
+    config.beta = arguments.get("beta")
     config.beta_warmup_steps = 0  # steps over which beta rises from 0
     config.free_bits = 0.0  # nats of each latent that the KL term does not penalise
     config.num_importance_samples = 1  # k; 2 or more: the importance-weighted bound (IWAE)

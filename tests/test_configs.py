@@ -53,10 +53,28 @@ def test_a_free_key_exists():
     assert config_lib._FREE_KEYS < set(load("mnist"))
 
 
-def test_betas_are_the_articles_factor_in_nats():
-    for name in ("mnist", "mnist_z2", "fashion_mnist"):
-        config = load(name)
-        assert config.beta == pytest.approx(2 * 6.5e-4 * 784 / config.latent_dim)
+@pytest.mark.parametrize(
+    ("name", "latent_dim"), [("mnist", 12), ("mnist_z2", 2), ("fashion_mnist", 16)]
+)
+def test_a_derived_beta_is_that_of_earlier_versions_to_the_last_bit(name, latent_dim):
+    config = load(name)
+    resolved = config_lib.resolve(config, (28, 28, 1))
+    assert resolved.beta == 2 * 6.5e-4 * 28 * 28 / latent_dim
+    assert (config.beta, config.latent_dim) == (None, latent_dim)
+    assert resolved.is_locked and config_lib.resolve(resolved, (64, 64, 3)) is resolved
+
+
+def test_a_derived_beta_follows_latents_and_images():
+    config = load("mnist")
+    config.latent_dim = 50
+    assert config_lib.resolve(config, (28, 28, 1)).beta == 2 * 6.5e-4 * 28 * 28 / 50
+    beta = config_lib.resolve(config, (64, 32, 3)).beta
+    assert beta == pytest.approx(6.5e-4 * 2 * 64 * 32 * 3 / 50)
+
+
+def test_configs_with_a_beta_of_their_own_keep_it():
+    for name, beta in (("mnist_likelihood", 1.0), ("smoke", 2 * 6.5e-4 * 28 * 28 / 12)):
+        assert config_lib.resolve(load(name), (12, 8, 1)).beta == beta
 
 
 @pytest.mark.parametrize(
@@ -107,7 +125,8 @@ def test_settings_that_exclude_each_other():
 
 def test_what_stands_after_the_colon():
     mnist = importlib.import_module("configs.mnist")
-    assert mnist.get_config("latent_dim=7").beta == pytest.approx(2 * 6.5e-4 * 784 / 7)
+    config = mnist.get_config("latent_dim=7")
+    assert (config.latent_dim, config.beta) == (7, None)
     config = mnist.get_config("beta=0.5,latent_dim=3")
     assert (config.latent_dim, config.beta) == (3, 0.5)
     likelihood = importlib.import_module("configs.mnist_likelihood")

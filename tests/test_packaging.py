@@ -49,10 +49,13 @@ def test_the_archive_of_setup_file_installs_and_has_all_that_workers_import(sdis
     command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(target), str(sdist)]
     subprocess.run(command, check=True, capture_output=True)
     elsewhere = {**os.environ, "PYTHONPATH": str(target), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    for arguments in (
-        ["-c", CHECK, str(target)],
-        ["-m", "pipeline.preprocess", "--help"],
-        ["-m", "pipeline.export", "--help"],
+    # The name of a config is one of the installed package: what is missing is the data set.
+    train = ["-m", "trainer.main", "--config=mnist:latent_dim=2", "--workdir=x"]
+    for arguments, status, message in (
+        (["-c", CHECK, str(target)], 0, ""),
+        (["-m", "pipeline.preprocess", "--help"], 0, ""),
+        (["-m", "pipeline.export", "--help"], 0, ""),
+        ([*train, "--config.data_dir=nothing"], 1, "--data_dir=nothing: no such directory"),
     ):
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -62,7 +65,7 @@ def test_the_archive_of_setup_file_installs_and_has_all_that_workers_import(sdis
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status and message in done.stderr, done.stderr
     (found,) = importlib.metadata.distributions(name="vae-pipeline", path=[str(target)])
     required = {
         re.split(r"[<>=;\[ ]", line)[0] for line in found.requires if "extra ==" not in line

@@ -12,13 +12,14 @@ and memory of a step. Ends with status 1 if a difference is larger than rounding
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 import configs.mnist
 from pipeline.cli import command, quiet
+from trainer.runs import config_flag
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", configs.mnist.__file__, "A Python file with get_config(); its kl_route is ignored."
+_CONFIG = config_flag.define(
+    configs.mnist.__file__,
+    "A Python file with get_config(), or the name of one of configs/; its kl_route is ignored.",
 )
 _NUM_STEPS = flags.DEFINE_integer(
     "num_steps", 10, "Steps in one timed call.", lower_bound=2, upper_bound=1000

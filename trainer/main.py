@@ -2,19 +2,22 @@
 
     python -m trainer.main --config=configs/mnist.py --config.data_dir=DIR --workdir=DIR
 
-Set any key of the config as --config.KEY=VALUE; the config files explain the keys. Run the same
-command again to resume after an interruption.
+--config=NAME stands for configs/NAME.py of the installed package. Set any key of the config as
+--config.KEY=VALUE; the config files explain the keys. Run the same command again to resume after an
+interruption.
 """
 
 # This file only defines flags; training is in runs/train.py.
 
 from absl import flags
-from ml_collections import config_flags
 
 from pipeline.cli import command, quiet
 from trainer.cluster import rendezvous
+from trainer.runs import config_flag
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file with get_config().")
+_CONFIG = config_flag.define(
+    None, "A Python file with get_config(), or the name of one of configs/, such as mnist."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for checkpoints, metrics and the model; local or a URL."
 )

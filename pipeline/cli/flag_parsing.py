@@ -106,20 +106,15 @@ def parse_flags(
         raise SystemExit(0)
     try:
         rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]
-        if "config" in flags.FLAGS:
-            # Any access raises what went wrong when the file was loaded.
-            hasattr(flags.FLAGS.config, "lock")
     except flags.Error as error:
         # An error inside a config file comes with its traceback: the first line names the flag, the
         # last line the error.
         lines = str(error).strip().splitlines()
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         raise UsageError(f"{_plain(text)}; see --help") from error
-    except OSError as error:
-        path = re.search(r"Attempted .*?: (\S+)", " ".join(str(error).split()))
+    except OSError as error:  # ml_collections raises it; its cause names the file.
         raise UsageError(
-            f"--config={path[1] if path else error}: no such config file; see configs/ for the "
-            "existing files"
+            f"--config: {error.__cause__ or error}; expected a readable Python file"
         ) from error
     except AttributeError as error:  # ml_collections reports an unknown key like this.
         key = re.findall(r"\w+", str(error))[0]

@@ -23,11 +23,13 @@ def make_model(directory: str, image_shape: tuple[int, int, int], **changes) -> 
     """Publishes a model as it is before training; returns its directory."""
     from configs import mnist
     from trainer.model.networks import VAE
+    from trainer.runs import config as config_lib
     from trainer.runs import publish
 
     config = mnist.get_config()
     for key, value in changes.items():
         config[key] = value
+    config = config_lib.resolve(config, image_shape)
     publish.publish_model(
         directory,
         config=config,

@@ -65,12 +65,14 @@ def prepare(
     from trainer.cluster import strategies
     from trainer.data import batches, placement
     from trainer.model.networks import VAE
+    from trainer.runs import config as config_lib
     from trainer.steps.evaluation import Evaluator
     from trainer.steps.optimizer import Optimizer
     from trainer.steps.tape_steps import TapeSteps
 
     config = mnist.get_config()
     config.update(changes)
+    config = config_lib.resolve(config, images.shape[1:])
     strategy = distribution or strategies.make(config)
     with strategy.scope():
         vae = (make_vae or VAE)(config, images.shape[1:])
@@ -92,8 +94,9 @@ def prepare_keras(images: np.ndarray) -> Callable[[], object]:
     from trainer.cluster import strategies
     from trainer.model import losses
     from trainer.model.networks import VAE
+    from trainer.runs import config as config_lib
 
-    config = mnist.get_config()
+    config = config_lib.resolve(mnist.get_config(), images.shape[1:])
 
     class Fitted(keras.Model):
         def __init__(self):

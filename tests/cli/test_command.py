@@ -70,13 +70,15 @@ def test_bad_usage_exits_2(module, what):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("configs/mnist.py:latent_dim=0", "ZeroDivisionError: float division by zero"),
+        ("{tmp}/own.py", "own.py:2: ZeroDivisionError: division by zero"),
         ("configs/mnist.py:foo=1", "'foo=1' is not one of latent_dim=INT, beta=FLOAT"),
         ("configs/smoke.py:latent_dim=3", "get_config() takes 0 positional arguments"),
     ],
 )
 def test_errors_in_a_config_file_are_one_line(tmp_path, config, message):
-    done = run_command("trainer.main", f"--config={config}", f"--workdir={tmp_path}", check=False)
+    (tmp_path / "own.py").write_text("def get_config():\n    return 1 / 0\n")
+    flags = [f"--config={config.format(tmp=tmp_path)}", f"--workdir={tmp_path}"]
+    done = run_command("trainer.main", *flags, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
 
@@ -109,7 +111,8 @@ def test_flags_nobody_knows_are_never_swallowed(tmp_path, module, arguments, mes
         ("--config.batch_size=many", "--config.batch_size"),
         ("--config.batch_size=1.5", "--config.batch_size"),
         ("--config.strides=(3,1)", "which its stride 3 does not divide"),
-        ("--config=configs/nothing.py", "configs/nothing.py"),
+        ("--config=configs/nothing.py", "configs/nothing.py: no such config; expected a path"),
+        ("--config=configs/", "Is a directory: 'configs/'; expected a readable Python"),
         ("--config.num_epochs=0", "--config.num_epochs=0: expected at least 1"),
     ],
 )

@@ -66,6 +66,19 @@ def test_steps_too_short_to_time_are_no_verdict(monkeypatch, capsys):
     assert "hold" not in capsys.readouterr().out
 
 
+def test_routes_without_a_beta_take_that_of_the_generated_images(monkeypatch):
+    class Compared(Exception):
+        pass
+
+    def compare(config, *_, **__):
+        raise Compared(config.beta)  # Before five processes start.
+
+    monkeypatch.setattr(trials, "compare", compare)
+    with pytest.raises(Compared) as caught:
+        tables.report(smoke_config("x", beta=None, latent_dim=2), num_steps=2, num_rounds=1)
+    assert caught.value.args == (2 * 6.5e-4 * 28 * 28 / 2,)
+
+
 @pytest.mark.parametrize(
     ("difference", "message"),
     [

@@ -12,6 +12,7 @@ from pipeline.machine import gpus
 from tests.trainer import gpu_graphs
 from trainer.data import placement
 from trainer.model.networks import VAE
+from trainer.runs import config as config_lib
 from trainer.runs import measure, publish
 from trainer.steps import kl_routes, training
 from trainer.steps.evaluation import Evaluator
@@ -53,6 +54,7 @@ def steps_on_gpus(num_gpus: int, **changes) -> training.TrainingSteps:
     config = mnist.get_config()
     for key, value in changes.items():
         config[key] = value
+    config = config_lib.resolve(config, _IMAGES.shape[1:])
     strategy = tf.distribute.MirroredStrategy([f"GPU:{number}" for number in range(num_gpus)])
     with gpu_graphs.variables_as_placed(), strategy.scope():
         vae = VAE(config, _IMAGES.shape[1:])

@@ -132,6 +132,7 @@ def report(config: ml_collections.ConfigDict, *, num_steps: int, num_rounds: int
             config.kl_route = route
             config_lib.check(config)
     config_lib.check_image_shape(config, trials.IMAGE_SHAPE)
+    config = config_lib.resolve(config, trials.IMAGE_SHAPE)
     print(_machine(config), flush=True)
 
     def from_base(results: dict[str, RouteResult]) -> dict[str, Difference]:

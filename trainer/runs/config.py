@@ -1,4 +1,4 @@
-"""Checks of a config's values, and the part of a config that identifies a run."""
+"""Checks and derived values of a config, and the part of a config that identifies a run."""
 
 import math
 from collections.abc import Mapping
@@ -105,6 +105,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             "python -m pipeline.preprocess"
         )
     for key, minimum in _AT_LEAST.items():
+        if key == "beta" and config.beta is None:  # `resolve` sets it.
+            continue
         if not minimum <= config[key] < math.inf:  # Written so that NaN fails too.
             refuse(key, f"at least {minimum}" + (", and finite" if minimum <= config[key] else ""))
     for key, maximum in _AT_MOST.items():
@@ -165,6 +167,26 @@ def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int,
             input_size //= stride
 
 
+def resolve(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, ...]
+) -> ml_collections.ConfigDict:
+    """The config with a number for each key; the same object if it has one already.
+
+    A beta of None becomes that of the articles: they add 6.5e-4 times a KL term averaged over
+    latents to a mean over pixels; see configs/mnist.py.
+
+    Args:
+      config: a config that `check` accepts.
+      image_shape: (H, W, C) of the data set.
+    """
+    if config.beta is not None:
+        return config
+    height, width, channels = image_shape
+    # In this order: the last bit of beta decides the ids of runs.
+    beta = 2 * 6.5e-4 * height * width * channels / config.latent_dim
+    return ml_collections.ConfigDict({**config.to_dict(), "beta": beta}).lock()
+
+
 def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
     """Refuses a warm-up of the learning rate that is as long as the run.
 
@@ -200,6 +222,8 @@ def config_from_manifest(manifest: Mapping[str, Any], model_dir: str) -> ml_coll
     config = ml_collections.ConfigDict({"data_dir": "", **values})
     try:
         check(ml_collections.ConfigDict({**values, "data_dir": model_dir}))
+        if config.beta is None:
+            raise ValueError("beta is null, expected a number")
     except (UsageError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise StageError(
             f"{files.join(model_dir, manifest_lib.MANIFEST)}: this version cannot use the model's "

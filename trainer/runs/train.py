@@ -295,6 +295,14 @@ def train(
     config_lib.check(config)
     dataset = reader.Dataset(config.data_dir, on_corrupt=on_corrupt, cache_dir=cache_dir)
     config_lib.check_image_shape(config, dataset.image_shape)
+    if config.beta is None:
+        config = config_lib.resolve(config, dataset.image_shape)
+        print(
+            f"train: beta {config.beta:.4g} is derived from "
+            f"{'×'.join(map(str, dataset.image_shape))} pixels and {config.latent_dim} latents; "
+            "--config.beta sets another",
+            file=sys.stderr,
+        )
     if not dataset.has_examples("train"):
         raise StageError(
             f"data_dir={config.data_dir}: no records in split 'train'; found {dataset.splits}"
