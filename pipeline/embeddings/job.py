@@ -101,6 +101,7 @@ class EmbedShard(beam.DoFn):
         if settings.images != "none":
             outputs.add("reconstruction")
         self._outputs = sorted(outputs)
+        self._likelihood = model_manifest["config"].get("likelihood", shard.BERNOULLI)
         self._shared = shared.Shared()
 
     def process(self, element: tuple[str, Any]) -> Iterable[None]:
@@ -146,6 +147,7 @@ class EmbedShard(beam.DoFn):
             class_names=class_names,
             split=self._input.splits[task],
             model_id=self._model_manifest["model_id"],
+            likelihood=self._likelihood,
         )
         known = (contents.labels < len(class_names)) | (contents.labels == UNLABELLED)
         return {
@@ -160,6 +162,10 @@ class EmbedShard(beam.DoFn):
         previous = self._previous
         previous_shard = previous.shards.get(task)
         if not previous_shard or previous_shard["made_of"] != made_of:
+            return None
+        # Earlier versions ranked by the loss; the rows stay, and their ranks are made anew.
+        ranks = previous_shard["sums"].get("worst", ())
+        if self._likelihood == shard.BERNOULLI and any(len(rank) == 3 for rank in ranks):
             return None
         names = self._input.class_names
         has_same_classes = previous.has_classes(names) and (

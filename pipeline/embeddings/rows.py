@@ -16,6 +16,8 @@ VECTORS = ("mean", "log_var", "z")
 FIELDS = (*VECTORS, "reconstruction_loss", "kl", "elbo")
 # Rows with the largest reconstruction_loss that the sums of a shard list.
 _NUM_WORST = 32
+# Images whose pixels are looked up at once, to bound memory.
+_IMAGES_AT_ONCE = 256
 
 
 class Rows(NamedTuple):
@@ -114,13 +116,40 @@ def kl_per_latent(mean: np.ndarray, log_var: np.ndarray) -> np.ndarray:
     return 0.5 * (mean**2 + np.expm1(log_var) - log_var)
 
 
-def sums(rows: Rows) -> dict[str, Any]:
+def bernoulli_entropy(images: np.ndarray) -> np.ndarray:
+    """The entropy of each image's pixels, taken as probabilities, in nats per image.
+
+    No Bernoulli reconstruction_loss is below it: −x·log p − (1 − x)·log(1 − p) is least at p = x
+    (Cover and Thomas, "Elements of Information Theory", theorem 2.6.3).
+
+    Args:
+      images: uint8 (n, H, W, C).
+
+    Returns:
+      float64 (n,).
+    """
+    x = np.arange(1, 255) / 255
+    of_value = np.zeros(256, np.float32)  # 0 and 255 are certain.
+    of_value[1:-1] = -x * np.log(x) - (1 - x) * np.log1p(-x)
+    parts = [np.empty(0)]
+    for first in range(0, len(images), _IMAGES_AT_ONCE):
+        batch = images[first : first + _IMAGES_AT_ONCE]
+        parts.append(of_value[batch.reshape(len(batch), -1)].sum(axis=1, dtype=np.float64))
+    return np.concatenate(parts)
+
+
+def sums(rows: Rows, floor: np.ndarray | None = None) -> dict[str, Any]:
     """Sums over a shard's rows, as JSON values; `summary.py` adds those of all shards.
+
+    Args:
+      rows: the shard's.
+      floor: nats per image that no reconstruction_loss is below, float64 (n,), if known.
 
     Returns:
       "num_rows"; "sum" and "sum_of_squares" of each loss; for the latents, lists of sums of
       mean, of its squares and of kl; "worst": [loss, id, label] of the rows with the largest
-      reconstruction_loss, in descending order.
+      reconstruction_loss, in descending order; with a floor, [loss, id, label, excess] of those
+      that are furthest above it.
     """
     result: dict[str, Any] = {"num_rows": len(rows.ids)}
     columns64 = {name: values.astype(np.float64) for name, values in rows.columns.items()}
@@ -134,9 +163,12 @@ def sums(rows: Rows) -> dict[str, Any]:
             per_latent = kl_per_latent(columns64["mean"], columns64["log_var"])
             result["kl_per_latent"] = per_latent.sum(axis=0).tolist()
     if "reconstruction_loss" in columns64:
-        losses = rows.columns["reconstruction_loss"]
-        order = sorted(range(len(rows.ids)), key=lambda i: (-losses[i], rows.ids[i]))
+        losses = columns64["reconstruction_loss"]
+        excess = losses if floor is None else losses - floor
+        order = sorted(range(len(rows.ids)), key=lambda i: (-excess[i], rows.ids[i]))
         result["worst"] = [
-            [float(losses[i]), rows.ids[i], int(rows.labels[i])] for i in order[:_NUM_WORST]
+            [float(losses[i]), rows.ids[i], int(rows.labels[i])]
+            + ([] if floor is None else [float(excess[i])])
+            for i in order[:_NUM_WORST]
         ]
     return result

@@ -24,6 +24,8 @@ from pipeline.storage import files
 # Concurrent calls of the model: while one waits for a core, or for its outputs to be copied, the
 # other computes.
 _CONCURRENT_CALLS = 2
+# The likelihood whose reconstruction_loss holds the entropy of the pixels.
+BERNOULLI = "bernoulli"
 
 
 class ExportSettings(NamedTuple):
@@ -156,6 +158,7 @@ def write(
     class_names: Sequence[str],
     split: str,
     model_id: str,
+    likelihood: str,
 ) -> dict[str, Any]:
     """Writes the files of a shard.
 
@@ -168,6 +171,7 @@ def write(
       class_names: class_names[i] is the name of label i.
       split: of the shard.
       model_id: of the model.
+      likelihood: the model's, as its config names it.
 
     Returns:
       The shard's marker without "made_of".
@@ -195,7 +199,8 @@ def write(
         entries.append(manifest_lib.write_file(directory, name, sheet))
     num_missing = contents.num_read - len(contents.ids)
     entries += quarantine.write(directory, task, contents.quarantined, num_quarantined=num_missing)
-    sums = rows.sums(embedded.rows)
+    floor = rows.bernoulli_entropy(originals) if likelihood == BERNOULLI else None
+    sums = rows.sums(embedded.rows, floor)
     return {
         "entries": entries,
         "secs": {**embedded.secs, "write": time.perf_counter() - started},

@@ -29,8 +29,9 @@ def summary(sums_by_shard: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
       "num_rows"; means over the rows: "reconstruction_loss", "kl", "elbo" in nats per image,
       and their "…_variance"; "active_units" of "latent_dim"; "latents": a list of {"mean",
       "variance" of the posterior means, "kl"}; "worst": [loss, id, label, task] of the rows with
-      the largest reconstruction_loss, in descending order. Statistics of fields that the rows
-      lack are left out; without rows, all but "num_rows".
+      the largest reconstruction_loss, or [loss, id, label, task, excess] of those furthest above
+      their floor, in descending order. Statistics of fields that the rows lack are left out;
+      without rows, all but "num_rows".
     """
     shard_sums = [sums for sums in sums_by_shard.values() if sums["num_rows"]]
     count = sum(sums["num_rows"] for sums in shard_sums)
@@ -50,12 +51,15 @@ def summary(sums_by_shard: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         result |= {"active_units": sum(is_active), "latent_dim": len(is_active)}
     if "worst" in shard_sums[0]:
         candidates = (
-            (-loss, record_id, label, task)
+            (-(excess[0] if excess else loss), record_id, label, task, loss, excess)
             for task, sums in sums_by_shard.items()
-            for loss, record_id, label in sums.get("worst", ())
+            for loss, record_id, label, *excess in sums.get("worst", ())
         )
         worst = heapq.nsmallest(_NUM_WORST, candidates)
-        result["worst"] = [[-negated_loss, *record] for negated_loss, *record in worst]
+        result["worst"] = [
+            [loss, record_id, label, task, *excess]
+            for _, record_id, label, task, loss, excess in worst
+        ]
     return result
 
 

@@ -92,7 +92,7 @@ class ReportData:
 
     def _read_images(self, input_: inputs.Input) -> None:
         """Reads the images on the page, and makes the sprite."""
-        page_keys = {(task, record_id) for _, record_id, _, task in self.worst}
+        page_keys = {(row[3], row[1]) for row in self.worst}
         sprite_keys: list[inputs.Key] = []
         if self.sample and self.projector_sample:
             indices = {i for neighbours in self.neighbours for i in neighbours}

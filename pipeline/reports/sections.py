@@ -102,33 +102,40 @@ class Report:
             return None
         images, title = self._data.images, "Largest reconstruction_loss"
         worst = [row for row in self._data.worst if (row[3], row[1]) in images]
-        is_labelled = self._data.is_labelled
-        note = report_page.text(
-            "Images with the largest reconstruction_loss, with their labels. They may be unusual, "
-            "damaged or mislabelled."
-            if is_labelled
-            else "Images with the largest reconstruction_loss. They may be unusual or damaged."
-        )
+        is_labelled, has_floor = self._data.is_labelled, len(self._data.worst[0]) > 4
+        which = "Images with the largest reconstruction_loss"
+        if has_floor:
+            which = (
+                "Images whose reconstruction_loss is furthest above the entropy of their pixels, "
+                "which no Bernoulli loss is below"
+            )
+        ending = ". They may be unusual or damaged."
+        if is_labelled:
+            ending = ", with their labels. They may be unusual, damaged or mislabelled."
+        note = report_page.text(which + ending)
         if not worst:
             rows = [
-                [record_id, *([self._data.class_name(label)] if is_labelled else []), loss]
-                for loss, record_id, label, _ in self._data.worst
+                [record_id, *([self._data.class_name(label)] if is_labelled else []), loss, *excess]
+                for loss, record_id, label, _, *excess in self._data.worst
             ]
-            columns = ("id", *(("label",) if is_labelled else ()), "reconstruction_loss")
+            columns = ["id", *(["label"] if is_labelled else []), "reconstruction_loss"]
+            columns += ["above the entropy"] if has_floor else []
             body = note + report_page.table(columns, rows)
             return Section("largest-losses", title, body)
-        originals = np.stack([images[task, record_id] for _, record_id, _, task in worst])
+        originals = np.stack([images[row[3], row[1]] for row in worst])
         columns = [(original,) for original in originals]
         if self._data.model:
             pictures = tf_example.to_pixels(self._data.model.reconstruct(originals))
             columns = list(zip(originals, pictures, strict=True))
             self._plots["largest_losses"] = png_lib.contact_sheet(originals, pictures)
         tiles = []
-        for (loss, record_id, label, _), column in zip(worst, columns, strict=True):
+        for (loss, record_id, label, _, *excess), column in zip(worst, columns, strict=True):
             name = self._data.class_name(label)
             labelled = f", labelled {name}" if name else ""
             alt = f"{record_id}{labelled}, reconstruction_loss {loss:.1f} nats"
-            tiles.append(Tile(column, f"{loss:.0f}{': ' if name else ''}{name}", alt))
+            alt += "".join(f", {nats:.1f} above the entropy" for nats in excess)
+            shown = f"{(excess or [loss])[0]:.0f}"
+            tiles.append(Tile(column, f"{shown}{': ' if name else ''}{name}", alt))
         return Section("largest-losses", title, note + report_page.tiles(tiles))
 
     def _latent_space(self) -> Section | None:

@@ -1,17 +1,20 @@
 """Samples, summaries, maps, neighbours and probes."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.datasets import reader
 from pipeline.embeddings import rows, summary
 from pipeline.embeddings.comparison import row_sample
 from pipeline.reports import latent_space, projector
 from pipeline.stages import manifest as manifest_lib
 from tests.conftest import make_embeddings
+from tests.datasets.test_verify import reseal
 
 
 def clusters(count: int, latent_dim: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,8 +79,65 @@ def test_the_summary_covers_all_rows(data_dir, trained, tmp_path):
     np.testing.assert_allclose(latents["kl"], kl.mean(axis=0), rtol=1e-9)
     assert sum(latents["kl"]) == pytest.approx(totals["kl"], rel=1e-4)
     assert totals["active_units"] == (means.var(axis=0) > 0.01).sum()
-    losses = [loss for loss, *_ in totals["worst"]]
-    assert losses == sorted(columns["reconstruction_loss"].tolist(), reverse=True)[:32]
+    everything = row_sample.heads(str(out), manifest, 10**6).rows
+    dataset = reader.Dataset(str(data_dir))
+    shards = [dataset.read_shard(e) for split in ("train", "test") for e in dataset.shards(split)]
+    images = {i: x for s in shards for i, x in zip(s.ids, s.images, strict=True)}
+    floor = rows.bernoulli_entropy(np.stack([images[i] for i in everything.ids]))
+    excess = columns["reconstruction_loss"].astype(np.float64) - floor
+    assert excess.min() > 0  # Shannon: the cross-entropy is above the entropy.
+    order = np.argsort(-excess)[:32]
+    assert [(w[1], w[4]) for w in totals["worst"]] == [
+        (everything.ids[i], excess[i]) for i in order
+    ]
+
+
+def test_the_entropy_is_that_of_each_pixel():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (300, 3, 2, 3), np.uint8)
+    x = np.clip(images / 255, 1e-300, 1)
+    y = np.clip(1 - images / 255, 1e-300, 1)
+    expected = -(x * np.log(x) + y * np.log(y)).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(rows.bernoulli_entropy(images), expected, rtol=1e-5)
+    assert not rows.bernoulli_entropy(255 * (images % 2)).any()
+    assert len(rows.bernoulli_entropy(images[:0])) == 0
+
+
+def test_a_pastel_image_is_not_odd_for_its_colours():
+    """Its loss is larger than that of a badly reconstructed digit, and cannot be smaller."""
+    pastel, digit = np.full((8, 8, 3), 128, np.uint8), np.zeros((8, 8, 3), np.uint8)
+    losses = np.array([134.0, 90.0], np.float32)
+    of_shard = rows.Rows(
+        ["pastel", "digit"], np.zeros(2), ["", ""], {"reconstruction_loss": losses}
+    )
+    by_loss = rows.sums(of_shard)
+    by_excess = rows.sums(of_shard, rows.bernoulli_entropy(np.stack([pastel, digit])))
+    assert [row[1] for row in by_loss["worst"]] == ["pastel", "digit"]
+    assert [row[1] for row in by_excess["worst"]] == ["digit", "pastel"]
+    both = summary.summary({"a": by_excess, "b": by_excess})["worst"]
+    assert [row[1] for row in both] == ["digit", "digit", "pastel", "pastel"]
+    assert both[0][4] == 90.0 and both[2][4] < 1
+
+
+def test_ranks_of_an_earlier_version_are_made_anew(data_dir, trained, tmp_path):
+    make_embeddings(data_dir, trained / "export", tmp_path / "1")
+    fresh = (tmp_path / "1" / "statistics.json").read_bytes()
+    old = json.loads(fresh)
+    for sums in old["shards"].values():
+        sums["worst"] = [rank[:3] for rank in sums["worst"]]
+    data = manifest_lib.readable_json(old)
+    (tmp_path / "1" / "statistics.json").write_bytes(data)
+
+    def relist(manifest):
+        entry = manifest_lib.file_entry("statistics.json", data)
+        manifest["files"] = [entry if e["name"] == entry["name"] else e for e in manifest["files"]]
+
+    reseal(tmp_path / "1", relist)
+    manifest = make_embeddings(
+        data_dir, trained / "export", tmp_path / "2", reuse_from=tmp_path / "1"
+    )
+    assert sum(counts["computed"] for counts in manifest["done"].values()) == 0
+    assert (tmp_path / "2" / "statistics.json").read_bytes() == fresh
 
 
 def test_two_latents_are_shown_as_they_are_and_more_by_pca_and_tsne():

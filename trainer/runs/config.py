@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import ml_collections
+import numpy as np
 
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
@@ -14,6 +15,8 @@ from trainer.data import placement
 from trainer.model import likelihoods
 from trainer.steps import kl_routes, schedules
 
+# Values of pixels between black and white.
+_DARKEST, _LIGHTEST = 26, 229
 _CHOICES = {
     "data_placement": placement.PLACEMENTS,
     "architecture": ("convolutional", "mlp"),
@@ -165,6 +168,28 @@ def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int,
                     f"{image_shape[0]}×{image_shape[1]}"
                 )
             input_size //= stride
+
+
+def likelihood_note(config: ml_collections.ConfigDict, images: np.ndarray) -> str:
+    """A line that recommends another likelihood for such images; "" without need.
+
+    With a Bernoulli likelihood, the loss of a pixel between black and white is mostly the pixel's
+    own entropy, which no model can learn.
+
+    Args:
+      config: a config that `check` accepts.
+      images: some images of the data set, uint8 (n, H, W, C).
+    """
+    if config.likelihood != "bernoulli" or config.binarize != "none" or not len(images):
+        return ""
+    share = float(((images >= _DARKEST) & (images <= _LIGHTEST)).mean())
+    if images.shape[-1] == 1 and share <= 0.5:
+        return ""
+    kind = "colour images" if images.shape[-1] > 1 else "grey images"
+    return (
+        f"likelihood bernoulli fits black and white; {share:.0%} of the values of these {kind} are "
+        "between: try --config.likelihood=continuous_bernoulli or gaussian"
+    )
 
 
 def resolve(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 import ml_collections
+import numpy as np
 import tensorflow as tf
 
 from pipeline.cli.errors import Interrupted, StageError, UsageError
@@ -38,6 +39,8 @@ _OUTPUTS = (
     metrics_lib.TIMINGS,
     board_lib.DIRECTORY,
 )
+# Images whose values decide whether another likelihood is recommended.
+_NUM_LOOKED_AT = 64
 # Keys of the config that say when a run ends, and with which of its weights.
 _END_KEYS = ("num_epochs", "early_stopping_patience")
 
@@ -346,6 +349,16 @@ def train(
     return manifest
 
 
+def _some_images(dataset: reader.Dataset) -> np.ndarray:
+    """The first images of train, a random sample since hashes order a shard: uint8 (n, H, W, C)."""
+    shape, shards = dataset.image_shape, dataset.shards("train")
+    with contextlib.suppress(FileNotFoundError):  # A damaged shard may be skipped.
+        records = reader.read_head(dataset.directory, shards[0], _NUM_LOOKED_AT, shape)
+        pixels = np.frombuffer(b"".join(record.image for record in records), np.uint8)
+        return pixels.reshape(-1, *shape)
+    return np.empty((0, *shape), np.uint8)
+
+
 def _explain(error: tf.errors.OpError, plan: RunPlan) -> Exception:
     """An error with a remedy in place of TensorFlow's error; the same error if none is known."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
@@ -400,6 +413,8 @@ def _resume(
         f"{run.strategy.num_replicas_in_sync} replica(s), {counts}, on {arithmetic.kind()}",
         file=sys.stderr,
     )
+    if plan.is_chief and (note := config_lib.likelihood_note(config, _some_images(plan.dataset))):
+        print(f"train: {note}", file=sys.stderr)
     if gpus.visible() and not tf.config.list_physical_devices("GPU"):
         reason = gpus.why_unused()
         print(f"train: warning: TensorFlow uses no GPU of this machine: {reason}", file=sys.stderr)
