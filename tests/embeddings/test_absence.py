@@ -20,9 +20,8 @@ from pipeline.embeddings import absence, summary
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows as rows_lib
 from pipeline.embeddings.comparison import row_sample
-from pipeline.formats import tf_example, tfrecord, webdataset
+from pipeline.formats import projector, tf_example, tfrecord, webdataset
 from pipeline.reports import page as report_page
-from pipeline.reports import projector
 from pipeline.sources import memory
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
@@ -150,8 +149,11 @@ def archive_of(ids) -> bytes:
 
 
 def metadata_of(ids) -> bytes:
-    sample = row_sample.Sample(rows_of(ids), [TASK] * len(ids))
-    return projector.files(sample, {3: "1"}, None)["metadata.tsv"]
+    rows = rows_of(ids)
+    contents = projector.files(
+        rows.ids, rows.labels, rows.columns["mean"], class_names={3: "1"}, sprite=None
+    )
+    return contents["metadata.tsv"]
 
 
 def page_of(*bodies: str) -> bytes:
