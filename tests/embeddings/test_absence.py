@@ -19,7 +19,6 @@ from pipeline.datasets.profile import page as stats_page
 from pipeline.embeddings import absence, summary
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows as rows_lib
-from pipeline.embeddings.comparison import row_sample
 from pipeline.formats import projector, tf_example, tfrecord, webdataset
 from pipeline.reports import page as report_page
 from pipeline.sources import memory
