@@ -210,6 +210,7 @@ WRITERS = {
     "exports/dt=1/changes.parquet": changes_of,
     "exports/dt=2/images/all.tar": archive_of,
     "exports/dt=1/projector/metadata.tsv": metadata_of,
+    "run/tensorboard/projector/metadata.tsv": metadata_of,
     "exports/dt=1/report.html": lambda ids: tiles_of(f"{i} above its reconstruction" for i in ids),
     "exports/dt=2/report.html": lambda ids: tiles_of(
         f"{i}, labelled 1, reconstruction_loss 2.0 nats" for i in ids
@@ -232,6 +233,7 @@ SHOWN = {
         f"exports/dt=3/{SHEET}",
     ],
     "exports/dt=1/projector/metadata.tsv": ["exports/dt=1/projector/sprite.png"],
+    "run/tensorboard/projector/metadata.tsv": ["run/tensorboard/projector/sprite.png"],
     "exports/dt=1/report.html": ["exports/dt=1/plots/reconstructions.png"],
     "exports/dt=2/report.html": ["exports/dt=2/plots/largest_losses.png"],
 }

@@ -93,15 +93,15 @@ def test_the_projector_of_a_run_shows_its_model(trained, data_dir):
 
 
 def test_a_sweep_is_compared_and_a_resumed_run_is_one_session(trained, data_dir, tmp_path):
-    for name in ("a", "b"):  # Two runs with one config.
+    for name in ("a", "b", "c"):  # Runs with one config.
         shutil.copytree(trained, tmp_path / name)
     config = smoke_config(data_dir, num_epochs=3)
     train.train(config, workdir=str(tmp_path / "b"))
     backend = Backend(tmp_path)
     sessions = backend.sessions()
-    assert sessions.keys() == {"a/tensorboard", "b/tensorboard"}
+    assert sessions.keys() == {"a/tensorboard", "b/tensorboard", "c/tensorboard"}
     for name, (hparams, metrics) in sessions.items():
-        assert hparams["num_epochs"] == {"a": 2, "b": 3}[name[0]]
+        assert hparams["num_epochs"] == {"a": 2, "b": 3, "c": 2}[name[0]]
         assert (hparams["filters"], hparams["jit_compile"]) == ("(4, 8)", False)
         assert hparams.keys() == set(config.keys())
         lines = (tmp_path / name[0] / "metrics.jsonl").read_text().splitlines()
