@@ -402,6 +402,7 @@ def test_it_works_on_urls(data_dir, trained, tmp_path):
         local.write_bytes(fs.cat_file(path))
     assert_same_run(tmp_path / "copy", trained)
     projector = {path.name: path.read_bytes() for path in trained.glob("tensorboard/projector/*")}
+    assert projector.keys() == {"tensors.tsv", "metadata.tsv", "sprite.png"}
     for name, data in projector.items():
         assert (tmp_path / "copy/tensorboard/projector" / name).read_bytes() == data
     names = {path.name for path in (tmp_path / "copy" / "tensorboard").iterdir()}
