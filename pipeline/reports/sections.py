@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.embeddings import summary
 from pipeline.formats import png as png_lib
-from pipeline.formats import tf_example
-from pipeline.reports import latent_space, plots, projector
+from pipeline.formats import projector, tf_example
+from pipeline.reports import latent_space, plots
 from pipeline.reports import page as report_page
 from pipeline.reports.data import NUM_PAIRS, ReportData
 from pipeline.reports.page import Section, Tile
@@ -54,7 +54,13 @@ class Report:
         contents = {f"plots/{name}.png": data for name, data in self._plots.items()}
         sample = self._data.projector_sample
         if sample:
-            files = projector.files(sample, self._data.class_names, self._data.sprite)
+            files = projector.files(
+                sample.rows.ids,
+                sample.rows.labels,
+                sample.rows.columns["mean"],
+                class_names=self._data.class_names,
+                sprite=self._data.sprite,
+            )
             contents |= {f"{projector.DIRECTORY}/{name}": data for name, data in files.items()}
         return contents
 

@@ -19,10 +19,8 @@ from pipeline.datasets.profile import page as stats_page
 from pipeline.embeddings import absence, summary
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows as rows_lib
-from pipeline.embeddings.comparison import row_sample
-from pipeline.formats import tf_example, tfrecord, webdataset
+from pipeline.formats import projector, tf_example, tfrecord, webdataset
 from pipeline.reports import page as report_page
-from pipeline.reports import projector
 from pipeline.sources import memory
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
@@ -150,8 +148,11 @@ def archive_of(ids) -> bytes:
 
 
 def metadata_of(ids) -> bytes:
-    sample = row_sample.Sample(rows_of(ids), [TASK] * len(ids))
-    return projector.files(sample, {3: "1"}, None)["metadata.tsv"]
+    rows = rows_of(ids)
+    contents = projector.files(
+        rows.ids, rows.labels, rows.columns["mean"], class_names={3: "1"}, sprite=None
+    )
+    return contents["metadata.tsv"]
 
 
 def page_of(*bodies: str) -> bytes:
@@ -209,6 +210,7 @@ WRITERS = {
     "exports/dt=1/changes.parquet": changes_of,
     "exports/dt=2/images/all.tar": archive_of,
     "exports/dt=1/projector/metadata.tsv": metadata_of,
+    "run/tensorboard/projector/metadata.tsv": metadata_of,
     "exports/dt=1/report.html": lambda ids: tiles_of(f"{i} above its reconstruction" for i in ids),
     "exports/dt=2/report.html": lambda ids: tiles_of(
         f"{i}, labelled 1, reconstruction_loss 2.0 nats" for i in ids
@@ -231,6 +233,7 @@ SHOWN = {
         f"exports/dt=3/{SHEET}",
     ],
     "exports/dt=1/projector/metadata.tsv": ["exports/dt=1/projector/sprite.png"],
+    "run/tensorboard/projector/metadata.tsv": ["run/tensorboard/projector/sprite.png"],
     "exports/dt=1/report.html": ["exports/dt=1/plots/reconstructions.png"],
     "exports/dt=2/report.html": ["exports/dt=2/plots/largest_losses.png"],
 }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.datasets import reader
 from pipeline.embeddings import rows, summary
 from pipeline.embeddings.comparison import row_sample
-from pipeline.reports import latent_space, projector
+from pipeline.formats import projector
+from pipeline.reports import latent_space
 from pipeline.stages import manifest as manifest_lib
 from tests.conftest import make_embeddings
 from tests.datasets.test_verify import reseal

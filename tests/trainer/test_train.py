@@ -9,6 +9,7 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.stages import manifest as manifest_lib
 from tests.conftest import assert_same_run, outputs_of, smoke_config, state_of
+from tests.trainer.test_board import assert_projector_shows
 from trainer.runs import train
 
 
@@ -37,24 +38,6 @@ def test_a_run_leaves_what_it_promises(trained, data_dir):
     saved = json.loads((trained / "config.json").read_text())
     assert saved["latent_dim"] == 3
     assert not list(trained.rglob(".writing-*"))
-
-
-def test_tensorboard_events_hold_losses_and_pictures(trained):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
-    tags = events.Tags()["tensors"]
-    assert {"train/loss", "train/kl", "validation/bce", "validation/active_units"} <= set(tags)
-    assert {"time/images_per_sec", "time/step_secs", "schedule/learning_rate"} <= set(tags)
-    # 16 images above their reconstructions, and 64 samples, in rows of 8.
-    for tag, size in {"reconstructions": (b"64", b"48"), "samples": (b"64", b"96")}.items():
-        pictures = events.Tensors(tag)
-        assert len(pictures) == 2
-        width, height, first = pictures[0].tensor_proto.string_val[:3]
-        assert (width, height) == size
-        assert first.startswith(b"\x89PNG")
-    assert len(events.Tensors("posterior/mean")) == len(events.Tensors("posterior/std")) == 2
 
 
 def test_the_published_model_keeps_its_contract(trained, data_dir):
@@ -418,7 +401,13 @@ def test_it_works_on_urls(data_dir, trained, tmp_path):
         local.parent.mkdir(parents=True, exist_ok=True)
         local.write_bytes(fs.cat_file(path))
     assert_same_run(tmp_path / "copy", trained)
-    assert list((tmp_path / "copy" / "tensorboard").iterdir())
+    projector = {path.name: path.read_bytes() for path in trained.glob("tensorboard/projector/*")}
+    assert projector.keys() == {"tensors.tsv", "metadata.tsv", "sprite.png"}
+    for name, data in projector.items():
+        assert (tmp_path / "copy/tensorboard/projector" / name).read_bytes() == data
+    names = {path.name for path in (tmp_path / "copy" / "tensorboard").iterdir()}
+    assert {"config.tfevents", "projector_config.pbtxt"} <= names
+    assert sum(name.startswith("events.") for name in names) == 2  # One for each start.
 
 
 # A rate at which the loss soon rises again.
@@ -440,6 +429,7 @@ def test_early_stopping_publishes_the_best_weights(data_dir, tmp_path):
     best_checkpoint = np.load(workdir / "checkpoints" / f"step-{manifest['step']:010d}.npz")
     for name in published.files:
         np.testing.assert_array_equal(published[name], best_checkpoint[f"model/{name}"])
+    assert_projector_shows(workdir, reader.Dataset(str(data_dir)), "validation")
 
     def again(**changes):
         with config.unlocked():

@@ -1,12 +1,18 @@
-"""The TensorBoard summaries of a run: its metrics, reconstructions and samples."""
+"""What a run shows on TensorBoard: config, metrics, reconstructions, samples, a projector."""
 
-from collections.abc import Mapping
+import io
+import math
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from pipeline.formats import tf_example
+from pipeline.datasets import reader
+from pipeline.formats import projector, tf_example, tfrecord
+from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files, trees
 from trainer.data import batches
 from trainer.model import likelihoods
@@ -17,16 +23,36 @@ NUM_RECORDS = 256  # first records of a split, for reconstructions and histogram
 _NUM_RECONSTRUCTIONS = 16
 _NUM_SAMPLES = 64
 _IMAGES_PER_ROW = 8
+# TensorBoard shows the first config of a directory. A resumed run may have more epochs, so the
+# config has an event file of its own, which each start replaces.
+_CONFIG_EVENTS = "config.tfevents"
+# The projector shows records of the first of these splits that has any.
+_POINT_SPLITS = ("validation", "test", "train")
+# Limits of the projector: its records, and the memory of their images during the run.
+_MAX_POINTS = 1_000
+_MAX_POINT_BYTES = 32 << 20
 
 
 class Board:
-    """Writes TensorBoard summaries, one event file for each start of a run."""
+    """Writes TensorBoard summaries, one event file for each start of a run, and a projector."""
 
-    def __init__(self, workdir: str):
-        """Opens a writer below `workdir`."""
+    def __init__(self, workdir: str, config: ml_collections.ConfigDict, dataset: reader.Dataset):
+        """Writes the config, reads the records of the projector, and opens a writer.
+
+        Args:
+          workdir: the run's directory.
+          config: the run's config, with all values resolved.
+          dataset: the run's data set.
+        """
         # Events for a URL stay in a local scratch directory until `flush`.
         self._target = files.join(workdir, DIRECTORY)
         self._scratch = trees.scratch_directory() if files.is_url(workdir) else None
+        files.make_dirs(files.join(self._target, projector.DIRECTORY))
+        files.write_bytes(files.join(self._target, _CONFIG_EVENTS), _config_events(config))
+        # Now: at the end of a long run, the data set may be out of reach.
+        self._points = _points(dataset)
+        self._class_names = dict(enumerate(dataset.manifest["class_names"]))
+        self._image_shape = dataset.image_shape
         self._writer = tf.summary.create_file_writer(self._scratch or self._target)
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
@@ -63,11 +89,61 @@ class Board:
             tf.summary.histogram("posterior/mean", mean, step=step)
             tf.summary.histogram("posterior/std", tf.exp(log_var / 2), step=step)
 
+    def show_points(self, vae: VAE) -> None:
+        """Writes the projector: posterior means of some records, their classes and pictures."""
+        records, means = self._points, []
+        if not records:
+            return
+        for start in range(0, len(records), NUM_RECORDS):
+            pixels = b"".join(record.image for record in records[start : start + NUM_RECORDS])
+            images = np.frombuffer(pixels, np.uint8).reshape(-1, *self._image_shape)
+            means.append(vae.encoder(tf_example.to_floats(tf.constant(images)))[0].numpy())
+        sprite = projector.Sprite(range(len(records)), self._image_shape)
+        for index, record in enumerate(records):
+            image = np.frombuffer(record.image, np.uint8).reshape(self._image_shape)
+            sprite.add(index, image)
+        contents = projector.files(
+            [record.id.decode() for record in records],
+            np.array([record.label for record in records], np.int64),
+            np.concatenate(means),
+            class_names=self._class_names,
+            sprite=sprite,
+            directory=f"{projector.DIRECTORY}/",
+        )
+        for name, data in contents.items():
+            files.write_bytes(files.join(self._target, name), data)
+
     def flush(self) -> None:
         """Makes all summaries written before visible to readers."""
         self._writer.flush()
         if self._scratch:
             trees.copy_tree(self._scratch, self._target)
+
+
+def _config_events(config: ml_collections.ConfigDict) -> bytes:
+    """An event file with the config as a session of HParams and as text."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import summary_v2 as hparams
+    from tensorboard.plugins.text import summary_v2 as text
+
+    values = config.to_dict()
+    scalars = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in values.items()}
+    code = textwrap.indent(manifest_lib.readable_json(values).decode(), "    ")  # In Markdown.
+    now = time.time()
+    events = [event_pb2.Event(wall_time=now, file_version="brain.Event:2")]
+    # Without a name, each run is a group of its own, also beside a run with the same config.
+    for summary in (hparams.hparams_pb(scalars, trial_id=""), text.text_pb("config", code)):
+        events.append(event_pb2.Event(wall_time=now, step=0, summary=summary))
+    buffer = io.BytesIO()
+    tfrecord.write(buffer, _CONFIG_EVENTS, (event.SerializeToString() for event in events))
+    return buffer.getvalue()
+
+
+def _points(dataset: reader.Dataset) -> Sequence[tf_example.Record]:
+    """The records of the projector."""
+    count = max(1, min(_MAX_POINTS, _MAX_POINT_BYTES // math.prod(dataset.image_shape)))
+    heads = (dataset.read_head(split, count) for split in _POINT_SPLITS if split in dataset.splits)
+    return next(filter(None, heads), [])
 
 
 def _grid(images: tf.Tensor) -> tf.Tensor:

@@ -33,7 +33,9 @@ class Reports:
         self.timings = open_lines(metrics_lib.TIMINGS)
         run.metrics_text = self.metrics.text
         self.kind = arithmetic.kind()
-        self.board = board_lib.Board(run.workdir) if run.plan.is_chief else None
+        self.board = None
+        if run.plan.is_chief:
+            self.board = board_lib.Board(run.workdir, run.config, run.plan.dataset)
 
 
 def _train_to_epoch_end(run: Run, progress: Progress) -> None:
@@ -155,5 +157,7 @@ def evaluate_test(run: Run, reports: Reports, step: int) -> None:
         position = {"step": step, "epoch": step // run.plan.steps_per_epoch}
         values = run.evaluate("test")
         reports.metrics.append({**position, "split": "test", **values})
+        if reports.board:
+            reports.board.scalars(step, "test", values)
         if "validation" not in run.splits:
             _warn_if_collapsed(run, values)

@@ -75,6 +75,8 @@ def _fit_and_publish(run: Run) -> dict | None:
     if not run.plan.is_chief:
         _wait_for_publishing(run)
         return None
+    reports.board.show_points(run.vae)
+    reports.board.flush()
     published_metrics = {
         split: line
         for split in ("train", "validation", "test")
@@ -350,13 +352,10 @@ def train(
 
 
 def _some_images(dataset: reader.Dataset) -> np.ndarray:
-    """The first images of train, a random sample since hashes order a shard: uint8 (n, H, W, C)."""
-    shape, shards = dataset.image_shape, dataset.shards("train")
-    with contextlib.suppress(FileNotFoundError):  # A damaged shard may be skipped.
-        records = reader.read_head(dataset.directory, shards[0], _NUM_LOOKED_AT, shape)
-        pixels = np.frombuffer(b"".join(record.image for record in records), np.uint8)
-        return pixels.reshape(-1, *shape)
-    return np.empty((0, *shape), np.uint8)
+    """The first images of train, a random sample: uint8 (n, H, W, C)."""
+    records = dataset.read_head("train", _NUM_LOOKED_AT)
+    pixels = np.frombuffer(b"".join(record.image for record in records), np.uint8)
+    return pixels.reshape(-1, *dataset.image_shape)
 
 
 def _explain(error: tf.errors.OpError, plan: RunPlan) -> Exception:

@@ -1,6 +1,9 @@
 """Files for TensorBoard's Embedding Projector: tensors, metadata, sprite, config.
 
-tensorboard --logdir EXPORT_DIR/projector
+    tensorboard --logdir EXPORT_DIR/projector
+    tensorboard --logdir WORKDIR/tensorboard
+
+TensorBoard looks for the config in the directory of the log, or beside a run's events.
 """
 
 import math
@@ -9,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.embeddings.comparison.row_sample import Sample
 from pipeline.formats import png as png_lib
 from pipeline.formats.tf_example import UNLABELLED
 
@@ -62,31 +64,40 @@ class Sprite:
 
 
 def files(
-    sample: Sample, class_names: Mapping[int, str], sprite: Sprite | None
+    ids: Sequence[str],
+    labels: np.ndarray,
+    means: np.ndarray,
+    *,
+    class_names: Mapping[int, str],
+    sprite: Sprite | None,
+    directory: str = "",
 ) -> dict[str, bytes]:
     """The files: name -> bytes.
 
     Args:
-      sample: at most MAX_POINTS rows with means.
+      ids: n ids of records, n at most MAX_POINTS.
+      labels: int64 (n,).
+      means: float32 (n, latent_dim).
       class_names: label -> class name.
-      sprite: a picture of each row, or None.
+      sprite: a picture of each record, or None.
+      directory: of the files that the config names, below the config's; ends with "/" or is empty.
     """
-    rows = sample.rows
-    tensors = "".join(
-        "\t".join(f"{x:.7g}" for x in mean) + "\n" for mean in rows.columns["mean"].tolist()
-    )
+    tensors = "".join("\t".join(f"{x:.7g}" for x in mean) + "\n" for mean in means.tolist())
     lines = ["class\tid\tlabel\n"]
-    for record_id, label in zip(rows.ids, rows.labels.tolist(), strict=True):
+    for record_id, label in zip(ids, labels.tolist(), strict=True):
         name = class_names.get(label, "unlabelled" if label == UNLABELLED else str(label))
         lines.append(f"{_field(name)}\t{_field(record_id)}\t{label}\n")
-    config = ['embeddings {', '  tensor_name: "mean"', '  tensor_path: "tensors.tsv"',
-              '  metadata_path: "metadata.tsv"']  # fmt: skip
-    contents = {"tensors.tsv": tensors.encode(), "metadata.tsv": "".join(lines).encode()}
+    config = ["embeddings {", '  tensor_name: "mean"', f'  tensor_path: "{directory}tensors.tsv"',
+              f'  metadata_path: "{directory}metadata.tsv"']  # fmt: skip
+    contents = {
+        f"{directory}tensors.tsv": tensors.encode(),
+        f"{directory}metadata.tsv": "".join(lines).encode(),
+    }
     if sprite:
         height, width = sprite.size
-        config += ['  sprite {', '    image_path: "sprite.png"',
+        config += ["  sprite {", f'    image_path: "{directory}sprite.png"',
                    f"    single_image_dim: [{width}, {height}]", "  }"]  # fmt: skip
-        contents["sprite.png"] = sprite.png()
+        contents[f"{directory}sprite.png"] = sprite.png()
     contents["projector_config.pbtxt"] = ("\n".join([*config, "}"]) + "\n").encode()
     return contents
 
