@@ -184,10 +184,14 @@ def class_losses(classes: Sequence[ClassLosses]) -> str:
             f'<td><span class="box"><i style="left:{first:.1f}%;width:{third - first:.1f}%"></i>'
             f'<i style="left:{median:.1f}%"></i></span></td>'
         )
-        cells = [*c.quartiles, *([c.excess] if has_floor else []), c.num_records]
-        rows.append([html_page.cell(c.name), box, *map(html_page.cell, cells)])
-    head = ["class", f"{low:,.4g} to {high:,.4g} nats", "lower quartile", "median"]
-    head += ["upper quartile", *(["above the entropy"] if has_floor else []), "records"]
+        cells = [f"{c.quartiles[0]:,.1f} to {c.quartiles[2]:,.1f}"]
+        if has_floor:
+            cells.append("–" if c.excess is None else f"{c.excess:,.1f}")
+        cells.append(f"{c.num_records:,}")
+        cells_before_box = map(html_page.cell, (c.name, f"{c.quartiles[1]:,.1f}"))
+        rows.append([*cells_before_box, box, *map(html_page.cell, cells)])
+    head = ["class", "median", f"{low:,.1f} to {high:,.1f} nats", "quartiles"]
+    head += [*(["above the entropy"] if has_floor else []), "records"]
     num_hidden = len(classes) - len(rows)
     note = text(f"and {num_hidden:,} more") if num_hidden > 0 else ""
     return f'<div class="tall">{html_page.table(head, rows, kind="classes")}</div>{note}'

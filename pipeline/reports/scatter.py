@@ -23,7 +23,7 @@ MAX_SIDE = 32  # Pixels of a record's picture.
 # Bytes of the pictures as PNG, which is exact; larger ones become a JPEG. 2,000 digits of MNIST
 # take 400 kB, and 2,000 colour photos take 5 MB as PNG or 900 kB as JPEG.
 _MAX_PNG = 1_000_000
-_JPEG_QUALITY = 80
+_JPEG_QUALITY = 60
 _RANGE = 10_000  # Coordinates are integers from 0 to this.
 _MARGIN = 0.03  # Of a map's width, so that points don't touch its frame.
 
@@ -56,8 +56,8 @@ def data(
         "sprite": sprite and _sprite(sprite),
     }
     hint = (
-        f"{count:,} records: point at a record, tap it, or walk from record to record with the "
-        "arrow keys. A click keeps the record's picture, Escape drops it."
+        f"{count:,} records are drawn. Point at one, tap it, or walk from one to the next with the "
+        "arrow keys. A click keeps the record, Escape drops it."
     )
     return (
         f'<div class="legend" id="scatter-legend" hidden><p class="soft">{html.escape(hint)}</p>'
@@ -98,5 +98,5 @@ def _jpeg(sprite: Sprite) -> bytes:
 
     pixels, buffer = sprite.pixels, io.BytesIO()
     picture = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
-    picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()

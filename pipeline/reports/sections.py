@@ -125,7 +125,7 @@ class Report:
             title, count = latent_map.title, len(latent_map.labels)
             num_classes = len(np.unique(latent_map.labels))
             alt = f"Scatter plot: {title} of {count:,} embeddings"
-            caption = f"{title}: a sample of {count:,} records"
+            caption = f"{title} of a sample of {count:,} records"
             if self._data.is_labelled:
                 alt, caption = f"{alt} in {num_classes} classes", f"{caption}, coloured by class"
             figures.append((plot, alt, caption, latent_map.name))

@@ -17,6 +17,7 @@ from pipeline.datasets import reader
 from pipeline.embeddings import inputs
 from pipeline.reports import create as create_report
 from tests.conftest import (
+    REPOSITORY,
     make_embeddings,
     make_idx_set,
     make_shards,
@@ -33,6 +34,7 @@ HOSTILE = "tests.faults.hostile_source.open_hostile:x"
 SECTIONS = [
     "reconstructions",
     "largest-losses",
+    "class-losses",
     "latent-space",
     "traversals",
     "prior-samples",
@@ -110,7 +112,9 @@ def assert_sound(browser: Browser, page: pathlib.Path) -> None:
     assert browser.asked_for() == [page.as_uri()]
     assert browser.complaints() == []
     images = browser.run(
-        "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth, i.clientWidth])"
+        "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth,"
+        # Canvases stand in place of the scatters.
+        "  (i.closest('[data-map]')?.querySelector('canvas') ?? i).clientWidth])"
     )
     assert images and all(alt and natural and shown for alt, natural, shown in images)
 
@@ -119,8 +123,8 @@ def test_every_figure_is_there_and_nothing_is_fetched_or_logged(browser, reporte
     page = reported / "report.html"
     assert_sound(browser, page)
     ids = browser.run("return [...document.querySelectorAll('section')].map(s => s.id)")
-    assert ids == [*SECTIONS[:9], "drift", *SECTIONS[9:]]
-    for section in SECTIONS[:7] + ["loss-curves"]:
+    assert ids == [*SECTIONS[:10], "drift", *SECTIONS[10:]]
+    for section in {*SECTIONS[:8], "loss-curves"} - {"class-losses"}:
         count = browser.run(f"return document.querySelectorAll('#{section} img').length")
         assert count >= 1, section
     # Each link leads to a section, and each section has a link.
@@ -187,7 +191,9 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     input_ = inputs.SourceInput(conversion.SourceSpec(HOSTILE), settings, ["test"])
     page = make_report_of(tmp_path / "out", input_, trained / "export")
     assert_sound(browser, page)
-    assert browser.run("return document.querySelectorAll('script, b').length") == 0
+    assert browser.run("return document.querySelectorAll('b').length") == 0
+    scripts = browser.run("return [...document.scripts].map(s => s.id || s.textContent)")
+    assert scripts == ["scatter-data", (REPOSITORY / "pipeline/reports/scatter.js").read_text()]
     titles = browser.run("return [...document.querySelectorAll('figure')].map(f => f.title)")
     for record_id in IDS:
         assert any(record_id in title for title in titles), record_id
@@ -217,8 +223,8 @@ def test_without_images_or_model_it_shows_the_other_sections(browser, reported, 
     ids_script = "return [...document.querySelectorAll('section')].map(s => s.id)"
     assert_sound(browser, page)
     assert browser.run(ids_script) == [
-        "largest-losses", "latent-space", "latents", "neighbours", "probes", "drift",
-        "lineage", "counts",
+        "largest-losses", "class-losses", "latent-space", "latents", "neighbours", "probes",
+        "drift", "lineage", "counts",
     ]  # fmt: skip
     after = {path.name for path in (out / "plots").iterdir()}
     assert after == {"pca.png", "tsne.png", "kl_per_latent.png"} < before
