@@ -173,28 +173,38 @@ class ClassLosses(NamedTuple):
 
 
 def class_losses(classes: Sequence[ClassLosses]) -> str:
-    """A table with a box from quartile to quartile for each class; a long table scrolls."""
-    has_floor = any(c.excess is not None for c in classes)
+    """A table with a box from quartile to quartile for each class, the worst class first."""
+    has_floor = all(c.excess is not None for c in classes)
+    classes = sorted(classes, key=lambda c: -(c.excess or 0 if has_floor else c.quartiles[1]))
     low, high = min(c.quartiles[0] for c in classes), max(c.quartiles[2] for c in classes)
-    scale = 100 / (high - low) if high > low else 0.0
+    scale = 100 / max(high - low, 1e-9)
+    head = ["class", "median", f"{low:,.1f} to {high:,.1f} nats", "quartiles", "records"]
+    head += ["above the entropy"] if has_floor else []
     rows = []
     for c in classes[:_MAX_CLASSES]:
-        first, median, third = (scale * (quartile - low) for quartile in c.quartiles)
-        box = (
-            f'<td><span class="box"><i style="left:{first:.1f}%;width:{third - first:.1f}%"></i>'
-            f'<i style="left:{median:.1f}%"></i></span></td>'
+        first, median, third = c.quartiles
+        texts = [c.name, f"{median:,.1f}", "", f"{first:,.1f} to {third:,.1f}", c.num_records]
+        texts += [f"{c.excess:,.1f}"] if has_floor else []
+        row = [html_page.cell(value) for value in texts]
+        row[2] = (
+            f'<td><span class="box"><i style="left:{scale * (first - low):.1f}%;'
+            f'width:{scale * (third - first):.1f}%"></i>'
+            f'<i style="left:{scale * (median - low):.1f}%"></i></span></td>'
         )
-        cells = [f"{c.quartiles[0]:,.1f} to {c.quartiles[2]:,.1f}"]
-        if has_floor:
-            cells.append("–" if c.excess is None else f"{c.excess:,.1f}")
-        cells.append(f"{c.num_records:,}")
-        cells_before_box = map(html_page.cell, (c.name, f"{c.quartiles[1]:,.1f}"))
-        rows.append([*cells_before_box, box, *map(html_page.cell, cells)])
-    head = ["class", "median", f"{low:,.1f} to {high:,.1f} nats", "quartiles"]
-    head += [*(["above the entropy"] if has_floor else []), "records"]
+        rows.append(row)
+    note = (
+        f"In nats per image, of a sample of {sum(c.num_records for c in classes):,} records. A bar "
+        "goes from the lower to the upper quartile, and its line is the median."
+    )
+    if has_floor:
+        note += (
+            " Classes are in order of their median above the entropy of the pixels, which no "
+            "Bernoulli loss is below."
+        )
     num_hidden = len(classes) - len(rows)
-    note = text(f"and {num_hidden:,} more") if num_hidden > 0 else ""
-    return f'<div class="tall">{html_page.table(head, rows, kind="classes")}</div>{note}'
+    end = text(f"and {num_hidden:,} more") if num_hidden > 0 else ""
+    table = html_page.table(head, rows, kind="classes")
+    return f'{text(note)}<div class="tall">{table}</div>{end}'
 
 
 def accuracies(results: Accuracies | str) -> str:

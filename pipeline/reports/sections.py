@@ -79,7 +79,7 @@ class Report:
         yield self._shards()
 
     def _class_losses(self) -> Section | None:
-        """Quartiles of reconstruction_loss for each class, the worst class first."""
+        """Quartiles of reconstruction_loss for each class."""
         sample = self._data.loss_sample
         if not sample or not self._data.is_labelled:
             return None
@@ -96,18 +96,7 @@ class Report:
             above = float(np.median(known)) if len(known) else None
             name = self._data.class_name(label)
             classes.append(ClassLosses(name, int(mask.sum()), quartiles, above))
-        has_floor = all(c.excess is not None for c in classes)
-        classes.sort(key=lambda c: -(c.excess if has_floor else c.quartiles[1]))
-        note = (
-            f"In nats per image, of a sample of {len(losses):,} records. A bar goes from the lower "
-            "to the upper quartile, and its line is the median."
-        )
-        if has_floor:
-            note += (
-                " Classes are in order of their median above the entropy of the pixels, which no "
-                "Bernoulli loss is below, and which differs between classes."
-            )
-        body = report_page.text(note) + report_page.class_losses(classes)
+        body = report_page.class_losses(classes)
         return Section("class-losses", "reconstruction_loss by class", body)
 
     def _latent_space(self) -> Section | None:

@@ -1,5 +1,7 @@
 """The report: opened in a real browser, written again, and written from partial data."""
 
+import base64
+import io
 import json
 import pathlib
 import re
@@ -9,12 +11,15 @@ import sys
 import urllib.request
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader
 from pipeline.embeddings import inputs
+from pipeline.embeddings.rows import bernoulli_entropy
 from pipeline.reports import create as create_report
 from tests.conftest import (
     REPOSITORY,
@@ -180,6 +185,42 @@ def test_the_plots_lie_beside_it(reported):
         with Image.open(path) as image:
             image.load()
             assert len(image.convert("L").getcolors(1 << 24)) > 5, f"{path.name} is empty"
+
+
+def test_the_third_picture_is_the_difference(reported):
+    page = (reported / "report.html").read_text()
+    reach = int(re.search(r"brighter by (\d+) of 255", page)[1])
+    url = r'alt="[^"]* above its reconstruction" src="data:image/png;base64,([^"]*)"'
+    columns = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(u)))) for u in re.findall(url, page)
+    ]
+    assert len(columns) == 48
+    original, picture, difference = np.split(np.array(columns, np.float64), 3, axis=1)
+    expected = np.clip(127.5 * (1 + (picture - original) / reach), 0, 255)
+    assert np.abs(difference - expected).max() <= 0.5
+    assert reach == round(np.percentile(np.abs(picture - original), 99))
+
+
+def test_the_losses_of_classes(reported, data_dir):
+    """In order of the median above the entropy; all rows are in the sample."""
+    dataset, floors = reader.Dataset(str(data_dir)), {}
+    for entry in (entry for split in ("train", "test") for entry in dataset.shards(split)):
+        shard = dataset.read_shard(entry)
+        floors |= dict(zip(shard.ids, bernoulli_entropy(shard.images), strict=True))
+    table = pa.concat_tables(map(pq.read_table, sorted((reported / "embeddings").iterdir())))
+    classes = np.array(table["class"].to_pylist())
+    losses = table["reconstruction_loss"].to_numpy()
+    excess = losses - [floors[record_id] for record_id in table["id"].to_pylist()]
+    expected = []
+    for name in np.unique(classes):
+        low, median, high = np.percentile(losses[classes == name], (25, 50, 75))
+        above = np.median(excess[classes == name])
+        texts = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
+        expected.append((-above, [*texts, str((classes == name).sum()), f"{above:,.1f}"]))
+    page = (reported / "report.html").read_text()
+    [rows] = re.findall('<table class="classes">(.*?)</table>', page)
+    shown = [re.findall("<td>([^<]+)</td>", row) for row in rows.split("<tr>")[2:]]
+    assert shown == [row for _, row in sorted(expected)]
 
 
 def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
