@@ -44,8 +44,9 @@ def _differences(originals: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarra
     # Without the largest one in a hundred, so that a few pixels don't hide the others.
     reach = max(1, round(float(np.percentile(np.abs(differences), 99))))
     shades = np.clip(np.rint(127.5 * (1 + differences / reach)), 0, 255).astype(np.uint8)
+    colours = " in each colour" if originals.shape[-1] == 3 else ""
     scale = (
-        "The third picture is their difference: grey where both are equal, white where the "
+        f"The third picture is their difference{colours}: grey where both are equal, white where the "
         f"reconstruction is brighter by {reach} of 255 or more, black where it is as much darker."
     )
     return shades, scale

@@ -37,8 +37,8 @@ _STYLE = """
 .legend [aria-pressed=false] { color: var(--soft); text-decoration: line-through }
 .legend [aria-pressed=false] svg { opacity: .25 }
 .tall { max-height: 27rem; overflow-y: auto }
-.classes td:first-child { white-space: normal; max-width: 12rem }
-.box { display: block; position: relative; width: 11rem; height: .8rem }
+.classes td:first-child { white-space: normal; min-width: 5rem; max-width: 12rem }
+.box { display: block; position: relative; width: 9.5rem; height: .8rem }
 .box i { position: absolute; top: 0; bottom: 0; min-width: 2px; background: var(--bar) }
 .box i + i { top: -.15rem; bottom: -.15rem; background: var(--ink) }
 """
