@@ -46,8 +46,9 @@ def _differences(originals: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarra
     shades = np.clip(np.rint(127.5 * (1 + differences / reach)), 0, 255).astype(np.uint8)
     colours = " in each colour" if originals.shape[-1] == 3 else ""
     scale = (
-        f"The third picture is their difference{colours}: grey where both are equal, white where the "
-        f"reconstruction is brighter by {reach} of 255 or more, black where it is as much darker."
+        f"The third picture is their difference{colours}: grey where both are equal, white where "
+        f"the reconstruction is brighter by {reach} of 255 or more, black where it is as much "
+        "darker."
     )
     return shades, scale
 
