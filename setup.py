@@ -12,7 +12,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pipeline*", "trainer*", "configs"]),
-    package_data={"pipeline.sources": ["sample/*"]},
+    package_data={"pipeline.reports": ["scatter.js"], "pipeline.sources": ["sample/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "absl-py>=2.1",

@@ -22,6 +22,8 @@ from pipeline.datasets.profile import describe
 from pipeline.embeddings import job
 from pipeline.datasets.building import new_records, shard_writer
 from pipeline import sources
+from pipeline.reports import scatter
+assert len(scatter.script()) > 5_000
 assert pathlib.Path(shard_writer.__file__).is_relative_to(sys.argv[1]), shard_writer.__file__
 assert sum(sources.open_source("sample").split_sizes.values()) == 10_000
 """

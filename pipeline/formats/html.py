@@ -1,7 +1,9 @@
 """HTML that the pages of data sets and exports share: style, tables, images."""
 
 import base64
+import hashlib
 import html
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,22 +44,51 @@ nav { margin: .8rem 0; font-size: .9rem } nav a { color: var(--bar); margin-righ
 """
 
 
-def document(title: str, parts: Sequence[str]) -> bytes:
+def document(title: str, parts: Sequence[str], *, head: str = "") -> bytes:
     """A whole page as UTF-8; the page fetches nothing.
 
     Args:
       title: text.
       parts: HTML; empty parts are left out.
+      head: HTML for the beginning of <head>.
     """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{head}"
         # Otherwise a browser asks the page's server for an icon.
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     ).encode(errors="backslashreplace")
+
+
+def content_policy(script: str = "") -> str:
+    """A <meta> element: the page loads data URLs alone, and runs this script at most.
+
+    Args:
+      script: the text of a <script> element, without carriage returns.
+    """
+    parts = [
+        *("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"),
+        *("base-uri 'none'", "form-action 'none'"),
+    ]
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        parts.append(f"script-src 'sha256-{digest}'")
+    return f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(parts)}">\n'
+
+
+def json_data(element_id: str, value: Any) -> str:
+    """A <script> element that holds a JSON value and runs nothing; no text in it ends the element.
+
+    Args:
+      element_id: the id of the element.
+      value: a JSON value with finite numbers.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{element_id}">{text}</script>'
 
 
 def warnings(texts: Sequence[str]) -> str:
@@ -94,9 +125,9 @@ def cell(value: Any) -> str:
     return f"<td>{html.escape(text)}</td>"
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_url(picture: bytes, kind: str = "png") -> str:
+    """A picture, of the kind "png" or "jpeg", as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def image(png: bytes, *, width: int, height: int, alt: str) -> str:

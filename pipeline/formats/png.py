@@ -12,17 +12,17 @@ _MIN_SIDE = 48
 _BACKGROUND = 96
 
 
-def contact_sheet(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """A PNG with each original directly above its reconstruction.
+def contact_sheet(originals: np.ndarray, *below: np.ndarray) -> bytes:
+    """A PNG with each original directly above its reconstruction, and whatever else is below.
 
     Args:
       originals: uint8 (n, H, W, C); n ≥ 1. Unless C is 1 or 3, the first channel is shown.
-      reconstructions: the same shape.
+      *below: pictures of the same shape.
 
     Returns:
       The bytes of the PNG.
     """
-    return grid(np.concatenate([originals, reconstructions], axis=1), side=originals.shape[1])
+    return grid(np.concatenate([originals, *below], axis=1), side=originals.shape[1])
 
 
 def grid(

@@ -25,21 +25,29 @@ _MAX_SIDE = 64  # Pixels of a side of a picture; the screen shows no more detail
 class Sprite:
     """Small pictures of all points in a square grid."""
 
-    def __init__(self, keys: Sequence[Any], image_shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        keys: Sequence[Any],
+        image_shape: tuple[int, int, int],
+        *,
+        max_side: int = _MAX_SIDE,
+    ):
         """Makes an empty sprite.
 
         Args:
           keys: a unique key for each point, in order.
           image_shape: of the images that `add` takes.
+          max_side: pixels of the longer side of a picture, at most.
         """
         self._indices = {key: i for i, key in enumerate(keys)}
-        self._columns = math.ceil(math.sqrt(max(1, len(keys))))
+        self.missing = set(self._indices.values())  # Points without a picture.
+        self.columns = math.ceil(math.sqrt(max(1, len(keys))))
         height, width, channels = image_shape
-        side = min(_MAX_SIDE, _MAX_SPRITE // self._columns)
+        side = min(max_side, _MAX_SPRITE // self.columns)
         scale = min(1.0, side / max(height, width))
         self.size = max(1, round(height * scale)), max(1, round(width * scale))
-        shape = (self._columns * self.size[0], self._columns * self.size[1])
-        self._pixels = np.zeros((*shape, 3 if channels == 3 else 1), np.uint8)
+        shape = (self.columns * self.size[0], self.columns * self.size[1])
+        self.pixels = np.zeros((*shape, 3 if channels == 3 else 1), np.uint8)
 
     def add(self, key: Any, image: np.ndarray) -> None:
         """Puts an image, uint8 (H, W, C), into the cell of its point; ignores unknown keys."""
@@ -48,19 +56,20 @@ class Sprite:
         index = self._indices.get(key)
         if index is None:
             return
+        self.missing.discard(index)
         image = image if image.shape[-1] == 3 else image[..., :1]
         height, width = self.size
         if image.shape[:2] != self.size:
             picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
             small = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
             image = small.reshape(height, width, -1)
-        row, column = divmod(index, self._columns)
+        row, column = divmod(index, self.columns)
         top, left = row * height, column * width
-        self._pixels[top : top + height, left : left + width] = image
+        self.pixels[top : top + height, left : left + width] = image
 
     def png(self) -> bytes:
         """The sprite as PNG."""
-        return png_lib.png(self._pixels)
+        return png_lib.png(self.pixels)
 
 
 def files(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.cli.errors import StageError
-from pipeline.embeddings import inputs, summary
+from pipeline.embeddings import inputs, rows, summary
 from pipeline.embeddings.comparison import row_sample
 from pipeline.embeddings.model import PublishedModel
 from pipeline.formats import projector
 from pipeline.formats.tf_example import UNLABELLED
-from pipeline.reports import latent_space
+from pipeline.reports import latent_space, scatter
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
 
@@ -54,27 +54,32 @@ class ReportData:
         if model_dir:
             self._load_model(model_dir)
         pool = row_sample.heads(export_dir, manifest, _POOL)
+        # Rows for the losses of classes; None without rows.
+        self.loss_sample = pool and row_sample.stratified(pool, projector.MAX_POINTS, _SEED)
         if pool is not None and "mean" not in pool.rows.columns:
             pool = None
         # Rows for the projector, and rows for the report; None without embeddings.
-        self.projector_sample = pool and row_sample.stratified(pool, projector.MAX_POINTS, _SEED)
+        self.projector_sample = pool and self.loss_sample
         self.sample = pool and row_sample.stratified(pool, _MAX_SAMPLE, _SEED)
         # [loss, id, label, task] by descending loss.
         self.worst = self.summary.get("worst", [])[:_NUM_WORST]
-        labels = [row[2] for row in self.worst] + (self.sample.rows.labels.tolist() if pool else [])
+        labels = [row[2] for row in self.worst]
+        labels += self.loss_sample.rows.labels.tolist() if self.loss_sample else []
         # Without any label, the page shows no classes.
         self.is_labelled = not labels or any(label != UNLABELLED for label in labels)
         # Lists of indices into the sample: a row, then its nearest neighbours.
         self.neighbours: list[list[int]] = []
         if self.sample:
-            rows = self.sample.rows
             self.neighbours = latent_space.neighbours(
-                rows.columns["mean"],
-                rows.labels,
+                self.sample.rows.columns["mean"],
+                self.sample.rows.labels,
                 num_queries=_NUM_QUERIES,
                 num_neighbours=_NUM_NEIGHBOURS,
             )
         self.sprite: projector.Sprite | None = None
+        self.thumbnails: projector.Sprite | None = None  # For the scatter.
+        # Nats that no reconstruction_loss of a record is below, where the summary has them.
+        self.floors: dict[inputs.Key, float] = {}
         self.images: dict[inputs.Key, np.ndarray] = {}  # uint8 (H, W, C), those on the page.
         self.num_missing = 0  # Images that can no longer be read.
         if input_:
@@ -94,7 +99,9 @@ class ReportData:
     def _read_images(self, input_: inputs.Input) -> None:
         """Reads the images on the page, and makes the sprite."""
         page_keys = {(row[3], row[1]) for row in self.worst}
+        has_floor = bool(self.worst) and len(self.worst[0]) > 4
         sprite_keys: list[inputs.Key] = []
+        point_keys: list[inputs.Key] = []
         if self.sample and self.projector_sample:
             indices = {i for neighbours in self.neighbours for i in neighbours}
             indices |= set(range(len(self.sample.tasks[:NUM_PAIRS])))
@@ -102,15 +109,23 @@ class ReportData:
             num_points = len(self.projector_sample.tasks)
             sprite_keys = [self.projector_sample.key(i) for i in range(num_points)]
             self.sprite = projector.Sprite(sprite_keys, input_.image_shape)
-        keys = page_keys.union(sprite_keys)
+            num_points = min(scatter.MAX_POINTS, len(self.sample.tasks))
+            point_keys = [self.sample.key(i) for i in range(num_points)]
+            self.thumbnails = projector.Sprite(
+                point_keys, input_.image_shape, max_side=scatter.MAX_SIDE
+            )
+        keys = page_keys.union(sprite_keys, point_keys)
         ids_by_shard: dict[str, set[str]] = {}
         for task, record_id in sorted(keys):
             ids_by_shard.setdefault(task, set()).add(record_id)
         self.num_missing = len(keys)
         for key, image in input_.images(ids_by_shard):
             self.num_missing -= 1
-            if self.sprite:
+            if self.sprite and self.thumbnails:
                 self.sprite.add(key, image)
+                self.thumbnails.add(key, image)
+            if has_floor:
+                self.floors[key] = float(rows.bernoulli_entropy(image[None])[0])
             if key in page_keys:
                 self.images[key] = image
 

@@ -7,10 +7,10 @@ import numpy as np
 from pipeline.embeddings import summary
 from pipeline.formats import png as png_lib
 from pipeline.formats import projector, tf_example
-from pipeline.reports import latent_space, plots
+from pipeline.reports import examples, latent_space, plots, scatter
 from pipeline.reports import page as report_page
-from pipeline.reports.data import NUM_PAIRS, ReportData
-from pipeline.reports.page import Section, Tile
+from pipeline.reports.data import ReportData
+from pipeline.reports.page import ClassLosses, Section
 
 # Decoded points of 2 latents: points of a side of the grid, and the largest coordinate.
 _GRID_POINTS, _GRID_REACH = 20, 3.0
@@ -25,6 +25,7 @@ class Report:
         """Prepares a report; `page` draws the plots."""
         self._data = data
         self._plots: dict[str, bytes] = {}  # Name -> PNG for plots/.
+        self._script = ""
 
     def page(self) -> bytes:
         """report.html."""
@@ -34,11 +35,13 @@ class Report:
             f"{records['read']:,} records read = {records['written']:,} written + "
             f"{records['quarantined']:,} quarantined; export {manifest['export_id']}"
         )
+        sections = [section for section in self._sections() if section]
         return report_page.page(
             title=f"{made_from['name']}: {', '.join(made_from['split'])}",
             lead=lead,
             warnings=self._warnings(),
-            sections=[section for section in self._sections() if section],
+            sections=sections,
+            script=self._script,
         )
 
     def _warnings(self) -> list[str]:
@@ -65,13 +68,14 @@ class Report:
         return contents
 
     def _sections(self) -> Iterator[Section | None]:
-        yield self._reconstructions()
-        yield self._largest_losses()
+        yield examples.reconstructions(self._data, self._plots)
+        yield examples.largest_losses(self._data, self._plots)
+        yield self._class_losses()
         yield self._latent_space()
         yield self._decoded()
         yield self._prior()
         yield self._latents()
-        yield self._nearest()
+        yield examples.nearest(self._data)
         yield self._probes()
         yield self._losses()
         if "drift" in self._data.manifest:
@@ -80,69 +84,26 @@ class Report:
         yield self._lineage()
         yield self._shards()
 
-    def _reconstructions(self) -> Section | None:
-        if not self._data.sample or not self._data.model:
+    def _class_losses(self) -> Section | None:
+        """Quartiles of reconstruction_loss for each class."""
+        sample = self._data.loss_sample
+        if not sample or not self._data.is_labelled:
             return None
-        sample, images = self._data.sample, self._data.images
-        candidates = range(min(NUM_PAIRS, len(sample.tasks)))
-        rows = [row for row in candidates if sample.key(row) in images]
-        if not rows:
+        losses = sample.rows.columns.get("reconstruction_loss")
+        if losses is None:
             return None
-        originals = np.stack([images[sample.key(row)] for row in rows])
-        pictures = tf_example.to_pixels(self._data.model.reconstruct(originals))
-        self._plots["reconstructions"] = png_lib.contact_sheet(originals, pictures)
-        tiles = []
-        for row, original, picture in zip(rows, originals, pictures, strict=True):
-            name = self._data.class_name(int(sample.rows.labels[row]))
-            alt = f"{sample.rows.ids[row]} above its reconstruction"
-            tiles.append(Tile((original, picture), name, alt))
-        note = report_page.text(
-            "Each original is above its reconstruction by the model,",
-            f"which has latent_dim = {self._data.model.latent_dim}.",
-        )
-        body = note + report_page.tiles(tiles)
-        return Section("reconstructions", "Originals and reconstructions", body)
-
-    def _largest_losses(self) -> Section | None:
-        if not self._data.worst:
-            return None
-        images, title = self._data.images, "Largest reconstruction_loss"
-        worst = [row for row in self._data.worst if (row[3], row[1]) in images]
-        is_labelled, has_floor = self._data.is_labelled, len(self._data.worst[0]) > 4
-        which = "Images with the largest reconstruction_loss"
-        if has_floor:
-            which = (
-                "Images whose reconstruction_loss is furthest above the entropy of their pixels, "
-                "which no Bernoulli loss is below"
-            )
-        ending = ". They may be unusual or damaged."
-        if is_labelled:
-            ending = ", with their labels. They may be unusual, damaged or mislabelled."
-        note = report_page.text(which + ending)
-        if not worst:
-            rows = [
-                [record_id, *([self._data.class_name(label)] if is_labelled else []), loss, *excess]
-                for loss, record_id, label, _, *excess in self._data.worst
-            ]
-            columns = ["id", *(["label"] if is_labelled else []), "reconstruction_loss"]
-            columns += ["above the entropy"] if has_floor else []
-            body = note + report_page.table(columns, rows)
-            return Section("largest-losses", title, body)
-        originals = np.stack([images[row[3], row[1]] for row in worst])
-        columns = [(original,) for original in originals]
-        if self._data.model:
-            pictures = tf_example.to_pixels(self._data.model.reconstruct(originals))
-            columns = list(zip(originals, pictures, strict=True))
-            self._plots["largest_losses"] = png_lib.contact_sheet(originals, pictures)
-        tiles = []
-        for (loss, record_id, label, _, *excess), column in zip(worst, columns, strict=True):
+        floors = [self._data.floors.get(sample.key(i), np.nan) for i in range(len(losses))]
+        excess = losses - np.array(floors)
+        classes = []
+        for label in np.unique(sample.rows.labels).tolist():
+            mask = sample.rows.labels == label
+            quartiles = tuple(map(float, np.percentile(losses[mask], (25, 50, 75))))
+            known = excess[mask & ~np.isnan(excess)]
+            above = float(np.median(known)) if len(known) else None
             name = self._data.class_name(label)
-            labelled = f", labelled {name}" if name else ""
-            alt = f"{record_id}{labelled}, reconstruction_loss {loss:.1f} nats"
-            alt += "".join(f", {nats:.1f} above the entropy" for nats in excess)
-            shown = f"{(excess or [loss])[0]:.0f}"
-            tiles.append(Tile(column, f"{shown}{': ' if name else ''}{name}", alt))
-        return Section("largest-losses", title, note + report_page.tiles(tiles))
+            classes.append(ClassLosses(name, int(mask.sum()), quartiles, above))
+        body = report_page.class_losses(classes)
+        return Section("class-losses", "reconstruction_loss by class", body)
 
     def _latent_space(self) -> Section | None:
         if not self._data.sample:
@@ -159,11 +120,15 @@ class Report:
             title, count = latent_map.title, len(latent_map.labels)
             num_classes = len(np.unique(latent_map.labels))
             alt = f"Scatter plot: {title} of {count:,} embeddings"
-            caption = f"{title}: a sample of {count:,} records"
+            caption = f"{title} of a sample of {count:,} records"
             if self._data.is_labelled:
                 alt, caption = f"{alt} in {num_classes} classes", f"{caption}, coloured by class"
-            figures.append((plot, alt, caption))
-        return Section("latent-space", "Latent space", report_page.plots(*figures))
+            figures.append((plot, alt, caption, latent_map.name))
+        data = scatter.data(
+            maps, rows, class_name=self._data.class_name, sprite=self._data.thumbnails
+        )
+        self._script = scatter.script()
+        return Section("latent-space", "Latent space", data + report_page.plots(*figures))
 
     def _decoded(self) -> Section | None:
         """A grid of decoded points for 2 latents, or traversals for more."""
@@ -231,35 +196,6 @@ class Report:
         alt = f"Bar chart: kl of each of {len(kl)} latents, {min(kl):.2f} to {max(kl):.2f} nats"
         body = note + report_page.plots((plot, alt, "Mean kl of each latent over all records"))
         return Section("latents", "Active latents", body)
-
-    def _nearest(self) -> Section | None:
-        if not self._data.neighbours:
-            return None
-        rows, tiles = self._data.sample.rows, []
-        for query, *neighbours in self._data.neighbours:
-            query_id = rows.ids[query]
-            for row in (query, *neighbours):
-                record_id, name = rows.ids[row], self._data.class_name(int(rows.labels[row]))
-                image = self._data.images.get(self._data.sample.key(row))
-                if image is None:
-                    continue
-                alt, caption = ", ".join(filter(None, (record_id, name))), f"{name or 'query'}:"
-                if row != query:
-                    alt, caption = f"{alt}, near {query_id}", name
-                tiles.append(Tile((image,), caption, alt))
-        if not tiles:
-            table = [
-                [rows.ids[query], ", ".join(rows.ids[row] for row in neighbours)]
-                for query, *neighbours in self._data.neighbours
-            ]
-            body = report_page.table(("id", "nearest"), table)
-        else:
-            body = report_page.tiles(tiles, num_columns=max(map(len, self._data.neighbours)))
-        note = report_page.text(
-            "Each row shows a record, then the records with the nearest embeddings",
-            f"in a sample of {len(rows.ids):,}.",
-        )
-        return Section("neighbours", "Nearest neighbours", note + body)
 
     def _probes(self) -> Section | None:
         if not self._data.sample or not self._data.is_labelled:

@@ -21,6 +21,7 @@ from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows as rows_lib
 from pipeline.formats import projector, tf_example, tfrecord, webdataset
 from pipeline.reports import page as report_page
+from pipeline.reports import scatter
 from pipeline.sources import memory
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
@@ -222,6 +223,9 @@ WRITERS = {
     ),
     "exports/dt=6/report.html": lambda ids: page_of(
         report_page.table(("id", "nearest"), [["y", f"y1, {i}, y2"] for i in ids])
+    ),
+    "exports/dt=7/report.html": lambda ids: page_of(
+        scatter.data([], rows_of(ids), class_name=lambda _: "1", sprite=None)
     ),
 }
 # What is found beside a file, since it shows the file's records or names them, too.

@@ -192,10 +192,10 @@ def test_probes_find_classes_and_nothing_in_noise():
 )
 def test_a_sprite_keeps_within_its_limits(count, shape):
     sprite = projector.Sprite([f"r{i}" for i in range(count)], shape)
-    height, width, _ = sprite._pixels.shape
+    height, width, _ = sprite.pixels.shape
     assert max(height, width) <= 8_192
     assert (height // sprite.size[0]) * (width // sprite.size[1]) >= count
     sprite.add(f"r{count - 1}", np.full(shape, 255, np.uint8))
     sprite.add("another", np.full(shape, 255, np.uint8))
-    lit = int((sprite._pixels[..., 0] > 0).sum())
+    lit = int((sprite.pixels[..., 0] > 0).sum())
     assert lit == sprite.size[0] * sprite.size[1]

@@ -1,5 +1,7 @@
 """The report: opened in a real browser, written again, and written from partial data."""
 
+import base64
+import io
 import json
 import pathlib
 import re
@@ -9,14 +11,18 @@ import sys
 import urllib.request
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader
 from pipeline.embeddings import inputs
+from pipeline.embeddings.rows import bernoulli_entropy
 from pipeline.reports import create as create_report
 from tests.conftest import (
+    REPOSITORY,
     make_embeddings,
     make_idx_set,
     make_shards,
@@ -33,6 +39,7 @@ HOSTILE = "tests.faults.hostile_source.open_hostile:x"
 SECTIONS = [
     "reconstructions",
     "largest-losses",
+    "class-losses",
     "latent-space",
     "traversals",
     "prior-samples",
@@ -110,7 +117,9 @@ def assert_sound(browser: Browser, page: pathlib.Path) -> None:
     assert browser.asked_for() == [page.as_uri()]
     assert browser.complaints() == []
     images = browser.run(
-        "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth, i.clientWidth])"
+        "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth,"
+        # Canvases stand in place of the scatters.
+        "  (i.closest('[data-map]')?.querySelector('canvas') ?? i).clientWidth])"
     )
     assert images and all(alt and natural and shown for alt, natural, shown in images)
 
@@ -119,8 +128,8 @@ def test_every_figure_is_there_and_nothing_is_fetched_or_logged(browser, reporte
     page = reported / "report.html"
     assert_sound(browser, page)
     ids = browser.run("return [...document.querySelectorAll('section')].map(s => s.id)")
-    assert ids == [*SECTIONS[:9], "drift", *SECTIONS[9:]]
-    for section in SECTIONS[:7] + ["loss-curves"]:
+    assert ids == [*SECTIONS[:10], "drift", *SECTIONS[10:]]
+    for section in {*SECTIONS[:8], "loss-curves"} - {"class-losses"}:
         count = browser.run(f"return document.querySelectorAll('#{section} img').length")
         assert count >= 1, section
     # Each link leads to a section, and each section has a link.
@@ -178,6 +187,42 @@ def test_the_plots_lie_beside_it(reported):
             assert len(image.convert("L").getcolors(1 << 24)) > 5, f"{path.name} is empty"
 
 
+def test_the_third_picture_is_the_difference(reported):
+    page = (reported / "report.html").read_text()
+    reach = int(re.search(r"brighter by (\d+) of 255", page)[1])
+    url = r'alt="[^"]* above its reconstruction" src="data:image/png;base64,([^"]*)"'
+    columns = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(u)))) for u in re.findall(url, page)
+    ]
+    assert len(columns) == 48
+    original, picture, difference = np.split(np.array(columns, np.float64), 3, axis=1)
+    expected = np.clip(127.5 * (1 + (picture - original) / reach), 0, 255)
+    assert np.abs(difference - expected).max() <= 0.5
+    assert reach == round(np.percentile(np.abs(picture - original), 99))
+
+
+def test_the_losses_of_classes(reported, data_dir):
+    """In order of the median above the entropy; all rows are in the sample."""
+    dataset, floors = reader.Dataset(str(data_dir)), {}
+    for entry in (entry for split in ("train", "test") for entry in dataset.shards(split)):
+        shard = dataset.read_shard(entry)
+        floors |= dict(zip(shard.ids, bernoulli_entropy(shard.images), strict=True))
+    table = pa.concat_tables(map(pq.read_table, sorted((reported / "embeddings").iterdir())))
+    classes = np.array(table["class"].to_pylist())
+    losses = table["reconstruction_loss"].to_numpy()
+    excess = losses - [floors[record_id] for record_id in table["id"].to_pylist()]
+    expected = []
+    for name in np.unique(classes):
+        low, median, high = np.percentile(losses[classes == name], (25, 50, 75))
+        above = np.median(excess[classes == name])
+        texts = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
+        expected.append((-above, [*texts, str((classes == name).sum()), f"{above:,.1f}"]))
+    page = (reported / "report.html").read_text()
+    [rows] = re.findall('<table class="classes">(.*?)</table>', page)
+    shown = [re.findall("<td>([^<]+)</td>", row) for row in rows.split("<tr>")[2:]]
+    assert shown == [row for _, row in sorted(expected)]
+
+
 def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     from pipeline.datasets.building import create as create_set
     from pipeline.sources import conversion
@@ -187,7 +232,9 @@ def test_names_and_ids_from_outside_are_text(browser, trained, tmp_path):
     input_ = inputs.SourceInput(conversion.SourceSpec(HOSTILE), settings, ["test"])
     page = make_report_of(tmp_path / "out", input_, trained / "export")
     assert_sound(browser, page)
-    assert browser.run("return document.querySelectorAll('script, b').length") == 0
+    assert browser.run("return document.querySelectorAll('b').length") == 0
+    scripts = browser.run("return [...document.scripts].map(s => s.id || s.textContent)")
+    assert scripts == ["scatter-data", (REPOSITORY / "pipeline/reports/scatter.js").read_text()]
     titles = browser.run("return [...document.querySelectorAll('figure')].map(f => f.title)")
     for record_id in IDS:
         assert any(record_id in title for title in titles), record_id
@@ -217,8 +264,8 @@ def test_without_images_or_model_it_shows_the_other_sections(browser, reported, 
     ids_script = "return [...document.querySelectorAll('section')].map(s => s.id)"
     assert_sound(browser, page)
     assert browser.run(ids_script) == [
-        "largest-losses", "latent-space", "latents", "neighbours", "probes", "drift",
-        "lineage", "counts",
+        "largest-losses", "class-losses", "latent-space", "latents", "neighbours", "probes",
+        "drift", "lineage", "counts",
     ]  # fmt: skip
     after = {path.name for path in (out / "plots").iterdir()}
     assert after == {"pca.png", "tsne.png", "kl_per_latent.png"} < before

@@ -36,6 +36,8 @@ UNREADABLE = (
 _GZIP = b"\x1f\x8b\x08"
 # Warnings of a data set name pairs of records, see datasets/profile/warnings.py.
 _PAIRS = re.compile(r": (.*?)(?:, …)?; all of them are in duplicates\.jsonl", re.DOTALL)
+# The data of the scatter, see reports/scatter.py.
+_SCATTER = re.compile(r'<script [^>]*id="scatter-data">(.*?)</script>', re.DOTALL)
 # Titles of pictures, see reports/sections.py and datasets/profile/page.py.
 _TITLE = re.compile(r' title="([^"]*)"')
 _AFTER_ID = re.compile(r" above its reconstruction$|: |, |$")
@@ -244,6 +246,8 @@ def _read_html(file: File) -> Records:
     page = files.read_bytes(file.path).decode()
     for title in titles(page):
         yield from ((text, "") for text in of_title(title))
+    for data in _SCATTER.findall(page):
+        yield from ((record_id, "") for record_id in json.loads(data)["ids"])
     for table in _ID_TABLE.findall(page):
         for cell, nearest in _ROW.findall(table):
             yield html.unescape(cell), ""
