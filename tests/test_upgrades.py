@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader, tfds_metadata, verification
+from pipeline.reports import create as create_report
 from tests.conftest import make_embeddings, make_shards, outputs_of, run_command, smoke_config
 from tests.datasets.test_tfds_metadata import supervised, written
 
@@ -155,6 +156,9 @@ def test_exports(earlier):
     for name in ("export", "again", "finished_run/export"):
         assert run_command("pipeline.verify", earlier / name).returncode == 0
     assert_same_rows(earlier / "again", directory)
+    # The report needs nothing that the earlier version did not write.
+    page = create_report.make_report(str(directory), input_=None, model_dir=None, run_dir=None)
+    assert 'id="scatter-data"' in pathlib.Path(page).read_text()
     with pytest.raises(StageError, match="job.json: has no names.*again with --overwrite"):
         export(earlier, "half_export")
     # The set grows: what the earlier version computed is not computed again.

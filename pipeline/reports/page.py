@@ -178,7 +178,7 @@ def class_losses(classes: Sequence[ClassLosses]) -> str:
     classes = sorted(classes, key=lambda c: -(c.excess or 0 if has_floor else c.quartiles[1]))
     low, high = min(c.quartiles[0] for c in classes), max(c.quartiles[2] for c in classes)
     scale = 100 / max(high - low, 1e-9)
-    head = ["class", "median", f"{low:,.1f} to {high:,.1f} nats", "quartiles", "records"]
+    head = ["class", "median", f"{low:,.1f} to {high:,.1f}", "quartiles", "records"]
     head += ["above the entropy"] if has_floor else []
     rows = []
     for c in classes[:_MAX_CLASSES]:

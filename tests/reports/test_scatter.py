@@ -207,19 +207,23 @@ def test_a_hundred_classes_on_a_phone(tmp_path):
         phone.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
         names = [f"a class with a long name, {i}" for i in range(100)]
         ids = [f"train/{'folder ' * 9}/{i}.png" for i in range(200)]
-        scattered = Scatter(phone, tmp_path, page_of(ids, np.arange(200) % 100, names))
+        points = np.random.default_rng(0).normal(size=(200, 2))
+        page = page_of(ids, np.arange(200) % 100, names, points=points)
+        scattered = Scatter(phone, tmp_path, page)
         assert phone.run("return document.documentElement.scrollWidth") <= 360
         assert len(scattered.pressed()) == 100
         assert phone.run("return document.querySelector('.legend').clientHeight") < 370
-        x, y = scattered.place(7)
-        scattered.input("dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-        scattered.input("dispatchTouchEvent", type="touchEnd", touchPoints=[])
-        assert scattered.card()[0] in ids
-        left, right = phone.run(
-            "const box = document.querySelector('.card:not([hidden])').getBoundingClientRect();"
-            "return [box.left, box.right]"
-        )
-        assert 0 <= left < right <= 360
+        for record in (points[:, 0].argmin(), points[:, 0].argmax()):
+            x, y = scattered.place(record)
+            touches = [{"x": x, "y": y}]
+            scattered.input("dispatchTouchEvent", type="touchStart", touchPoints=touches)
+            scattered.input("dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            assert scattered.card()[0] == ids[record]
+            left, right = phone.run(
+                "const box = document.querySelector('.card:not([hidden])').getBoundingClientRect();"
+                "return [box.left, box.right]"
+            )
+            assert 0 <= left < right <= 360
         looks = phone.run(
             "return [...document.querySelectorAll('.legend polygon')]"
             ".map(p => p.getAttribute('fill') + p.getAttribute('points'))"
