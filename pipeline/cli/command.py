@@ -12,16 +12,10 @@ import signal
 import sys
 from collections.abc import Callable
 
-from pipeline.cli import flag_parsing, proxies, quiet
+from pipeline.cli import flag_parsing, quiet
 from pipeline.cli.errors import Interrupted, StageError
 
 _STDOUT = 1  # The file descriptor.
-# Silences libraries at their start; a value that the user has set stays.
-_QUIET = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "GRPC_VERBOSITY": "ERROR",
-    "GLOG_minloglevel": "2",
-}
 
 
 def end(name: str, work: Callable[[], None]) -> int:
@@ -90,9 +84,7 @@ def run(
       arguments: whether positional arguments are allowed.
     """
     _use_utf8()
-    proxies.reach_directly()
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
+    quiet.set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def work() -> None:

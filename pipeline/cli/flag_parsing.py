@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -21,7 +21,7 @@ Subjects = Mapping[str, Sequence[str]]
 _HOME = re.compile(r"(--?[\w.]+=(?:\w+:|@)?)(~(?:/.*)?)", re.DOTALL)
 
 
-def _with_home(argument: str) -> str:
+def with_home(argument: str) -> str:
     """The argument with ~ expanded."""
     match = _HOME.fullmatch(argument)
     return f"{match[1]}{os.path.expanduser(match[2])}" if match else argument
@@ -76,6 +76,22 @@ def _plain(text: str) -> str:
     return text
 
 
+def refuse_values(module: str, checks: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+    """Lets a module's flags refuse values.
+
+    Args:
+      module: name of the module that has defined the flags.
+      checks: name -> whether a value is right, and the expectation; other names may be in it.
+    """
+    for name in values_of(module).keys() & checks.keys():
+        flags.register_validator(name, checks[name][0], message=checks[name][1])
+
+
+def values_of(module: str) -> dict[str, Any]:
+    """Name -> value, of the flags of a module."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}
+
+
 def parse_flags(
     argv: list[str],
     *,
@@ -105,7 +121,7 @@ def parse_flags(
         print(_help(doc, module, subjects or {}), flush=True)
         raise SystemExit(0)
     try:
-        rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]
+        rest = flags.FLAGS(list(map(with_home, argv)), known_only=beam)[1:]
     except flags.Error as error:
         # An error inside a config file comes with its traceback: the first line names the flag, the
         # last line the error.

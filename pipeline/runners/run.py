@@ -30,6 +30,11 @@ def num_worker_processes(options: PipelineOptions) -> int:
     return direct.direct_num_workers or os.cpu_count() or 1
 
 
+def is_in_this_process(options: PipelineOptions) -> bool:
+    """Whether the job runs in this process alone."""
+    return not options.view_as(StandardOptions).runner and not num_worker_processes(options)
+
+
 def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     """The runner for the options; None if beam.Pipeline makes the runner that the user named.
 
