@@ -39,7 +39,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list(
     "fields",
-    _DEFAULTS.fields,
+    list(_DEFAULTS.fields),
     "Columns of a row beside id, label and record_sha: mean, log_var, z (a sample, seeded by "
     "--z_seed and the record), reconstruction_loss, kl, elbo.",
 )

@@ -29,7 +29,7 @@ class Conversion(SourceOptions):
     rgb: bool = False
     transpose: bool = False
     id_prefix: str = ""
-    class_names: tuple[str, ...] | None = None  # Replace the source's names.
+    class_names: Sequence[str] | None = None  # Replace the source's names.
 
 
 @dataclasses.dataclass(frozen=True)
