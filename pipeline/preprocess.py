@@ -52,7 +52,7 @@ flags.DEFINE_bool(
     "run, and the shards of the data set.",
 )
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print what would be read, and how, and write nothing."
+    "dry_run", False, "Try some images, print what would be read, and how, and write nothing."
 )
 flags.DEFINE_bool(
     "overwrite",
@@ -109,7 +109,7 @@ def run(beam_args: list[str]) -> None:
 
 
 def _dry_run(settings: keywords.PreprocessKeywords) -> None:
-    """Prints what the job would read; refuses what the job would refuse before it reads images."""
+    """Prints what the job would read; refuses what the job would refuse before it writes."""
     with data_sets.requested(settings) as request:
         from pipeline.datasets.building import append, create, reading
 
@@ -119,7 +119,8 @@ def _dry_run(settings: keywords.PreprocessKeywords) -> None:
             request, source, _, output = create.plan(request)
             if request.output_dir and not request.overwrite:
                 output.check()
-        for line in reading.lines(source, request.settings.validation_fraction):
+        lines = reading.lines(source, request.settings.validation_fraction)
+        for line in [*lines, *reading.unreadable(source)]:
             print(f"preprocess: {line}")
     ending = "records are compared with those of the data set when they are appended"
     print(f"preprocess: --dry_run: nothing is written{f'; {ending}' if _APPEND.value else ''}")

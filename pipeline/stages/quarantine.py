@@ -1,7 +1,7 @@
 """Unreadable records: how they are listed, and how many are too many."""
 
+import collections
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,6 +12,8 @@ from pipeline.stages.contracts import FileEntry
 from pipeline.storage import files
 
 DIRECTORY = "quarantine"
+# Reasons that a message shows.
+_MAX_REASONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,22 @@ def read_all(directory: str, entries: Iterable[FileEntry]) -> Iterator[dict[str,
             yield from map(json.loads, manifest_lib.read_file(directory, entry).splitlines())
 
 
+def reasons(faults: Iterable[tuple[str, str]]) -> list[str]:
+    """A phrase for each of the most frequent reasons, with one place and the number of others.
+
+    Args:
+      faults: (where, reason) of each fault.
+    """
+    examples, counts = {}, collections.Counter()
+    for where, reason in faults:
+        examples.setdefault(reason, where)
+        counts[reason] += 1
+    return [
+        f"{examples[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}"
+        for reason, count in counts.most_common(_MAX_REASONS)
+    ]
+
+
 def check(
     limit: Limit, faults: Iterable[Mapping[str, Any]], *, num_quarantined: int, num_records: int
 ) -> None:
@@ -106,7 +124,7 @@ def check(
 
     Args:
       limit: the largest accepted number.
-      faults: as for `write`; the message shows the first three.
+      faults: as for `write`; the message shows the most frequent reasons.
       num_quarantined: number of quarantined records.
       num_records: number of records that the stage read.
 
@@ -115,10 +133,10 @@ def check(
     """
     if limit.allows(num_quarantined, num_records):
         return
-    shown = [f"{fault['where']}: {fault['reason']}" for fault in itertools.islice(faults, 3)]
+    shown = reasons((fault["where"], fault["reason"]) for fault in faults)
     raise StageError(
         f"{num_quarantined} of {num_records} records are unreadable, "
         f"--max_quarantined={limit.text} allows fewer ({'; '.join(shown)}); run the same "
         "command with a higher --max_quarantined, which keeps the completed files, or mend the "
-        "input and pass --overwrite"
+        "input or its flags and pass --overwrite"
     )

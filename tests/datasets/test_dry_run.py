@@ -43,6 +43,21 @@ def test_it_says_what_would_be_read(flags, lines):
     assert said(done) == [*lines, "--dry_run: nothing is written"]
 
 
+def test_it_tries_images_from_all_over_the_source(tmp_path):
+    """Each flag that a set needs is named before a job fails for want of it."""
+    make_folder_set(tmp_path / "set")
+    for path in sorted((tmp_path / "set").rglob("*.png"))[::2]:
+        image = Image.open(path).convert("RGBA")
+        image.putalpha(7)
+        image.save(path)
+    *_, tried, _ = said(dry_run(f"folder:{tmp_path}/set"))
+    assert tried.startswith("100 of 100 records that were tried are unreadable: ")
+    assert "more: has transparent pixels" in tried and "--background=white" in tried
+    assert "×1, expected" in tried and "--rgb makes all images RGB" in tried
+    lines = said(dry_run(f"folder:{tmp_path}/set", "--background=white", "--rgb"))
+    assert not any("unreadable" in line for line in lines)
+
+
 def test_a_job_opens_with_the_same_lines_and_a_dry_run_writes_nothing(tmp_path):
     directory = make_folder_set(tmp_path / "set" / "archive")
     (directory / "notes.txt").write_text("not an image")

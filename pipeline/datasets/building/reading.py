@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from pipeline.datasets import placement
 from pipeline.sources import conversion
 from pipeline.sources.splits import UNSPLIT
+from pipeline.stages import quarantine
 
 # Class names that a line shows.
 _MAX_SHOWN = 12
+# Records that a dry run reads.
+_NUM_LOOKED_AT = 100
 
 
 def lines(source: conversion.ConvertedSource, validation_fraction: float) -> list[str]:
@@ -26,6 +31,21 @@ def lines(source: conversion.ConvertedSource, validation_fraction: float) -> lis
         *source.notes,
         *([f"ignores {ignored_text(source.ignored)}"] if source.ignored else []),
     ]
+
+
+def unreadable(source: conversion.ConvertedSource) -> list[str]:
+    """What is unreadable among some records from all over the source, a line; [] if nothing is."""
+    num_records = sum(source.split_sizes.values())
+    # Evenly spaced: a source often holds one class, or one kind of file, after the other.
+    indices = np.unique(np.linspace(0, num_records - 1, _NUM_LOOKED_AT, dtype=np.int64))
+    step, faults = source.for_workers().records_at_a_time, []
+    for first in range(0, len(indices), step):
+        part = indices[first : first + step]
+        faults += [(source.where(int(part[i])), reason) for i, reason in source.read(part).faults]
+    if not faults:
+        return []
+    reasons = "; ".join(quarantine.reasons(faults))
+    return [f"{len(faults)} of {len(indices)} records that were tried are unreadable: {reasons}"]
 
 
 def announce(command: str, source: conversion.ConvertedSource, validation_fraction: float) -> None:
