@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Interrupted", "Model", "StageError", "UsageError", "train"]
 
+# Keys of a line of metrics.jsonl that are no metrics.
+_POSITION = ("step", "epoch", "split")
+
 
 @dataclasses.dataclass(frozen=True)
 class Model(os.PathLike[str]):
@@ -108,7 +111,10 @@ def train(
         model_id=manifest["model_id"],
         step=manifest["step"],
         trained_steps=manifest["trained_steps"],
-        metrics={split: dict(line) for split, line in manifest["metrics"].items()},
+        metrics={
+            split: {name: value for name, value in line.items() if name not in _POSITION}
+            for split, line in manifest["metrics"].items()
+        },
         class_names=tuple(manifest.get("class_names", ())),
     )
 
@@ -133,13 +139,13 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> "ml_collections.Config
             raise UsageError(f"config: {error}") from error
         config = copy.deepcopy(config).lock()
     for key, value in overrides.items():
+        if isinstance(value, list):
+            value = tuple(value)  # As in config files.
         try:
-            is_tuple = isinstance(value, list) and isinstance(config[key], tuple)
-            config[key] = tuple(value) if is_tuple else value
-        except (KeyError, AttributeError) as error:
-            text = str(error.args[0])
-            raise flag_parsing.unknown_key(AttributeError(text)) from error
+            kind = type(getattr(config, key)).__name__
+            setattr(config, key, value)
+        except AttributeError as error:
+            raise flag_parsing.unknown_key(error) from error
         except TypeError as error:
-            kind = type(config[key]).__name__
             raise UsageError(f"--config.{key}={value}: expected a value of type {kind}") from error
     return config

@@ -18,6 +18,16 @@ from pipeline.cli.errors import Interrupted, StageError
 _STDOUT = 1  # The file descriptor.
 
 
+def module_line(module: str, *arguments: str) -> list[str]:
+    """The command line of a module of this package in a process of its own.
+
+    The working directory is on its sys.path only if it is on ours: a console script of a project
+    with packages named like ours must not start theirs. Python 3.10 has no way to say so.
+    """
+    is_safe = sys.version_info >= (3, 11) and not {"", os.getcwd()} & {*sys.path}
+    return [sys.executable, *(["-P"] if is_safe else []), "-m", module, *arguments]
+
+
 def end(name: str, work: Callable[[], None]) -> int:
     """Runs `work` and returns the exit status; prints an error in one line."""
     try:
