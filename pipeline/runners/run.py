@@ -63,6 +63,13 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     return FnApiRunner(worker_processes.environment(num_workers))
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is Beam's for a KeyboardInterrupt, which came while a step was running."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def run(
     build: Callable[[beam.Pipeline], object],
     options: PipelineOptions,
@@ -80,6 +87,7 @@ def run(
 
     Raises:
       StageError: the job failed.
+      KeyboardInterrupt: as Python raises it on SIGINT in a process that is no command.
     """
     ended = threading.Event()
 
@@ -101,6 +109,8 @@ def run(
             with cluster.cancelled_when_stopped(result, options):
                 state = result.wait_until_finish()
     except Exception as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from None
         explained = cluster.explain(error)
         if not explained:
             raise
