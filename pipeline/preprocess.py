@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from pipeline.api import data_sets, keywords
+from pipeline.api import data_sets, keywords, rules
 from pipeline.cli import command, flag_parsing
 from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
@@ -41,7 +41,7 @@ _APPEND = flags.DEFINE_bool(
 flags.DEFINE_enum(
     "on_changed",
     _DEFAULTS.on_changed,
-    keywords.ON_CHANGED,
+    rules.ON_CHANGED,
     "With --append, if an id comes again with another image or label: stop, keep the record of the "
     "data set and warn, or replace it.",
 )

@@ -95,7 +95,7 @@ def train(
     from pipeline.stages import quarantine
     from trainer.runs import train as train_lib
 
-    manifest = train_lib.train(
+    manifest: Mapping[str, Any] = train_lib.train(
         resolved,
         workdir=workdir,
         overwrite=overwrite,
@@ -112,7 +112,7 @@ def train(
         step=manifest["step"],
         trained_steps=manifest["trained_steps"],
         metrics={
-            split: {name: value for name, value in line.items() if name not in _POSITION}
+            split: {k: float(value) for k, value in line.items() if k not in _POSITION}
             for split, line in manifest["metrics"].items()
         },
         class_names=tuple(manifest.get("class_names", ())),

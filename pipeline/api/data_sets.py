@@ -102,7 +102,7 @@ def requested(keywords: PreprocessKeywords) -> Iterator["create.Request"]:
             f"--source={keywords.source}: expected either a source or images, and not both"
         )
     options = beam_options.parse_options(keywords.beam_args)
-    output_dir = os.fspath(keywords.output_dir or "")
+    output_dir = keywords.path("output_dir") or ""
     cluster.check_paths(options, source=keywords.source, output_dir=output_dir)
     with spec_of(source, keywords, options) as source_spec:
         yield create.Request(
@@ -136,11 +136,10 @@ def make(keywords: PreprocessKeywords) -> dict[str, Any]:
     Returns:
       The manifest, with the key "reused" if there was nothing to do.
     """
+    keywords.required_path("output_dir")
     with requested(keywords) as request:
         from pipeline.datasets.building import append, create
 
-        if not request.output_dir:
-            raise UsageError("--output_dir is not set; expected a directory: name one")
         return (append.append_records if keywords.append else create.create_dataset)(request)
 
 
@@ -185,7 +184,7 @@ def preprocess(keywords: PreprocessKeywords) -> DataSet:
     manifest = make(keywords)
     height, width, channels = manifest["image_shape"]
     return DataSet(
-        directory=os.fspath(keywords.output_dir or ""),
+        directory=keywords.required_path("output_dir"),
         dataset_id=manifest["dataset_id"],
         image_shape=(height, width, channels),
         class_names=tuple(manifest["class_names"]),

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.api.data_sets import settings_of, spec_of
-from pipeline.api.keywords import ALL, ExportKeywords, ImageSetKeywords, taking
+from pipeline.api.keywords import ExportKeywords, ImageSetKeywords, taking
+from pipeline.api.rules import ALL
 from pipeline.cli import quiet
 from pipeline.cli.errors import UsageError
 from pipeline.storage import files
@@ -65,7 +66,7 @@ def opened_input(
     from pipeline.embeddings import inputs
     from pipeline.stages import manifest as manifest_lib
 
-    source, data_dir = keywords.source, keywords.data_dir
+    source, data_dir = keywords.source, keywords.path("data_dir")
     if (source is None) == (data_dir is None):
         shown = source if source is None or isinstance(source, str) else "arrays"
         raise UsageError(
@@ -81,16 +82,15 @@ def opened_input(
                     "finished data set; remove the flag, or name a --source"
                 )
         splits = ("test",) if keywords.split is None else splits
-        yield inputs.ShardsInput(os.fspath(data_dir), splits, on_corrupt)
+        yield cast("Input", inputs.ShardsInput(data_dir, splits, on_corrupt))
         return
     with spec_of(source, keywords, options) as source_spec:
-        if keywords.model_dir is not None:
-            model_dir = os.fspath(keywords.model_dir)
+        if (model_dir := keywords.path("model_dir")) is not None:
             model = manifest_lib.read_manifest(model_dir, "train", "--model_dir")
             names = tuple(model.get("class_names", ()))
             source_spec = dataclasses.replace(source_spec, model_class_names=names)
         settings = settings_of(keywords, compression="none")
-        yield inputs.SourceInput(source_spec, settings, splits)
+        yield cast("Input", inputs.SourceInput(source_spec, settings, splits))
 
 
 def make(
@@ -118,23 +118,24 @@ def make(
     from pipeline.runners import options as beam_options
     from pipeline.stages import pointer, quarantine
 
-    model_dir, output_dir = _path(keywords, "model_dir"), _path(keywords, "output_dir")
+    model_dir = keywords.required_path("model_dir")
+    output_dir = keywords.required_path("output_dir")
     source = keywords.source if isinstance(keywords.source, str) else None
     if not isinstance(keywords.images, str):
         raise UsageError(
             "--images: arrays; expected sheets, all or none: `source` takes arrays of images"
         )
     options = beam_options.parse_options(keywords.beam_args)
-    data_dir = keywords.data_dir and os.fspath(keywords.data_dir)
+    data_dir = keywords.path("data_dir")
     cluster.check_paths(
         options, source=source, data_dir=data_dir, model_dir=model_dir, output_dir=output_dir
     )
-    latest, seen = keywords.latest and os.fspath(keywords.latest), None
+    latest, seen = keywords.path("latest"), None
     if latest:
         pointer.check(latest, output_dir)
         seen = pointer.read(latest)
         _check_unpublished(keywords, seen)
-    reference = keywords.reference and os.fspath(keywords.reference)
+    reference = keywords.path("reference")
     with opened_input(keywords, options, on_corrupt=keywords.on_corrupt) as input_:
         request = create_export.Request(
             input=input_,
@@ -161,22 +162,14 @@ def make(
         directory, export_id = manifest["directory"], manifest["export_id"]
         create_report.remove_stale(directory, export_id)  # After overwrite.
         if keywords.report and not create_report.is_current(directory, export_id):
-            run_dir = keywords.run_dir and os.fspath(keywords.run_dir)
             page = create_report.make_report(
-                directory, input_=input_, model_dir=model_dir, run_dir=run_dir
+                directory, input_=input_, model_dir=model_dir, run_dir=keywords.path("run_dir")
             )
             say(page)
     if latest:
         moved = pointer.move(latest, directory, seen=seen, is_new=True)
         say(f"{latest} {'names' if moved else 'still names'} {directory}")
     return manifest
-
-
-def _path(keywords: ExportKeywords, name: str) -> str:
-    value = getattr(keywords, name)
-    if value is None:
-        raise UsageError(f"--{name} is not set; expected a directory: name one")
-    return os.fspath(value)
 
 
 def _check_unpublished(keywords: ExportKeywords, seen: "Target | None") -> None:
@@ -186,7 +179,7 @@ def _check_unpublished(keywords: ExportKeywords, seen: "Target | None") -> None:
     if seen is None or not keywords.overwrite:
         return
     is_there = files.exists(files.join(seen.directory, manifest_lib.MANIFEST))
-    if is_there and files.is_within(_path(keywords, "output_dir"), seen.directory):
+    if is_there and files.is_within(keywords.required_path("output_dir"), seen.directory):
         raise UsageError(
             f"--overwrite: --latest={keywords.latest} names {seen.directory}, and its readers "
             "would find it half-written; export into a new directory"
@@ -197,8 +190,8 @@ def _reuse_dir(keywords: ExportKeywords, seen: "Target | None") -> str | None:
     """The export whose rows are taken over, if any."""
     from pipeline.stages import pointer
 
-    if keywords.reuse_from:
-        return pointer.resolve(os.fspath(keywords.reuse_from))
+    if reuse_from := keywords.path("reuse_from"):
+        return pointer.resolve(reuse_from)
     # Without an id, what `latest` names is gone or damaged.
     return seen.directory if seen and seen.export_id else None
 

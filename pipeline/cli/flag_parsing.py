@@ -84,7 +84,8 @@ def refuse_values(module: str, checks: Mapping[str, tuple[Callable[[Any], bool],
       checks: name -> whether a value is right, and the expectation; other names may be in it.
     """
     for name in values_of(module).keys() & checks.keys():
-        flags.register_validator(name, checks[name][0], message=checks[name][1])
+        is_right, expected = checks[name]
+        flags.register_validator(name, is_right, message=expected)  # type: ignore[no-untyped-call]
 
 
 def values_of(module: str) -> dict[str, Any]:

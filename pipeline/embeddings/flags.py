@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from pipeline.api import keywords
+from pipeline.api import keywords, rules
 from pipeline.cli import flag_parsing
 
 _DEFAULTS = keywords.ExportKeywords()
@@ -25,4 +25,4 @@ flags.DEFINE_string(
     _DEFAULTS.run_dir,
     "The trainer's workdir, for loss curves; default: the parent directory of model_dir.",
 )
-flag_parsing.refuse_values(__name__, keywords.CHECKS)
+flag_parsing.refuse_values(__name__, rules.CHECKS)

@@ -3,7 +3,7 @@
 from absl import flags
 
 from pipeline import sources
-from pipeline.api import keywords
+from pipeline.api import keywords, rules
 from pipeline.cli import flag_parsing
 
 _DEFAULTS = keywords.ImageSetKeywords()
@@ -53,7 +53,7 @@ flags.DEFINE_bool(
     "Swap rows and columns of every image; needed for EMNIST's files.",
 )
 flags.DEFINE_enum(
-    "labels", _DEFAULTS.labels, keywords.LABELS, "none ignores the labels of the source."
+    "labels", _DEFAULTS.labels, rules.LABELS, "none ignores the labels of the source."
 )
 flags.DEFINE_integer(
     "class_level",
@@ -96,7 +96,7 @@ flags.DEFINE_integer(
     "quarantine.",
     lower_bound=1,
 )
-flag_parsing.refuse_values(__name__, keywords.CHECKS)
+flag_parsing.refuse_values(__name__, rules.CHECKS)
 
 # Subjects of these flags, for --help; every flag of this module needs one.
 SUBJECTS = {
