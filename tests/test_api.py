@@ -1,5 +1,6 @@
 """The stages as functions of Python, in this process."""
 
+import ast
 import inspect
 import json
 import os
@@ -245,3 +246,41 @@ def test_the_first_sigint_stops_a_run_and_the_second_raises(interruptible):
         assert received.wait(10) and stop.received
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_steps_run_in_a_notebook_too(tmp_path):
+    """Beam's own part for notebooks needs packages that this one does not."""
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell
+    shell.instance()
+    try:
+        assert preprocess(images=blobs(num_train=60)["train"][0], output_dir=tmp_path / "set")
+    finally:
+        shell.clear_instance()
+
+
+NOTEBOOK = REPOSITORY / "docs" / "quickstart.ipynb"
+
+
+def test_the_notebook_calls_the_functions_with_their_keywords():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in codes)
+    functions, num_calls = {"preprocess": preprocess, "train": train, "export": export}, 0
+    for node in ast.walk(ast.parse("\n".join("".join(cell["source"]) for cell in codes))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in functions:
+            keywords = {keyword.arg: None for keyword in node.keywords}
+            inspect.signature(functions[node.func.id]).bind(**keywords)
+            num_calls += 1
+    assert num_calls == 3
+
+
+@pytest.mark.long
+def test_the_notebook_runs():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(env=environment)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    [share] = [o["text"] for o in outputs if o["output_type"] == "stream" and "% of" in o["text"]]
+    assert int(share.partition("%")[0]) > 80
