@@ -1,6 +1,7 @@
 """The stages as functions of Python, in this process."""
 
 import ast
+import gc
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -109,11 +111,20 @@ def test_a_data_set_of_arrays_has_the_bytes_of_that_of_an_npz(tmp_path):
     of_arrays = preprocess(images=images, labels=labels, output_dir=tmp_path / "arrays", **settings)
     assert outputs_of(tmp_path / "file") == outputs_of(tmp_path / "arrays")
     assert of_arrays.dataset_id == of_file.dataset_id and not of_arrays.reused
-    assert not any(in_memory._READ_NOW.values())  # No arrays are kept.
+    assert not any(in_memory._READ_NOW.values())
     more = {"images": images[:20], "labels": labels[:20], "id_prefix": "more/", **settings}
     grown = preprocess(output_dir=of_arrays, append=True, **more)
     assert sum(grown.splits.values()) == len(images) + 20 and grown.class_names[3] == "blob 3"
     assert preprocess(output_dir=of_arrays, append=True, **more).reused
+
+
+def test_no_array_stays_in_memory(tmp_path):
+    images = blobs(num_train=60)["train"][0]
+    kept = weakref.ref(images)
+    preprocess(images=images, output_dir=tmp_path / "set")
+    del images
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize(
