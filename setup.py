@@ -12,7 +12,12 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pipeline*", "trainer*", "configs"]),
-    package_data={"pipeline.reports": ["scatter.js"], "pipeline.sources": ["sample/*"]},
+    package_data={
+        "pipeline": ["py.typed"],
+        "pipeline.reports": ["scatter.js"],
+        "pipeline.sources": ["sample/*"],
+        "trainer": ["py.typed"],
+    },
     python_requires=">=3.10,<3.14",
     install_requires=[
         "absl-py>=2.1",
@@ -42,8 +47,8 @@ setuptools.setup(
         "cuda": ["tensorflow[and-cuda]"],
         # What submits to Google Cloud Dataflow; the stages themselves take gs:// without it.
         "gcp": ["apache-beam[gcp]"],
-        # From duckdb on: what people read embeddings with, a browser's remote control, and what
-        # checks the files for clusters.
+        # From duckdb on: what people read embeddings with, a browser's remote control, what checks
+        # the files for clusters, and what runs notebooks.
         "dev": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
@@ -60,6 +65,8 @@ setuptools.setup(
             # docs/model.md converts a model.
             "onnxruntime>=1.23",
             "tf2onnx>=1.17",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
         ],
     },
     entry_points={

@@ -8,56 +8,58 @@ reconstructions; then it writes report.html. A rerun computes only new records. 
 listed here go to Apache Beam.
 """
 
-# This file holds only flags and printed messages; the job is in embeddings/create.py.
+# This file holds only flags and printed messages; api/exports.py begins the job.
 
 import collections
 import sys
 
 from absl import flags
 
-from pipeline.cli import command, quiet
-from pipeline.cli.errors import UsageError
+from pipeline.api import exports, keywords, rules
+from pipeline.cli import command, flag_parsing
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import flags as export_flags
-from pipeline.embeddings import rows
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(export_flags)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New directory to write; local or a URL.")
-_LATEST = flags.DEFINE_string(
+_DEFAULTS = keywords.ExportKeywords()
+flags.DEFINE_string("output_dir", _DEFAULTS.output_dir, "New directory to write; local or a URL.")
+flags.DEFINE_string(
     "latest",
-    None,
+    _DEFAULTS.latest,
     "Pointer to the newest export, which moves to output_dir after success: a symbolic link, or "
     "for a URL the object LATEST.json. Rows of the export that it names are taken over.",
 )
-_REUSE_FROM = flags.DEFINE_string(
-    "reuse_from", None, "An export whose rows are taken over; by default the one --latest names."
+flags.DEFINE_string(
+    "reuse_from",
+    _DEFAULTS.reuse_from,
+    "An export whose rows are taken over; by default the one --latest names.",
 )
-_FIELDS = flags.DEFINE_list(
+flags.DEFINE_list(
     "fields",
-    "mean,log_var,reconstruction_loss,kl",
+    list(_DEFAULTS.fields),
     "Columns of a row beside id, label and record_sha: mean, log_var, z (a sample, seeded by "
     "--z_seed and the record), reconstruction_loss, kl, elbo.",
 )
-_EMBEDDING_FORMAT = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "embedding_format",
-    "parquet",
+    _DEFAULTS.embedding_format,
     row_files.FORMATS,
     "Format of the rows: Parquet, an .npy file for each column, or TFRecords of tf.Example.",
 )
-_IMAGES = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "images",
-    "sheets",
-    ["sheets", "all", "none"],
+    _DEFAULTS.images,
+    rules.IMAGES,
     "Pictures: a contact sheet for each shard, all pictures in a WebDataset .tar for each shard, "
     "or none.",
 )
-_Z_SEED = flags.DEFINE_integer("z_seed", 0, "Seed of the noise in z.", lower_bound=0)
-_REQUIRE = flags.DEFINE_string(
+flags.DEFINE_integer("z_seed", _DEFAULTS.z_seed, "Seed of the noise in z.", lower_bound=0)
+flags.DEFINE_string(
     "require",
-    None,
+    _DEFAULTS.require,
     "Reject the export unless these bounds hold, such as elbo>-110,active_units>=8; --latest does "
     "not move to a rejected export. Metrics of the export: "
     "elbo, reconstruction_loss, kl, active_units, written, quarantined; of the model: "
@@ -77,33 +79,37 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=125,
 )
-_REFERENCE = flags.DEFINE_string(
-    "reference", None, "An export to compare with; warns if a distribution has drifted."
+flags.DEFINE_string(
+    "reference",
+    _DEFAULTS.reference,
+    "An export to compare with; warns if a distribution has drifted.",
 )
-_REPORT = flags.DEFINE_bool("report", True, "Write report.html, plots/ and projector/.")
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace the output of another run of this command in output_dir."
+flags.DEFINE_bool("report", _DEFAULTS.report, "Write report.html, plots/ and projector/.")
+flags.DEFINE_bool(
+    "overwrite",
+    _DEFAULTS.overwrite,
+    "Replace the output of another run of this command in output_dir.",
 )
-_ON_CORRUPT = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "on_corrupt",
-    "fail",
+    _DEFAULTS.on_corrupt,
     reader.ON_CORRUPT,
     "If a shard is damaged: stop, or skip its unreadable records and list them in quarantine/.",
 )
-_FAST_MATH = flags.DEFINE_bool(
+flags.DEFINE_bool(
     "fast_math",
-    False,
+    _DEFAULTS.fast_math,
     "On GPUs: faster, but products are rounded to TensorFloat-32 and last digits depend on timing.",
 )
-_MAX_QUARANTINED = flags.DEFINE_string(
-    "max_quarantined", "0.1%", "Maximum number (25) or share (0.1%) of unreadable records."
+flags.DEFINE_string(
+    "max_quarantined",
+    _DEFAULTS.max_quarantined,
+    "Maximum number (25) or share (0.1%) of unreadable records.",
 )
 flags.mark_flags_as_required(["model_dir", "output_dir"])
-flags.register_validator(
-    "fields",
-    lambda names: len(set(names)) == len(names) > 0 and set(names) <= set(rows.FIELDS),
-    message=f"expected some of {', '.join(rows.FIELDS)}, none of them twice",
-)
+flag_parsing.refuse_values(__name__, rules.CHECKS)
+# Flags that are no keywords of the API.
+COMMAND_LINE_ONLY = ("status_on_rejection", "status_on_conflict")
 _SUBJECTS = {
     "Input": ("data_dir", "split", "model_dir", "run_dir", "on_corrupt", "max_quarantined"),
     "Output": (
@@ -117,98 +123,32 @@ _SUBJECTS = {
 
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints its results."""
-    quiet.import_beam()
-    from pipeline.embeddings import create as create_export
+    values = flag_parsing.values_of(__name__)
+    for name in COMMAND_LINE_ONLY:
+        del values[name]
+    settings = keywords.ExportKeywords(**values, beam_args=beam_args)
     from pipeline.embeddings import gate
-    from pipeline.embeddings.shard import ExportSettings
-    from pipeline.reports import create as create_report
-    from pipeline.runners import cluster
-    from pipeline.runners import options as beam_options
-    from pipeline.stages import output_directory, pointer, quarantine
+    from pipeline.stages import output_directory
 
-    options = beam_options.parse_options(beam_args)
-    cluster.check_paths(options, **export_flags.paths(), output_dir=_OUTPUT_DIR.value)
-    latest, seen = _LATEST.value, None
-    if latest:
-        pointer.check(latest, _OUTPUT_DIR.value)
-        seen = pointer.read(latest)
-        _check_unpublished(seen)
-    reuse_dir = _reuse_dir(seen)
-    exports = [] if _OVERWRITE.value else [_OUTPUT_DIR.value]
-    exports += [reuse_dir] if reuse_dir else []
-    request = create_export.Request(
-        input=export_flags.image_set(_ON_CORRUPT.value, exports),
-        model_dir=export_flags.MODEL_DIR.value,
-        output_dir=_OUTPUT_DIR.value,
-        reuse_dir=reuse_dir,
-        reference_dir=_REFERENCE.value and pointer.resolve(_REFERENCE.value),
-        settings=ExportSettings(
-            fields=tuple(_FIELDS.value),
-            embedding_format=_EMBEDDING_FORMAT.value,
-            images=_IMAGES.value,
-            z_seed=_Z_SEED.value,
-        ),
-        requirements=gate.parse(_REQUIRE.value),
-        allow_missing=_ON_CORRUPT.value == "quarantine" or export_flags.is_source(),
-        max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
-        overwrite=_OVERWRITE.value,
-        options=options,
-        fast_math=_FAST_MATH.value,
-        only_if_new=seen is not None and _REUSE_FROM.value is None,
-    )
     try:
-        manifest = create_export.make_export(request)
+        exports.make(settings, on_rows=_print_rows, say=lambda line: print(f"export: {line}"))
     except gate.Rejected as error:
         error.exit_status = _STATUS_ON_REJECTION.value
         raise
     except output_directory.Conflict as error:
         error.exit_status = _STATUS_ON_CONFLICT.value
         raise
-    directory = manifest["directory"]
+
+
+def _print_rows(manifest: dict) -> None:
     for line in _shard_lines(manifest):
         print(line)
     if text := _kinds(manifest):
         print(f"export: {text}", file=sys.stderr)
     for warning in manifest.get("drift", {}).get("warnings", ()):
         print(f"export: warning: {warning}", file=sys.stderr)
-    print(f"export: {_total(manifest)}, export_id {manifest['export_id']}, {directory}")
-    create_report.remove_stale(directory, manifest["export_id"])  # After --overwrite.
-    if _REPORT.value and not create_report.is_current(directory, manifest["export_id"]):
-        page = create_report.make_report(
-            directory,
-            input_=request.input,
-            model_dir=request.model_dir,
-            run_dir=export_flags.RUN_DIR.value,
-        )
-        print(f"export: {page}")
-    if latest:
-        moved = pointer.move(latest, directory, seen=seen, is_new=True)
-        print(f"export: {latest} {'names' if moved else 'still names'} {directory}")
-
-
-def _check_unpublished(seen) -> None:
-    """Raises a UsageError if --overwrite would change the export that --latest names."""
-    from pipeline.stages import manifest as manifest_lib
-    from pipeline.storage import files
-
-    if seen is None or not _OVERWRITE.value:
-        return
-    is_there = files.exists(files.join(seen.directory, manifest_lib.MANIFEST))
-    if is_there and files.is_within(_OUTPUT_DIR.value, seen.directory):
-        raise UsageError(
-            f"--overwrite: --latest={_LATEST.value} names {seen.directory}, and its readers would "
-            "find it half-written; export into a new directory"
-        )
-
-
-def _reuse_dir(seen) -> str | None:
-    """The export whose rows are taken over, if any."""
-    from pipeline.stages import pointer
-
-    if _REUSE_FROM.value:
-        return pointer.resolve(_REUSE_FROM.value)
-    # Without an id, what --latest names is gone or damaged.
-    return seen.directory if seen and seen.export_id else None
+    export_id, directory = manifest["export_id"], manifest["directory"]
+    print(f"export: {_total(manifest)}, export_id {export_id}, {directory}")
 
 
 def _counts(counts: dict) -> str:

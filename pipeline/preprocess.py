@@ -6,49 +6,57 @@
 Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers, …).
 """
 
-# This file holds only flags and printed messages; the job is in datasets/building/create.py.
+# This file holds only flags and printed messages; api/data_sets.py begins the job.
 
 import sys
 
 from absl import flags
 
-from pipeline.cli import command, quiet
+from pipeline.api import data_sets, keywords, rules
+from pipeline.cli import command, flag_parsing
 from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory to write; local or a URL.")
-_COMPRESSION = flags.DEFINE_enum(
+_DEFAULTS = keywords.PreprocessKeywords()
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", _DEFAULTS.output_dir, "Directory to write; local or a URL."
+)
+flags.DEFINE_enum(
     "compression",
-    "none",
+    _DEFAULTS.compression,
     tfrecord.COMPRESSIONS,
     "Compression of shard files; tensorflow-datasets reads only 'none'.",
 )
-_MAX_QUARANTINED = flags.DEFINE_string(
-    "max_quarantined", "0.1%", "Maximum number (25) or share (0.1%) of unreadable records."
+flags.DEFINE_string(
+    "max_quarantined",
+    _DEFAULTS.max_quarantined,
+    "Maximum number (25) or share (0.1%) of unreadable records.",
 )
 _APPEND = flags.DEFINE_bool(
-    "append", False, "Append the source's new records to the finished data set in output_dir."
+    "append",
+    _DEFAULTS.append,
+    "Append the source's new records to the finished data set in output_dir.",
 )
-_ON_CHANGED = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "on_changed",
-    "fail",
-    ["fail", "keep", "replace"],
+    _DEFAULTS.on_changed,
+    rules.ON_CHANGED,
     "With --append, if an id comes again with another image or label: stop, keep the record of the "
     "data set and warn, or replace it.",
 )
-_REREAD = flags.DEFINE_bool(
+flags.DEFINE_bool(
     "reread",
-    False,
+    _DEFAULTS.reread,
     "With --append, read files again that have the size and the time, or the etag, of an earlier "
     "run, and the shards of the data set.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Try some images, print what would be read, and how, and write nothing."
 )
-_OVERWRITE = flags.DEFINE_bool(
+flags.DEFINE_bool(
     "overwrite",
-    False,
+    _DEFAULTS.overwrite,
     "Replace the output of another run of this command in output_dir; with --append, undo an "
     "unfinished append.",
 )
@@ -65,6 +73,8 @@ flags.register_multi_flags_validator(
     lambda values: values["output_dir"] is not None or (values["dry_run"] and not values["append"]),
     message="Flag --output_dir must have a value, except with --dry_run and without --append.",
 )
+# Flags that are no keywords of the API.
+COMMAND_LINE_ONLY = ("dry_run", "status_on_conflict")
 _SUBJECTS = {
     **source_flags.SUBJECTS,
     "Output": ("output_dir", "overwrite", "compression", "dry_run"),
@@ -73,72 +83,46 @@ _SUBJECTS = {
 }
 
 
+def _keywords(beam_args: list[str]) -> keywords.PreprocessKeywords:
+    values = flag_parsing.values_of(__name__)
+    for name in COMMAND_LINE_ONLY:
+        del values[name]
+    return keywords.PreprocessKeywords(**values, beam_args=beam_args)
+
+
 def run(beam_args: list[str]) -> None:
     """Runs the job that the flags describe and prints its results."""
-    quiet.import_beam()
-    from pipeline.datasets.building import append as append_set
-    from pipeline.datasets.building import create as create_set
-    from pipeline.runners import cluster
-    from pipeline.runners import options as beam_options
-    from pipeline.stages import output_directory, quarantine
-
-    options = beam_options.parse_options(beam_args)
-    source_spec = source_flags.source_spec()
-    cluster.check_paths(options, source=source_spec.source, output_dir=_OUTPUT_DIR.value)
-    request = create_set.Request(
-        source_spec=source_spec,
-        settings=create_set.Settings(
-            name=source_flags.NAME.value,
-            num_shards=source_flags.num_shards(),
-            validation_fraction=source_flags.VALIDATION_FRACTION.value,
-            seed=source_flags.SEED.value,
-            compression=_COMPRESSION.value,
-        ),
-        output_dir=_OUTPUT_DIR.value or "",
-        max_quarantined=quarantine.parse_limit(_MAX_QUARANTINED.value),
-        overwrite=_OVERWRITE.value,
-        options=options,
-        on_changed=_ON_CHANGED.value,
-        reread=_REREAD.value,
-    )
+    settings = _keywords(beam_args)
     if _DRY_RUN.value:
-        _dry_run(request)
+        _dry_run(settings)
         return
-    make = append_set.append_records if _APPEND.value else create_set.create_dataset
+    from pipeline.stages import output_directory
+
     try:
-        manifest = make(request)
+        manifest = data_sets.make(settings)
     except output_directory.UnfinishedConflict as error:
         error.exit_status = _STATUS_ON_CONFLICT.value
         raise
-    for warning in manifest["warnings"]:
+    for warning in data_sets.warnings(manifest):
         print(f"preprocess: warning: {warning}", file=sys.stderr)
-    num_changed = manifest.get("num_changed", 0)
-    if not manifest.get("reused"):
-        num_changed = manifest.get("last_append", {}).get("changed", 0)
-    if num_changed:
-        print(
-            f"preprocess: warning: {num_changed:,} records have another image or label in the "
-            "source than in the data set, which keeps its own: --on_changed=replace takes the new "
-            "ones",
-            file=sys.stderr,
-        )
     print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")
 
 
-def _dry_run(request) -> None:
+def _dry_run(settings: keywords.PreprocessKeywords) -> None:
     """Prints what the job would read; refuses what the job would refuse before it writes."""
-    from pipeline.datasets.building import append, create, reading
+    with data_sets.requested(settings) as request:
+        from pipeline.datasets.building import append, create, reading
 
-    if _APPEND.value:
-        request, source = append.opened(request)
-    else:
-        request, source, _, output = create.plan(request)
-        if request.output_dir and not request.overwrite:
-            output.check()
-    settings = request.settings
-    lines = reading.lines(source, settings.name, settings.validation_fraction)
-    for line in [*lines, *reading.unreadable(source)]:
-        print(f"preprocess: {line}")
+        if _APPEND.value:
+            request, source = append.opened(request)
+        else:
+            request, source, _, output = create.plan(request)
+            if request.output_dir and not request.overwrite:
+                output.check()
+        found = request.settings
+        lines = reading.lines(source, found.name, found.validation_fraction)
+        for line in [*lines, *reading.unreadable(source)]:
+            print(f"preprocess: {line}")
     ending = "records are compared with those of the data set when they are appended"
     print(f"preprocess: --dry_run: nothing is written{f'; {ending}' if _APPEND.value else ''}")
 

@@ -7,15 +7,18 @@ Without the images or the model, the report leaves out the figures that need the
 
 # This file holds only flags; the work is in reports/create.py.
 
+import contextlib
+
 from absl import flags
 
-from pipeline.cli import command, quiet
+from pipeline.api import exports, keywords
+from pipeline.cli import command, flag_parsing, quiet
 from pipeline.embeddings import flags as export_flags
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(export_flags)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
+flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
 flags.mark_flag_as_required("output_dir")
 _SUBJECTS = {
     "Export, model and data set": ("output_dir", "model_dir", "run_dir", "data_dir", "split"),
@@ -25,20 +28,28 @@ _SUBJECTS = {
 
 def run(_: list[str]) -> None:
     """Writes the report that the flags describe and prints its path."""
+    values = flag_parsing.values_of(__name__)
+    settings = keywords.ExportKeywords(**values)
     quiet.import_beam()
     from pipeline.reports import create as create_report
+    from pipeline.runners import options as beam_options
     from pipeline.stages import pointer
 
-    directory = pointer.resolve(_OUTPUT_DIR.value)  # Once, for all files.
-    input_ = None
-    if export_flags.names_images():
-        input_ = export_flags.image_set("quarantine", [directory])
-    page = create_report.make_report(
-        directory,
-        input_=input_,
-        model_dir=export_flags.MODEL_DIR.value,
-        run_dir=export_flags.RUN_DIR.value,
-    )
+    directory = pointer.resolve(values["output_dir"])  # Once, for all files.
+    with contextlib.ExitStack() as stack:
+        input_ = None
+        if (settings.source, settings.data_dir) != (None, None):
+            options = beam_options.parse_options([])
+            opened = exports.opened_input(
+                settings, options, on_corrupt="quarantine", exports=[directory]
+            )
+            input_ = stack.enter_context(opened)
+        page = create_report.make_report(
+            directory,
+            input_=input_,
+            model_dir=values["model_dir"],
+            run_dir=values["run_dir"],
+        )
     print(f"report: {page}")
 
 

@@ -11,14 +11,16 @@ from tests.conftest import REPOSITORY
 # each are the commands, which are modules of the package itself and do not import each other.
 FLOORS = {
     "pipeline": [
-        *("pipeline", "pipeline.reports", "pipeline.embeddings", "pipeline.datasets.building"),
+        # Flags belong to the commands, wherever they stand.
+        *("pipeline", "pipeline.embeddings.flags", "pipeline.sources.flags", "pipeline.api"),
+        *("pipeline.reports", "pipeline.embeddings", "pipeline.datasets.building"),
         *("pipeline.datasets.profile", "pipeline.datasets", "pipeline.runners"),
         *("pipeline.sources", "pipeline.stages", "pipeline.formats", "pipeline.storage"),
         *("pipeline.machine", "pipeline.cli"),
     ],
     "trainer": [
-        *("trainer", "trainer.comparison", "trainer.runs", "trainer.steps", "trainer.cluster"),
-        *("trainer.data", "trainer.model"),
+        *("trainer", "trainer.api", "trainer.comparison", "trainer.runs", "trainer.steps"),
+        *("trainer.cluster", "trainer.data", "trainer.model"),
     ],
 }
 # What the trainer may import of the pipeline.

@@ -58,7 +58,7 @@ class _Worker:
         cluster = {"cluster": {"worker": addresses}, "task": task}
         self.number = number
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.main", *arguments, "--config.strategy=multi_worker"],
+            command.module_line("trainer.main", *arguments, "--config.strategy=multi_worker"),
             env={**os.environ, **worker_gpus, "TF_CONFIG": json.dumps(cluster)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

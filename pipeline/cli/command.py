@@ -12,16 +12,20 @@ import signal
 import sys
 from collections.abc import Callable
 
-from pipeline.cli import flag_parsing, proxies, quiet
+from pipeline.cli import flag_parsing, quiet
 from pipeline.cli.errors import Interrupted, StageError
 
 _STDOUT = 1  # The file descriptor.
-# Silences libraries at their start; a value that the user has set stays.
-_QUIET = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "GRPC_VERBOSITY": "ERROR",
-    "GLOG_minloglevel": "2",
-}
+
+
+def module_line(module: str, *arguments: str) -> list[str]:
+    """The command line of a module of this package in a process of its own.
+
+    The working directory is on its sys.path only if it is on ours: a console script of a project
+    with packages named like ours must not start theirs. Python 3.10 has no way to say so.
+    """
+    is_safe = sys.version_info >= (3, 11) and not {"", os.getcwd()} & {*sys.path}
+    return [sys.executable, *(["-P"] if is_safe else []), "-m", module, *arguments]
 
 
 def end(name: str, work: Callable[[], None]) -> int:
@@ -90,9 +94,7 @@ def run(
       arguments: whether positional arguments are allowed.
     """
     _use_utf8()
-    proxies.reach_directly()
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
+    quiet.set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def work() -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -21,7 +21,7 @@ Subjects = Mapping[str, Sequence[str]]
 _HOME = re.compile(r"(--?[\w.]+=(?:\w+:|@)?)(~(?:/.*)?)", re.DOTALL)
 
 
-def _with_home(argument: str) -> str:
+def with_home(argument: str) -> str:
     """The argument with ~ expanded."""
     match = _HOME.fullmatch(argument)
     return f"{match[1]}{os.path.expanduser(match[2])}" if match else argument
@@ -76,6 +76,42 @@ def _plain(text: str) -> str:
     return text
 
 
+def refuse_values(module: str, checks: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+    """Lets a module's flags refuse values.
+
+    Args:
+      module: name of the module that has defined the flags.
+      checks: name -> whether a value is right, and the expectation; other names may be in it.
+    """
+    for name in values_of(module).keys() & checks.keys():
+        is_right, expected = checks[name]
+        flags.register_validator(name, is_right, message=expected)  # type: ignore[no-untyped-call]
+
+
+def values_of(module: str) -> dict[str, Any]:
+    """Name -> value, of the flags of a module."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}
+
+
+def unknown_key(error: AttributeError) -> UsageError:
+    """The error for a key that ml_collections does not find in a config."""
+    key = re.findall(r"\w+", str(error))[0]
+    near = re.search(r'Did you mean "(\w+)"', str(error))
+    hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
+    return UsageError(f"--config.{key}: no such key in the config; {hint}")
+
+
+def config_failure(error: Exception) -> UsageError:
+    """The error for an exception that a config file has raised, or the attempt to read it."""
+    if isinstance(error, OSError):  # ml_collections raises it; its cause names the file.
+        return UsageError(f"--config: {error.__cause__ or error}; expected a readable Python file")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return UsageError(
+        f"the config file failed at {where.filename}:{where.lineno}: {type(error).__name__}: "
+        f"{error}"
+    )
+
+
 def parse_flags(
     argv: list[str],
     *,
@@ -105,28 +141,17 @@ def parse_flags(
         print(_help(doc, module, subjects or {}), flush=True)
         raise SystemExit(0)
     try:
-        rest = flags.FLAGS(list(map(_with_home, argv)), known_only=beam)[1:]
+        rest = flags.FLAGS(list(map(with_home, argv)), known_only=beam)[1:]
     except flags.Error as error:
         # An error inside a config file comes with its traceback: the first line names the flag, the
         # last line the error.
         lines = str(error).strip().splitlines()
         text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         raise UsageError(f"{_plain(text)}; see --help") from error
-    except OSError as error:  # ml_collections raises it; its cause names the file.
-        raise UsageError(
-            f"--config: {error.__cause__ or error}; expected a readable Python file"
-        ) from error
     except AttributeError as error:  # ml_collections reports an unknown key like this.
-        key = re.findall(r"\w+", str(error))[0]
-        near = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
-        raise UsageError(f"--config.{key}: no such key in the config; {hint}") from error
+        raise unknown_key(error) from error
     except Exception as error:  # A config file is the user's code and may raise anything.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"the config file failed at {where.filename}:{where.lineno}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise config_failure(error) from error
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if name.endswith("dir") and flag.present and flag.value == "":

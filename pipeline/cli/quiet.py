@@ -7,8 +7,37 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from pipeline.cli import proxies
+from pipeline.cli.errors import UsageError
+
 # File descriptor of the real standard error while `quiet_stderr` redirects 2.
 real_stderr = 2
+# Silences libraries at their start; a value that the user has set stays.
+_QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "2",
+}
+
+
+def set_environment() -> None:
+    """Sets the environment in which libraries are silent, and loopback is reached directly."""
+    proxies.reach_directly()
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+
+
+def prepare() -> None:
+    """Prepares a process that is no command for a stage.
+
+    Raises:
+      UsageError: file names, from which ids and class names come, would depend on the locale.
+    """
+    if (encoding := sys.getfilesystemencoding()).lower() != "utf-8":
+        raise UsageError(
+            f"Python reads file names as {encoding}; expected utf-8: start it with PYTHONUTF8=1"
+        )
+    set_environment()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 
+from pipeline.sources.readers.array_layout import in_memory
 from pipeline.sources.splits import UNSPLIT, split_named
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import tasks
@@ -31,6 +32,8 @@ def name_of_source(source: str) -> str:
     kind, _, rest = source.partition(":")
     if kind == "sample":
         return "mnist"
+    if kind == in_memory.KIND:  # The rest is a hash.
+        return _FALLBACK
     if kind == "tfds":
         return _cleaned(_VERSION.sub("", rest))
     if "://" in rest:

@@ -8,9 +8,10 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import apache_beam as beam
+from apache_beam import pipeline as beam_pipeline
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
@@ -19,6 +20,9 @@ from pipeline.cli.progress import Progress
 from pipeline.runners import cluster
 
 _PROGRESS_EVERY_SECS = 0.5
+# In a notebook, Beam names steps after cells; for that it imports its interactive part, which needs
+# an extra. The name is private: if it changes, tests/test_api.py fails.
+_name_after_cell = beam_pipeline.alter_label_if_ipython
 
 
 def num_worker_processes(options: PipelineOptions) -> int:
@@ -28,6 +32,11 @@ def num_worker_processes(options: PipelineOptions) -> int:
     if runner_name or direct.direct_running_mode != "multi_processing":
         return 0
     return direct.direct_num_workers or os.cpu_count() or 1
+
+
+def is_in_this_process(options: PipelineOptions) -> bool:
+    """Whether the job runs in this process alone."""
+    return not options.view_as(StandardOptions).runner and not num_worker_processes(options)
 
 
 def make_runner(options: PipelineOptions) -> PipelineRunner | None:
@@ -58,6 +67,23 @@ def make_runner(options: PipelineOptions) -> PipelineRunner | None:
     return FnApiRunner(worker_processes.environment(num_workers))
 
 
+@contextlib.contextmanager
+def _named_as_written() -> Iterator[None]:
+    """Within the block, steps keep their names in a notebook, too."""
+    beam_pipeline.alter_label_if_ipython = lambda *_: None
+    try:
+        yield
+    finally:
+        beam_pipeline.alter_label_if_ipython = _name_after_cell
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is Beam's for a KeyboardInterrupt, which came while a step was running."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def run(
     build: Callable[[beam.Pipeline], object],
     options: PipelineOptions,
@@ -75,6 +101,7 @@ def run(
 
     Raises:
       StageError: the job failed.
+      KeyboardInterrupt: as Python raises it on SIGINT in a process that is no command.
     """
     ended = threading.Event()
 
@@ -90,12 +117,15 @@ def run(
             warnings.simplefilter("ignore")
             with cluster.submitting(options):
                 pipeline = beam.Pipeline(runner=make_runner(options), options=options)
-            build(pipeline)
+            with _named_as_written():
+                build(pipeline)
             with cluster.submitting(options):
                 result = pipeline.run()
             with cluster.cancelled_when_stopped(result, options):
                 state = result.wait_until_finish()
     except Exception as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from None
         explained = cluster.explain(error)
         if not explained:
             raise

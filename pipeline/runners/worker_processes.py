@@ -18,6 +18,7 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.transforms import environments
 from google.protobuf import json_format, text_format
 
+from pipeline.cli import command
 from pipeline.machine import gpus
 from pipeline.runners import worker as worker_lib
 
@@ -36,8 +37,8 @@ def environment(num_workers: int) -> environments.Environment:
       num_workers: number of workers of the runner; they share this machine's GPUs.
     """
     WorkerProcess._num_workers = num_workers
-    command = [sys.executable, "-m", "pipeline.runners.worker", str(os.getpid())]
-    return environments.SubprocessSDKEnvironment.from_command_string(shlex.join(command))
+    line = command.module_line("pipeline.runners.worker", str(os.getpid()))
+    return environments.SubprocessSDKEnvironment.from_command_string(shlex.join(line))
 
 
 @worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
@@ -47,15 +48,15 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
     _all: list["WorkerProcess"] = []
     _num_workers = 1
 
-    def __init__(self, command: bytes, *runner_arguments: object):
+    def __init__(self, command_line: bytes, *runner_arguments: object):
         """Called by Beam.
 
         Args:
-          command: command line of the process.
+          command_line: of the process.
           *runner_arguments: the arguments of every GrpcWorkerHandler.
         """
         super().__init__(*runner_arguments)
-        self._command = shlex.split(command.decode())
+        self._command = shlex.split(command_line.decode())
         self._is_closed = False
 
     def start_worker(self) -> None:

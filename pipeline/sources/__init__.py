@@ -41,6 +41,8 @@ _FORMS = {
 # These read of unchanged files no more than is asked for.
 _REMEMBERING = ("folder", "csv", "parquet")
 _OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}
+# What the API makes of arrays; no command can name them.
+_OPENERS["arrays"] = "pipeline.sources.readers.array_layout.in_memory.open_arrays"
 FORMS = f"{', '.join(_FORMS)} or your_module.your_function:REST"
 
 

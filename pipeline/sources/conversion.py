@@ -20,17 +20,23 @@ from pipeline.sources.options import SourceOptions
 from pipeline.sources.source import UNLABELLED
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceSpec(SourceOptions):
-    """A source and its conversion: all that a worker needs to open the source."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion(SourceOptions):
+    """How a source is read, and how its records are converted."""
 
-    source: str  # As in --source.
     image_size: tuple[int, int] | None = None  # (H, W) to scale to, after transposing.
     grayscale: bool = False
     rgb: bool = False
     transpose: bool = False
     id_prefix: str = ""
-    class_names: tuple[str, ...] | None = None  # Replace the source's names.
+    class_names: Sequence[str] | None = None  # Replace the source's names.
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec(Conversion):
+    """A source and its conversion: all that a worker needs to open the source."""
+
+    source: str  # As in --source.
     base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
     # Class names of the model to export by; a source without classes keeps having none.
     model_class_names: tuple[str, ...] | None = None

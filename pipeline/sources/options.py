@@ -16,6 +16,8 @@ _KINDS = {
     "label_column": ("csv", "parquet"),
     "pixel_range": ("npz", "npy", "idx"),
 }
+# A kind that no command names -> the kind whose options it takes.
+_LIKE = {"arrays": "npz"}
 # These say where files are, and not what is read of them.
 _PLACES = ("tfds_data_dir", "tfds_manual_dir")
 
@@ -54,7 +56,7 @@ class SourceOptions:
         """
         for name, value in self.changed().items():
             kinds = _KINDS.get(name)
-            if kinds is not None and kind not in kinds:
+            if kinds is not None and _LIKE.get(kind, kind) not in kinds:
                 shown = ",".join(f"{part:g}" for part in value) if name == "pixel_range" else value
                 sources = " and ".join(f"{other}:…" for other in kinds)
                 raise UsageError(

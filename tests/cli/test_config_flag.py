@@ -85,3 +85,50 @@ def test_a_config_with_other_keys_is_refused_in_a_line(tmp_path, text, message):
 @pytest.mark.parametrize("module", ["trainer.main", "trainer.compare_routes"])
 def test_help_has_the_flag(module):
     assert "\n  --config=CONFIG\n" in run_command(module, "--help").stdout
+
+
+@pytest.mark.parametrize("name", ["configs", "pipeline"])
+@pytest.mark.parametrize("form", ["{}/__init__.py", "{}.py"])
+def test_a_package_that_hides_ours_is_named_in_a_line(tmp_path, name, form):
+    path = tmp_path / form.format(name)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    done = train_from(tmp_path, "mnist", "--workdir=run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    place = path.parent if path.name == "__init__.py" else path
+    assert f"{place}: hides the package {name} of vae-pipeline; expected" in done.stderr
+    assert "run the console script, such as vae-train" in done.stderr
+
+
+def test_a_directory_of_configs_hides_nothing(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "own.py").write_text(_TYPO)
+    done = train_from(tmp_path, "configs/own.py", "--workdir=run")
+    assert "a config with latent_dims; expected only keys" in done.stderr
+
+
+def test_python_raises_an_import_error(tmp_path):
+    (tmp_path / "configs.py").touch()
+    command = [sys.executable, "-c", "import trainer.api"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"ImportError: {tmp_path}/configs.py: hides the package configs" in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no -P")
+def test_processes_of_a_console_script_are_ours_beside_a_package_that_hides_us(tmp_path):
+    """-P keeps the working directory off sys.path, as a console script does."""
+    (tmp_path / "configs.py").touch()
+    command = [sys.executable, "-P", "-m", "trainer.launch", "--num_workers=1", "--"]
+    done = subprocess.run(
+        [*command, "--config=minst", "--workdir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "[0] train: flag --config=minst: no such config" in done.stderr

@@ -1,19 +1,20 @@
 """Sets without labels: made, grown, trained on, exported, shown."""
 
+import contextlib
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.api import exports, keywords
+from pipeline.cli.errors import UsageError
 from pipeline.embeddings import inputs
 from pipeline.sources import ArraySource
 from pipeline.sources.source import UNLABELLED
 from tests.conftest import (
-    REPOSITORY,
     blobs,
     make_embeddings,
     make_shards,
@@ -175,40 +176,24 @@ def test_what_contradicts_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# Prints the splits that export would read, for each line of its flags; "" if it refuses them.
-SPLITS = """
-import sys
-from absl import flags
-from absl.testing import flagsaver
-from pipeline.embeddings import flags as export_flags
-for line in sys.stdin.read().splitlines():
-    with flagsaver.flagsaver():
-        try:
-            flags.FLAGS(["export", *line.split()])
-            print(*dict.fromkeys(export_flags.image_set("fail").splits.values()))
-        except flags.IllegalFlagValueError:
-            print("refused")
-"""
-
-
 def test_all_of_a_source_is_embedded_and_test_of_a_data_set(idx_dir, data_dir):
-    source, shards = f"--source=idx:{idx_dir}", f"--data_dir={data_dir}"
-    everything = "train validation test"
-    expected = {
-        source: everything,
-        f"{source} --split=all": everything,
-        f"{source} --split=test": "test",
-        shards: "test",
-        f"{shards} --split=all": everything,
-        f"{source} --split=all,test": "refused",
-        f"{source} --split=": "refused",
-        f"{source} --split=test,": "refused",
-    }
-    command = [sys.executable, "-c", SPLITS]
-    done = subprocess.run(
-        command, input="\n".join(expected), capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert done.stdout.splitlines() == list(expected.values()), done.stderr
+    source, shards = {"source": f"idx:{idx_dir}"}, {"data_dir": data_dir}
+    everything = ["train", "validation", "test"]
+    for image_set, split, expected in (
+        (source, None, everything),
+        (source, "all", everything),
+        (source, "test", ["test"]),
+        (shards, None, ["test"]),
+        (shards, "all", everything),
+        (source, "all,test", None),
+        (source, "", None),
+        (source, "test,", None),
+    ):
+        refused = contextlib.nullcontext() if expected else pytest.raises(UsageError)
+        with refused:
+            given = keywords.ExportKeywords(**image_set, split=split)
+            with exports.opened_input(given, PipelineOptions([]), on_corrupt="fail") as images:
+                assert list(dict.fromkeys(images.splits.values())) == expected
 
 
 def test_of_a_source_without_splits_all_is_embedded(trained, tmp_path, capsys):

@@ -6,13 +6,11 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
+from pipeline.api import keywords
 from pipeline.datasets.building import create as create_set
 from pipeline.embeddings import inputs
 from pipeline.sources import conversion
-from pipeline.sources import flags as source_flags
 from pipeline.sources.source import UNLABELLED
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import output_directory
@@ -216,13 +214,13 @@ def test_the_class_list_of_a_data_set(grown, tmp_path):
     assert made_from["class_names"] == NAMES and "model_class_names" not in made_from
 
 
-def test_a_command_gets_one_list_while_the_set_grows(data_dir, idx_dir, tmp_path):
+def test_each_call_gets_the_list_of_the_set_as_it_is(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "set")
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.as_parsed(source=f"idx:{idx_dir}", class_names=f"@{tmp_path / 'set'}"):
-        first = source_flags.source_spec().class_names
-        reseal(tmp_path / "set", lambda manifest: manifest["class_names"].append("new"))
-        assert source_flags.source_spec().class_names == first == tuple("0123456789")
+    settings = keywords.PreprocessKeywords(class_names=f"@{tmp_path / 'set'}")
+    first = settings.source_spec("sample").class_names
+    reseal(tmp_path / "set", lambda manifest: manifest["class_names"].append("new"))
+    assert first == tuple("0123456789")
+    assert settings.source_spec("sample").class_names == (*first, "new")
 
 
 @pytest.mark.parametrize(

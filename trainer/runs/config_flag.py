@@ -1,4 +1,4 @@
-"""The flag --config: which file it names, and whether that file's config has the right keys.
+"""A config by the name of its file: which file that is, and whether its config has the right keys.
 
 config.py checks the values.
 """
@@ -11,6 +11,8 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 import configs
+from pipeline.cli import flag_parsing
+from pipeline.cli.errors import UsageError
 
 # The flag is one of the command's, in --help too, and not of this module.
 flags.disclaim_key_flags()
@@ -36,19 +38,38 @@ class _Parser(config_flags.ConfigFileFlagParser):
                 f"get_config() returned a {type(config).__name__}; expected a "
                 "ml_collections.ConfigDict"
             )
-        keys = configs.default().keys()
-        if missing := ", ".join(key for key in keys if key not in config):
-            raise ValueError(
-                f"get_config() returned a config without {missing}; expected all keys of "
-                "configs/mnist.py: let it begin with `from configs import default`, "
-                "`config = default()`"
-            )
-        if unknown := ", ".join(key for key in config if key not in keys):
-            raise ValueError(
-                f"get_config() returned a config with {unknown}; expected only keys of "
-                "configs/mnist.py: remove or rename these"
-            )
+        check_keys(config)
         return config
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+    """Raises a ValueError if a config lacks keys or has unknown ones."""
+    keys = configs.default().keys()
+    if missing := ", ".join(key for key in keys if key not in config):
+        raise ValueError(
+            f"get_config() returned a config without {missing}; expected all keys of "
+            "configs/mnist.py: let it begin with `from configs import default`, "
+            "`config = default()`"
+        )
+    if unknown := ", ".join(key for key in config if key not in keys):
+        raise ValueError(
+            f"get_config() returned a config with {unknown}; expected only keys of "
+            "configs/mnist.py: remove or rename these"
+        )
+
+
+def load(place: str) -> ml_collections.ConfigDict:
+    """The locked config of `FILE` or `NAME`, with or without `:ARGUMENT`, as of the flag.
+
+    Raises:
+      UsageError: there is no such file, it fails, or its config lacks keys or has unknown ones.
+    """
+    try:
+        return _Parser("config").parse(place)
+    except (TypeError, ValueError) as error:  # With the traceback of an error in the file.
+        raise UsageError(f"--config={place}: {str(error).strip().splitlines()[-1]}") from error
+    except Exception as error:
+        raise flag_parsing.config_failure(error) from error
 
 
 def define(default: str | None, text: str) -> flags.FlagHolder:
