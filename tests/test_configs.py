@@ -18,7 +18,7 @@ def load(name):
 
 
 def test_all_configs_are_there():
-    assert NAMES == ["fashion_mnist", "mnist", "mnist_likelihood", "mnist_z2", "smoke"]
+    assert NAMES == ["fashion_mnist", "mnist", "mnist_likelihood", "mnist_z2", "rgb", "smoke"]
 
 
 @pytest.mark.parametrize("name", NAMES)

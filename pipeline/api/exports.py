@@ -99,8 +99,7 @@ def opened_input(
         settings = settings_of(keywords, compression="none")
         for directory in exports:
             if settings.name is None:
-                name = naming.existing_name(directory)
-                settings = dataclasses.replace(settings, name=name)
+                settings = dataclasses.replace(settings, name=naming.existing_name(directory))
         yield cast("Input", inputs.SourceInput(source_spec, settings, splits))
 
 

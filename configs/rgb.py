@@ -1,0 +1,22 @@
+"""Colour images of 32×32 or 64×64: a Gaussian likelihood, 64 latents.
+
+python -m pipeline.preprocess --source=folder:DIR --image_size=32x32 --output_dir=SHARDS
+python -m trainer.main --config=configs/rgb.py --config.data_dir=SHARDS --workdir=DIR
+"""
+
+import ml_collections
+
+from configs import mnist
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """mnist.py with a likelihood for colours and a smaller first layer; the ELBO as objective."""
+    config = mnist.get_config("latent_dim=64,beta=1.0")
+    # A Bernoulli likelihood spends most of its loss on the entropy of the pixels' own values.
+    config.likelihood = "gaussian"
+    config.gaussian_std = 0.1  # About the error that remains, so the ELBO needs no other beta.
+    config.strides = (2, 2, 2)  # Height and width must divide by 8.
+    config.batch_size = 128
+    config.num_epochs = 100
+    config.learning_rate_schedule = "cosine"
+    return config
