@@ -13,8 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import reader, verification
+from pipeline.datasets import reader, tfds_metadata, verification
 from tests.conftest import make_embeddings, make_shards, outputs_of, run_command, smoke_config
+from tests.datasets.test_tfds_metadata import supervised, written
 
 _ARCHIVES = sorted((pathlib.Path(__file__).parent / "upgrades").glob("made_by_*.tar.gz"))
 # Nats per image and units of a latent, between kinds of CPU.
@@ -78,14 +79,23 @@ def test_data_sets(earlier):
     before = outputs_of(earlier / "set")
     assert make_shards(f"idx:{earlier / 'first'}", earlier / "set", **_PREPROCESS)["reused"]
     assert outputs_of(earlier / "set") == before
+    # Files that describe the set are made anew together.
+    (earlier / "set" / "dataset_info.json").write_bytes(b"")
+    assert make_shards(f"idx:{earlier / 'first'}", earlier / "set", **_PREPROCESS)["reused"]
+    assert supervised(earlier / "set") == written(earlier / "set")
+    assert list(verification.verify(str(earlier / "set"))[1]) == []
 
 
 def without_indexes(directory):
-    """The files that the earlier version made, too, with the id of the set for its manifest."""
+    """The files that the earlier version made alike, with the id of the set for its manifest."""
     outputs = outputs_of(directory)
     outputs["manifest.json"] = json.loads(outputs["manifest.json"])["dataset_id"]
     outputs.pop("manifest.json.previous", None)
-    return {name: data for name, data in outputs.items() if not name.startswith("index/")}
+    return {
+        name: data
+        for name, data in outputs.items()
+        if not name.startswith("index/") and name not in tfds_metadata.NAMES
+    }
 
 
 def test_a_set_grows_and_unfinished_jobs_end_well(earlier):
@@ -96,6 +106,8 @@ def test_a_set_grows_and_unfinished_jobs_end_well(earlier):
         grow(earlier, name)
         assert without_indexes(earlier / name) == grown
     assert outputs_of(earlier / "half_append").keys() == outputs_of(earlier / "set").keys()
+    for name in ("half_set", "half_append", "set"):
+        assert supervised(earlier / name) == written(earlier / name)
     assert run_command("pipeline.verify", earlier / "half_append").returncode == 0
     num_reused = {
         name: json.loads((earlier / name / "timings.json").read_text())["num_tasks_reused"]

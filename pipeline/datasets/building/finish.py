@@ -25,7 +25,7 @@ from pipeline.stages.output_directory import OutputDirectory
 _STATISTICS = "statistics.json"
 _PAGE = "stats.html"
 # Files that describe the whole set, without the manifest and the statistics of splits.
-NAMES = (_STATISTICS, duplicates.FILE, _PAGE, "dataset_info.json", "features.json")
+NAMES = (_STATISTICS, duplicates.FILE, _PAGE, *tfds_metadata.NAMES)
 # Sample images on the page for each split.
 _NUM_SAMPLES = 48
 # Number of quarantine reasons that are listed.
@@ -279,7 +279,11 @@ def describe_set(
     contents = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
     if compression == "none":  # tensorflow-datasets reads no other.
         contents |= tfds_metadata.tfds_files(
-            name=name, image_shape=image_shape, splits=by_split, num_shards=num_shards
+            name=name,
+            image_shape=image_shape,
+            class_names=class_names,
+            splits=by_split,
+            num_shards=num_shards,
         )
     return contents, warnings
 

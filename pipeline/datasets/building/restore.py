@@ -115,7 +115,10 @@ def complete(
 def _describe_set(
     output: OutputDirectory, base: Mapping[str, Any], files: Mapping[str, FileEntry]
 ) -> list[FileEntry]:
-    """Makes the missing and damaged files that describe the whole set; their entries."""
+    """Makes the files that describe the whole set, if one is missing or damaged; their entries.
+
+    All are made, so that those of an earlier version are not mixed with those of this one.
+    """
     directory = output.directory
     names = [n for n in finish.NAMES if n in files and not output.is_complete([files[n]])]
     if not names:
@@ -137,7 +140,7 @@ def _describe_set(
         },
         counts=counts,
     )
-    return [manifest_lib.write_file(directory, name, contents[name]) for name in names]
+    return [manifest_lib.write_file(directory, name, data) for name, data in contents.items()]
 
 
 def _describe(
