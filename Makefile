@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
 # What the three stages take; see `make help`. Each reaches the shell as one word, but FLAGS, which
 # are many.
 SOURCE ?= sample
-NAME ?= mnist
+NAME ?=
 CONFIG ?= configs/mnist.py
 SPLIT ?= test
 DEMO_DIR ?= demo
@@ -47,7 +47,7 @@ help:  ## lists the targets and their variables
 	@echo "Variables, with their defaults:"
 	@echo "  PYTHON="$(call quote,$(PYTHON))" VENV="$(call quote,$(VENV))"                 the interpreter and the environment it makes"
 	@echo "  EXTRAS="$(call quote,$(EXTRAS))"                                 setup: extras of setup.py, such as cuda"
-	@echo "  SOURCE="$(call quote,$(SOURCE))" NAME="$(call quote,$(NAME))" OUTPUT_DIR=DIR    preprocess: image set, its name, where shards go"
+	@echo "  SOURCE="$(call quote,$(SOURCE))" NAME=NAME OUTPUT_DIR=DIR   preprocess: image set, its name if not the source's, where shards go"
 	@echo "  DATA_DIR=DIR                            verify"
 	@echo "  DATA_DIR=DIR CONFIG="$(call quote,$(CONFIG))" WORKDIR=DIR  train"
 	@echo "  DATA_DIR=DIR MODEL_DIR=DIR OUTPUT_DIR=DIR SPLIT="$(call quote,$(SPLIT))"  export, report"
@@ -80,7 +80,7 @@ demo: $(INSTALLED)  ### the whole path on the embedded digits, in minutes
 	@echo "  "$(call quote,$(VENV))"/bin/tensorboard --logdir "$(call quote,$(DEMO_DIR))"/run/tensorboard"
 
 preprocess: $(INSTALLED)  ### image set -> TFRecord shards
-	@$(PY) -m pipeline.preprocess --source=$(call quote,$(SOURCE)) --name=$(call quote,$(NAME)) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DATA_DIR))) $(FLAGS)
+	@$(PY) -m pipeline.preprocess --source=$(call quote,$(SOURCE))$(if $(NAME), --name=$(call quote,$(NAME))) --output_dir=$(call quote,$(or $(OUTPUT_DIR),$(DATA_DIR))) $(FLAGS)
 
 verify: $(INSTALLED)  ## reads a data set back and names every fault
 	@$(PY) -m pipeline.verify $(call quote,$(DATA_DIR))

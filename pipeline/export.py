@@ -134,8 +134,10 @@ def run(beam_args: list[str]) -> None:
         seen = pointer.read(latest)
         _check_unpublished(seen)
     reuse_dir = _reuse_dir(seen)
+    exports = [] if _OVERWRITE.value else [_OUTPUT_DIR.value]
+    exports += [reuse_dir] if reuse_dir else []
     request = create_export.Request(
-        input=export_flags.image_set(_ON_CORRUPT.value),
+        input=export_flags.image_set(_ON_CORRUPT.value, exports),
         model_dir=export_flags.MODEL_DIR.value,
         output_dir=_OUTPUT_DIR.value,
         reuse_dir=reuse_dir,

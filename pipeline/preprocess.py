@@ -135,7 +135,8 @@ def _dry_run(request) -> None:
         request, source, _, output = create.plan(request)
         if request.output_dir and not request.overwrite:
             output.check()
-    lines = reading.lines(source, request.settings.validation_fraction)
+    settings = request.settings
+    lines = reading.lines(source, settings.name, settings.validation_fraction)
     for line in [*lines, *reading.unreadable(source)]:
         print(f"preprocess: {line}")
     ending = "records are compared with those of the data set when they are appended"

@@ -29,9 +29,13 @@ def run(_: list[str]) -> None:
     from pipeline.reports import create as create_report
     from pipeline.stages import pointer
 
+    directory = pointer.resolve(_OUTPUT_DIR.value)  # Once, for all files.
+    input_ = None
+    if export_flags.names_images():
+        input_ = export_flags.image_set("quarantine", [directory])
     page = create_report.make_report(
-        pointer.resolve(_OUTPUT_DIR.value),  # Once, for all files.
-        input_=export_flags.image_set("quarantine") if export_flags.names_images() else None,
+        directory,
+        input_=input_,
         model_dir=export_flags.MODEL_DIR.value,
         run_dir=export_flags.RUN_DIR.value,
     )

@@ -65,9 +65,7 @@ def tfds_files(
         "name": name,
         "version": "1.0.0",
         "fileFormat": "tfrecord",
-        "supervisedKeys": {
-            "tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}
-        },
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
         "splits": [
             {
                 "name": split,

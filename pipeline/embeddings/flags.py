@@ -1,6 +1,7 @@
 """Flags of export and report that name an image set, a model and a training run."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -52,16 +53,19 @@ def paths() -> dict[str, str | None]:
     }
 
 
-def image_set(on_corrupt: str):
+def image_set(on_corrupt: str, exports: Sequence[str] = ()):
     """The image set (inputs.Input) that the flags name.
 
     Args:
       on_corrupt: what to do if a shard is damaged, see reader.Dataset.
+      exports: directories; without --name, the first that holds an export says the name of a
+        source's set.
 
     Raises:
       UsageError: the flags name no image set, or two.
       StageError: the image set cannot be read, or a source's model has no manifest.
     """
+    from pipeline.datasets import naming
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import inputs
     from pipeline.stages import manifest as manifest_lib
@@ -80,8 +84,11 @@ def image_set(on_corrupt: str):
         model = manifest_lib.read_manifest(MODEL_DIR.value, "train", "--model_dir")
         names = tuple(model.get("class_names", ()))
         source_spec = dataclasses.replace(source_spec, model_class_names=names)
+    name = source_flags.NAME.value
+    for directory in exports:
+        name = name or naming.existing_name(directory)
     settings = create_set.Settings(
-        name=source_flags.NAME.value,
+        name=name,
         num_shards=source_flags.num_shards(),
         validation_fraction=source_flags.VALIDATION_FRACTION.value,
         seed=source_flags.SEED.value,

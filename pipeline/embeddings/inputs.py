@@ -278,7 +278,7 @@ class SourceInput:
             **settings.shared(), num_shards=num_shards, first_shard=zeros, num_in_names=num_shards
         )
         self.notes = [
-            *reading.lines(source, settings.validation_fraction),
+            *reading.lines(source, settings.name, settings.validation_fraction),
             *_unknown_classes(source),
             f"embeds {', '.join(num_shards)}",
         ]

@@ -13,7 +13,12 @@ _SOURCE = flags.DEFINE_string(
     None,
     f"The image set: {sources.FORMS}. sample is 10,000 MNIST digits, included in the package.",
 )
-NAME = flags.DEFINE_string("name", "mnist", "Name of the data set; file names start with it.")
+NAME = flags.DEFINE_string(
+    "name",
+    None,
+    "Name of the data set; file names start with it. If not set, the name of what the output "
+    "directory holds, else one after the source: mnist for idx:/data/mnist.",
+)
 NUM_SHARDS = flags.DEFINE_string(
     "num_shards", "auto", "Number of shards per split; 'auto' makes shards of 64 to 256 MiB."
 )
@@ -89,7 +94,7 @@ _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
 )
 flags.register_validator(
     "name",
-    lambda name: name.isidentifier() and len(name.encode()) <= 100,  # Of 255 in a file name.
+    lambda name: name is None or (name.isidentifier() and len(name.encode()) <= 100),
     message="expected at most 100 bytes of letters, digits and underscores, the first not a digit",
 )
 flags.register_validator(

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,7 +13,7 @@ from PIL import Image
 from pipeline.datasets import reader, tfds_metadata
 from pipeline.datasets.building import removal
 from pipeline.runners import options
-from tests.conftest import make_folder_set, make_shards
+from tests.conftest import REPOSITORY, make_folder_set, make_shards
 from tests.datasets.test_repair import mend
 
 # Class -> how tensorflow-datasets names it.
@@ -78,6 +79,22 @@ def test_labelled_and_unlabelled_sets(data_dir, idx_dir, tmp_path):
     assert not any((tmp_path / "gz" / name).exists() for name in tfds_metadata.NAMES)
 
 
+def test_the_snippet_of_the_docs_and_what_show_examples_says(data_dir, capsys):
+    import tensorflow_datasets as tfds
+
+    page = (REPOSITORY / "docs" / "preprocess.md").read_text()
+    [snippet] = re.findall(r"```python\n(import tensorflow_datasets.*?)```", page, re.S)
+    exec(snippet.replace("/tmp/mnist", str(data_dir)), namespace := {})
+    labels = [label for _, label in supervised(data_dir)[1]["train"]]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("(12, 8, 1) ") and int(line.split()[-1]) in labels
+    builder = namespace["builder"]
+    with pytest.raises(ValueError, match="Visualisation not supported"):
+        tfds.show_examples(builder.as_dataset(split="train"), builder.info)
+
+
 @pytest.mark.parametrize("named", [{"the only class": "the only class"}, _ODD])
 def test_one_class_and_odd_names(tmp_path, named):
     source = folder(tmp_path / "set", list(named))
@@ -113,7 +130,9 @@ def test_a_set_that_grows_shrinks_and_is_mended(tmp_path):
     assert supervised(out) == written(out)
     assert supervised(out)[0] == ["cat", "eel", "ant"]
     beam = options.parse_options([])
-    removal.remove_records(str(out), ["train/ant/0.png", "train/cat/1.png"], overwrite=False, options=beam)
+    removal.remove_records(
+        str(out), ["train/ant/0.png", "train/cat/1.png"], overwrite=False, options=beam
+    )
     names, pairs = supervised(out)
     assert (names, pairs) == written(out) and sum(map(len, pairs.values())) == 7
     expected = (out / "label.labels.txt").read_bytes()

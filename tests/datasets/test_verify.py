@@ -66,7 +66,7 @@ def test_every_fault_is_named_with_file_and_offset(out):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["stats.html", "statistics.json", "dataset_info.json"])
+@pytest.mark.parametrize("name", ["stats.html", "dataset_info.json", "label.labels.txt"])
 def test_files_beside_the_shards_are_checked_too(out, name):
     data = bytearray((out / name).read_bytes())
     data[20] ^= 1

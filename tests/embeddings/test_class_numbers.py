@@ -91,10 +91,9 @@ def test_labels_from_a_source_are_those_from_the_data_set(grown, tmp_path):
     assert len(by_set) == 61 and by_set == rows_of(tmp_path / "by_source")
     assert by_set["test/aardvark/1.png"] == (10, "aardvark")
     assert manifest["class_names"] == NAMES
-    # A report finds the names without the model, too.
+    # A report finds the names without the model, too, and the name of the set in the export.
     run_command("pipeline.report", f"--output_dir={tmp_path / 'by_source'}", "--split=test",
-                f"--source={source}", "--name=blobs", "--num_shards=1",
-                "--validation_fraction=0.1")  # fmt: skip
+                f"--source={source}", "--num_shards=1", "--validation_fraction=0.1")  # fmt: skip
     metadata = (tmp_path / "by_source" / "projector" / "metadata.tsv").read_text()
     assert "aardvark\ttest/aardvark/1.png\t10\n" in metadata
     page = (tmp_path / "by_source" / "report.html").read_text()
@@ -109,11 +108,27 @@ def test_classes_that_the_model_lacks_follow_after_its_list(grown, tmp_path):
     errors = export_by_command(grown, tmp_path / "out", f"--source=folder:{folder}")
     line = "export: classes that the model's class list lacks are numbered after it: ant 11, bee 12"
     assert line in errors.splitlines()
+    assert "export: the set is named folder: its files begin with folder-" in errors.splitlines()
+    assert [path.name.partition("-")[0] for path in tmp_path.glob("out/*/*.parquet")] == ["folder"]
     rows = rows_of(tmp_path / "out")
     assert (rows["test/ant/1.png"], rows["test/bee/1.png"]) == ((11, "ant"), (12, "bee"))
     assert rows["test/aardvark/1.png"] == (10, "aardvark")
     for record_id, (label, name) in rows.items():
         assert record_id.split("/")[1] == name == [*NAMES, "ant", "bee"][label]
+
+
+@pytest.mark.long
+def test_an_export_keeps_the_name_of_the_one_before(grown, tmp_path):
+    source, model, old = f"folder:{grown / 'folder'}", grown / "run" / "export", tmp_path / "old"
+    settings = {"name": "mnist", "num_shards": None, "images": "none"}
+    make_embeddings(source, model, old, **settings)
+    before = outputs_of(old)
+    flag = f"--source={source}"
+    assert export_by_command(grown, old, flag) == "" and outputs_of(old) == before
+    export_by_command(grown, tmp_path / "new", flag, f"--reuse_from={old}")
+    assert outputs_of(tmp_path / "new") == before
+    export_by_command(grown, old, flag, "--overwrite")
+    assert [path.name.partition("-")[0] for path in old.glob("*/*.parquet")] == ["folder"]
 
 
 def test_a_source_of_other_names_is_said(idx_dir):

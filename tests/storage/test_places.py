@@ -122,8 +122,10 @@ def test_make_passes_each_value_on_as_one_word(tmp_path):
 
     source, out, data, model, workdir, config = values.values()
     assert words("preprocess") == [
-        *(f"--source={source}", "--name=mnist", f"--output_dir={out}", "--a", "--b"),
+        *(f"--source={source}", f"--output_dir={out}", "--a", "--b"),
     ]
+    values["NAME"] = "it's"
+    assert words("preprocess")[1] == "--name=it's"
     assert words("train") == [
         *(f"--config={config}", f"--config.data_dir={data}", f"--workdir={workdir}", "--a", "--b"),
     ]

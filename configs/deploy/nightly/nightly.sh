@@ -15,7 +15,7 @@
 #   DATE=2026-11-25               the night, also for a try after midnight; by default today
 #   KEEP=7                        how many good exports stay
 #   REQUIRE='elbo>-110'           the gate, as in export --require; optional
-#   PREPROCESS_FLAGS='--name=mnist --num_shards=4'    further flags, separated by spaces
+#   PREPROCESS_FLAGS='--name=photos --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
 #   TRIES=3                   how many times a stage is started while it ends with 75
 #   PYTHON=/opt/vae-pipeline/.venv/bin/python

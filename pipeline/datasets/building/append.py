@@ -39,7 +39,7 @@ def append_records(request: Request) -> dict[str, Any]:
 
     Args:
       request: output_dir is the data set's directory. The settings are those of the data set,
-        except num_shards, the number of new shards.
+        or None, except num_shards, the number of new shards.
 
     Returns:
       The manifest, with the key "reused" if there was nothing to append.
@@ -82,7 +82,8 @@ def append_records(request: Request) -> dict[str, Any]:
             )
             memory.write(source, base["made_from"], hashes[~barred], _named(source, barred))
             return nothing_new(base, 0)
-        reading.announce("preprocess", source, request.settings.validation_fraction)
+        settings = request.settings
+        reading.announce("preprocess", source, settings.name, settings.validation_fraction)
         try:
             base, additions = _additions(request, source, base, directory)
         except StageError:

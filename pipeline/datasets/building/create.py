@@ -13,7 +13,7 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.errors import StageError, UsageError
-from pipeline.datasets import index, placement
+from pipeline.datasets import index, naming, placement
 from pipeline.datasets.building import (
     finish,
     reading,
@@ -54,7 +54,7 @@ _OWNED = re.compile(
 class Settings:
     """The settings of a data set, without its source."""
 
-    name: str  # Names of shard files start with it.
+    name: str | None  # Names of shard files start with it; None to choose, see `resolve`.
     num_shards: int | None  # Shards per split; None to choose by size.
     validation_fraction: float | None  # Share of train that goes to validation; see `resolve`.
     seed: int  # For the order of the records.
@@ -85,14 +85,17 @@ class Request:
 
 
 def resolve(settings: Settings, source: conversion.ConvertedSource) -> Settings:
-    """Settings with the share of train that goes to validation, if none is set.
+    """Settings with a name, and a share of train that goes to validation.
 
-    The validation split of a source is official and stays as it is.
+    Without a name, the set is named after its source. The validation split of a source is official
+    and stays as it is.
     """
-    if settings.validation_fraction is not None:
-        return settings
-    fraction = 0.0 if "validation" in source.split_sizes else _VALIDATION_FRACTION
-    return dataclasses.replace(settings, validation_fraction=fraction)
+    name, fraction = settings.name, settings.validation_fraction
+    if name is None:
+        name = naming.name_of_source(source.source_spec.source)
+    if fraction is None:
+        fraction = 0.0 if "validation" in source.split_sizes else _VALIDATION_FRACTION
+    return dataclasses.replace(settings, name=name, validation_fraction=fraction)
 
 
 def check(settings: Settings, source: conversion.ConvertedSource) -> None:
@@ -163,7 +166,7 @@ def opened(
       base: the manifest of the data set to append to, if any.
 
     Returns:
-      The request, with a share of train that goes to validation.
+      The request, with settings as `resolve` returns them.
       The open source.
 
     Raises:
@@ -174,9 +177,9 @@ def opened(
     if base:
         names = tuple(base["class_names"])
         source_spec = dataclasses.replace(source_spec, base_class_names=names)
-        if settings.validation_fraction is None:
-            fraction = base["made_from"]["validation_fraction"]
-            settings = dataclasses.replace(settings, validation_fraction=fraction)
+        for key in ("name", "validation_fraction"):
+            if getattr(settings, key) is None:
+                settings = dataclasses.replace(settings, **{key: base["made_from"][key]})
     source = conversion.open_converted(source_spec)
     settings = resolve(settings, source)
     check(settings, source)
@@ -187,7 +190,7 @@ def plan(request: Request) -> tuple[Request, conversion.ConvertedSource, Layout,
     """All that `create_dataset` decides before it writes.
 
     Returns:
-      The request, with a share of train that goes to validation.
+      The request, with all settings.
       The open source.
       The shards to write.
       The output directory, untouched.
@@ -202,6 +205,10 @@ def plan(request: Request) -> tuple[Request, conversion.ConvertedSource, Layout,
             f"--output_dir={request.output_dir}: lies inside the source {path}; name a directory "
             "outside of the source"
         )
+    settings = request.settings
+    if settings.name is None and request.output_dir and not request.overwrite:
+        name = naming.existing_name(request.output_dir)
+        request = dataclasses.replace(request, settings=dataclasses.replace(settings, name=name))
     request, source = opened(request)
     settings = request.settings
     sizes = placement.expected_sizes(source.split_sizes, settings.validation_fraction)
@@ -250,7 +257,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
     with output.opened(names, overwrite=request.overwrite, mend=mend) as finished:
         if finished is not None:
             return {**finished, "reused": True}
-        reading.announce("preprocess", source, request.settings.validation_fraction)
+        reading.announce("preprocess", source, layout.name, request.settings.validation_fraction)
         taken.forget_all(output.directory)
         blocks = shard_writer.index_blocks(source.num_records)
         with opened_source.reporting_source_changes(source.check_unchanged, output.tasks.clear):

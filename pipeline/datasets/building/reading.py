@@ -16,11 +16,12 @@ _MAX_SHOWN = 12
 _NUM_LOOKED_AT = 100
 
 
-def lines(source: conversion.ConvertedSource, validation_fraction: float) -> list[str]:
+def lines(source: conversion.ConvertedSource, name: str, validation_fraction: float) -> list[str]:
     """What is read, a line each.
 
     Args:
       source: the open source.
+      name: the data set's name.
       validation_fraction: share of train that goes to validation.
     """
     spec = source.source_spec
@@ -28,6 +29,7 @@ def lines(source: conversion.ConvertedSource, validation_fraction: float) -> lis
         f"reads {spec.source}: {_splits(source.split_sizes, validation_fraction)}",
         _classes(source),
         f"images are {'×'.join(map(str, source.image_shape))}{_conversions(spec)}",
+        f"the set is named {name}: its files begin with {name}-",
         *source.notes,
         *([f"ignores {ignored_text(source.ignored)}"] if source.ignored else []),
     ]
@@ -48,9 +50,11 @@ def unreadable(source: conversion.ConvertedSource) -> list[str]:
     return [f"{len(faults)} of {len(indices)} records that were tried are unreadable: {reasons}"]
 
 
-def announce(command: str, source: conversion.ConvertedSource, validation_fraction: float) -> None:
+def announce(
+    command: str, source: conversion.ConvertedSource, name: str, validation_fraction: float
+) -> None:
     """Prints `lines` to standard error."""
-    for line in lines(source, validation_fraction):
+    for line in lines(source, name, validation_fraction):
         print(f"{command}: {line}", file=sys.stderr, flush=True)
 
 
