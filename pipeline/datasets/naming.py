@@ -65,7 +65,7 @@ def _says_something(stem: str) -> bool:
 
 
 def _cleaned(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text.lower())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = "".join(char if f"_{char}".isidentifier() else "_" for char in text)
     text = re.sub("_+", "_", text).strip("_") or _FALLBACK
     if not text.isidentifier():  # It begins with a digit.

@@ -187,7 +187,7 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path, silent_proxy
         "--direct_num_workers=2",
     )
     assert [line.split()[1] for line in without_progress(preprocess.stderr)] == [
-        *("reads", "10", "images")
+        *("reads", "10", "images", "the")
     ]
     assert preprocess.stdout.startswith(
         "preprocess: finished: 350 read = 350 written (train 272, validation 28, test 50)"

@@ -25,6 +25,7 @@ def said(done) -> list[str]:
                 "10% validation, 10% test",
                 "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
                 "images are 28×28×1",
+                "the set is named mnist: its files begin with mnist-",
             ],
         ),
         (
@@ -34,6 +35,7 @@ def said(done) -> list[str]:
                 "0.5% validation, 10% test",
                 "no labels: --labels=none",
                 "images are 14×20×3 after --rgb, --image_size=14x20",
+                "the set is named mnist: its files begin with mnist-",
             ],
         ),
     ],

@@ -90,7 +90,7 @@ def accented(tmp_path) -> pathlib.Path:
 def test_names_are_the_same_in_any_locale(scratch, accented, tmp_path, locale):
     flags = [f"--source=folder:{accented}", f"--output_dir={scratch}/out", "--num_shards=1"]
     run("pipeline.preprocess", *flags, **locale)
-    make_shards(f"folder:{accented}", tmp_path / "expected", num_shards=1, name="mnist")
+    make_shards(f"folder:{accented}", tmp_path / "expected", num_shards=1, name="sét")
     assert outputs_of(scratch / "out") == outputs_of(tmp_path / "expected")
     assert all(path.stat().st_mode & 0o077 == 0 for path in (scratch / "out").rglob("*"))
 
