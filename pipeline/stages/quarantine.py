@@ -107,7 +107,8 @@ def reasons(faults: Iterable[tuple[str, str]]) -> list[str]:
     Args:
       faults: (where, reason) of each fault.
     """
-    examples, counts = {}, collections.Counter()
+    examples: dict[str, str] = {}
+    counts = collections.Counter[str]()
     for where, reason in faults:
         examples.setdefault(reason, where)
         counts[reason] += 1
