@@ -80,6 +80,7 @@ def test_the_archive_holds_the_digits_and_no_scratch(sdist):
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
     assert any(name.endswith("pipeline/sources/sample/t10k-images-idx3-ubyte.gz") for name in names)
+    assert any(name.endswith("trainer/py.typed") for name in names)
     assert not any(re.search(r"/(build|demo|\.venv)/", name) for name in names)
 
 

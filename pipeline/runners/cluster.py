@@ -191,8 +191,9 @@ def cancelled_when_stopped(result: PipelineResult, options: PipelineOptions) -> 
     Otherwise the cluster would go on with the job and write among the files of the next try.
     Processes that Beam started for the job, such as a job server, are stopped too.
     """
-    if not isinstance(result, PortableResult):
-        yield  # The job runs in this process or a child process.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not isinstance(result, PortableResult) or not is_main:
+        yield  # The job runs in this process or a child process, or no signal comes here.
         return
     url = _flink_url(options)
     job_name = options.view_as(GoogleCloudOptions).job_name

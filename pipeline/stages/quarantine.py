@@ -108,7 +108,7 @@ def reasons(faults: Iterable[tuple[str, str]]) -> list[str]:
       faults: (where, reason) of each fault.
     """
     examples: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
+    counts = collections.Counter[str]()
     for where, reason in faults:
         examples.setdefault(reason, where)
         counts[reason] += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 
 import ml_collections
 import tensorflow as tf
@@ -62,7 +63,8 @@ def _multi_worker() -> tf.distribute.Strategy:
             implementation=tf.distribute.experimental.CommunicationImplementation.NCCL,
         )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has replaced the handler.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow's server has replaced the handler.
     return strategy
 
 
