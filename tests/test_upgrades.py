@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader, verification
-from tests.conftest import make_embeddings, make_shards, outputs_of, run_command, smoke_config
+from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
+from tests.forked import run_command
 
 _ARCHIVES = sorted((pathlib.Path(__file__).parent / "upgrades").glob("made_by_*.tar.gz"))
 # Nats per image and units of a latent, between kinds of CPU.
