@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli import proxies, quiet
+from tests import forked
+from tests.forked import REPOSITORY
 from tests.storage import object_stores
 
 # As in every command: what tests start, and what they run in this process, talks over loopback.
@@ -22,7 +24,6 @@ proxies.reach_directly()
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 # Tests lose their files anyway.
 os.environ.setdefault("VAE_NOSYNC", "1")
-REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -92,7 +93,7 @@ def run_command(
         capture_output=True,
         text=True,
         check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith("TF_")} | dict(env or {}),
+        env=forked.environment(env),
     )
     if check:
         assert done.returncode == 0, done.stderr
@@ -101,7 +102,7 @@ def run_command(
 
 def die_at_file(number: int, module: str, *args: object) -> None:
     """Runs a command that is killed (-9) when it opens its n-th file for writing."""
-    done = run_command("tests.faults.die_at_file", number, module, *args, check=False)
+    done = forked.run_command("tests.faults.die_at_file", number, module, *args, check=False)
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 

@@ -15,8 +15,9 @@ import pytest
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader, tfds_metadata, verification
 from pipeline.reports import create as create_report
-from tests.conftest import make_embeddings, make_shards, outputs_of, run_command, smoke_config
+from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
 from tests.datasets.test_tfds_metadata import supervised, written
+from tests.forked import run_command
 
 _ARCHIVES = sorted((pathlib.Path(__file__).parent / "upgrades").glob("made_by_*.tar.gz"))
 # Nats per image and units of a latent, between kinds of CPU.

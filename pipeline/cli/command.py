@@ -95,6 +95,7 @@ def run(
     """
     _use_utf8()
     quiet.set_environment()
+    quiet.hide_unused()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def work() -> None:

@@ -15,9 +15,9 @@ from tests.conftest import (
     make_idx_set,
     make_shards,
     outputs_of,
-    run_command,
     write_idx,
 )
+from tests.forked import run_command
 from tests.sources.test_sources import records_in
 
 # What describes the set as a whole, and has to change.

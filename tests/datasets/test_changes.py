@@ -12,7 +12,8 @@ from pipeline.cli.errors import StageError
 from pipeline.datasets import index, placement, reader
 from pipeline.datasets.building import removal
 from pipeline.runners import options as beam_options
-from tests.conftest import die_at_file, make_embeddings, make_shards, outputs_of, run_command
+from tests.conftest import die_at_file, make_embeddings, make_shards, outputs_of
+from tests.forked import run_command
 from tests.sources.test_sources import records_in
 
 

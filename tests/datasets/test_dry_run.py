@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import make_folder_set, make_shards, run_command
+from tests.conftest import make_folder_set, make_shards
+from tests.forked import run_command
 
 
 def dry_run(source: str, *flags: str, **options):

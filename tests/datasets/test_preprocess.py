@@ -16,15 +16,8 @@ from pipeline.datasets import reader
 from pipeline.datasets.building import finish as finish_set
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contents import TIMINGS
-from tests.conftest import (
-    REPOSITORY,
-    die_at_file,
-    make_idx_set,
-    make_shards,
-    outputs_of,
-    run_command,
-    write_idx,
-)
+from tests.conftest import REPOSITORY, die_at_file, make_idx_set, make_shards, outputs_of, write_idx
+from tests.forked import run_command
 
 
 def die(idx_dir, out, file_number) -> None:

@@ -9,7 +9,8 @@ from pipeline.datasets import verification
 from pipeline.datasets.building import create, repair
 from pipeline.runners import options
 from pipeline.stages import manifest as manifest_lib
-from tests.conftest import make_folder_set, make_shards, outputs_of, run_command
+from tests.conftest import make_folder_set, make_shards, outputs_of
+from tests.forked import run_command
 
 FIRST, SECOND = "first", "second"
 DAMAGES = {

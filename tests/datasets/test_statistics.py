@@ -152,7 +152,7 @@ def test_opposite_shades_around_grey_and_a_few_images_are_no_negatives(
 
 
 def test_warnings_are_printed_and_stand_on_the_page(tmp_path):
-    from tests.conftest import run_command
+    from tests.forked import run_command
 
     (x, y), _ = blobs().values()
     x[0] = 0

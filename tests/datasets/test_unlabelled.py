@@ -19,10 +19,10 @@ from tests.conftest import (
     make_embeddings,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
     state_of,
 )
+from tests.forked import run_command
 from tests.reports.test_report import make_report_of
 from tests.sources.test_sources import records_in
 

@@ -4,8 +4,9 @@ import pytest
 
 from pipeline.formats import tf_example, tfrecord
 from pipeline.stages import manifest as manifest_lib
-from tests.conftest import make_shards, run_command
+from tests.conftest import make_shards
 from tests.datasets.test_reader import damage_one_record
+from tests.forked import run_command
 
 SHARD = "blobs-train.tfrecord-00001-of-00004"
 

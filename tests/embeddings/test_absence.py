@@ -26,7 +26,7 @@ from pipeline.sources import memory
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import quarantine
 from pipeline.storage import files
-from tests.conftest import run_command
+from tests.forked import run_command
 from tests.storage.object_stores import BUCKET
 
 SEED = 0  # Of the fixture's data set.

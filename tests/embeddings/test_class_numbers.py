@@ -20,11 +20,11 @@ from tests.conftest import (
     make_idx_set,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
 )
 from tests.datasets.test_unlabelled import PARTLY
 from tests.datasets.test_verify import reseal
+from tests.forked import run_command
 
 OLD_NAMES = [f"class {number}" for number in range(10)]
 NAMES = [*OLD_NAMES, "aardvark"]

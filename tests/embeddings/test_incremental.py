@@ -21,10 +21,10 @@ from tests.conftest import (
     make_idx_set,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
 )
 from tests.datasets.test_reader import damage_one_record
+from tests.forked import run_command
 
 
 def computed(manifest: dict) -> int:

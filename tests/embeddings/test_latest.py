@@ -14,8 +14,9 @@ from pipeline.cli.errors import StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer, retention
 from pipeline.storage import files, lock
-from tests.conftest import make_embeddings, outputs_of, run_command
+from tests.conftest import make_embeddings, outputs_of
 from tests.embeddings.test_incremental import grown, other_model  # noqa: F401
+from tests.forked import run_command
 from tests.storage.object_stores import BUCKET
 
 

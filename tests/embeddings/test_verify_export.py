@@ -15,8 +15,9 @@ from pipeline.reports import create as create_report
 from pipeline.reports import verification
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import pointer
-from tests.conftest import REPOSITORY, make_embeddings, make_shards, outputs_of, run_command
+from tests.conftest import REPOSITORY, make_embeddings, make_shards, outputs_of
 from tests.datasets.test_verify import reseal
+from tests.forked import run_command
 
 _PAGE = 4096  # Bytes.
 ROWS = "embeddings/blobs-test-00000-of-00001.parquet"

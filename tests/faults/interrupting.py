@@ -1,24 +1,16 @@
 """Trains in a process of its own and sends that process a signal at a chosen moment.
 
-The processes are forked from one that has imported TensorFlow already, so each costs
-what the training costs and not the imports.
+The processes are forked, so that each costs what the training costs and not the imports.
 """
 
 import dataclasses
 import functools
 import importlib
-import multiprocessing
 import os
 import pathlib
-import signal
-import sys
 import threading
 
-from pipeline.cli import quiet
-
-quiet.import_tensorflow()
-import trainer.main  # noqa: E402
-import trainer.runs.train  # noqa: E402, F401
+from tests import forked
 
 # Phase of a run -> the function whose call begins it, as module, name.
 PHASES = {
@@ -106,33 +98,15 @@ def _hook_call(at: At) -> None:
     setattr(owner, name, counting)
 
 
-def _run(arguments: list[str], at: At | None, log: str) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # The fork server ignores it.
-    if at:
-        {STEP: _hook_step, STUCK: _hook_stuck}.get(at.phase, _hook_call)(at)
-    sys.argv = ["trainer.main", *arguments]
-    try:
-        trainer.main.main()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
-@functools.cache
-def _fork_server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.interrupting"])
-    return context
+def _hook(at: At) -> None:
+    {STEP: _hook_step, STUCK: _hook_stuck}.get(at.phase, _hook_call)(at)
 
 
 def start(arguments: list[str], *, log: pathlib.Path, at: At | None = None):
     """Starts `python -m trainer.main` with arguments; returns the process, which can be joined."""
-    process = _fork_server().Process(target=_run, args=(arguments, at, str(log)))
-    process.start()
-    return process
+    prepare = functools.partial(_hook, at) if at else None
+    log.unlink(missing_ok=True)
+    return forked.start("trainer.main", *arguments, stdout=log, stderr=log, prepare=prepare)
 
 
 def train(arguments: list[str], *, log: pathlib.Path, at: At | None = None) -> int:

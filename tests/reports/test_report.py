@@ -27,11 +27,11 @@ from tests.conftest import (
     make_idx_set,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
 )
 from tests.datasets.test_reader import damage_one_record
 from tests.faults.hostile_source import IDS, NAMES
+from tests.forked import run_command
 from tests.reports.browser import Browser, needs_browser
 
 HOSTILE = "tests.faults.hostile_source.open_hostile:x"

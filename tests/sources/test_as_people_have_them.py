@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader
 from pipeline.sources import image_file, open_source
-from tests.conftest import blobs, make_folder_set, make_shards, outputs_of, run_command
+from tests.conftest import blobs, make_folder_set, make_shards, outputs_of
+from tests.forked import run_command
 
 ORIENTATION = 274
 

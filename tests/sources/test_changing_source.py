@@ -10,15 +10,8 @@ import pytest
 from pipeline.cli.errors import SourceChanged, StageError
 from pipeline.datasets import reader
 from pipeline.sources import conversion
-from tests.conftest import (
-    blobs,
-    make_folder_set,
-    make_idx_set,
-    make_shards,
-    outputs_of,
-    run_command,
-    write_csv,
-)
+from tests.conftest import blobs, make_folder_set, make_idx_set, make_shards, outputs_of, write_csv
+from tests.forked import run_command
 
 
 def make_set(kind: str, place) -> str:

@@ -16,7 +16,8 @@ import pytest
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.sources import SourceOptions, open_source
-from tests.conftest import make_shards, run_command
+from tests.conftest import make_shards
+from tests.forked import run_command
 
 NUM = 60
 PIXELS = [f"pixel{i}" for i in range(784)]

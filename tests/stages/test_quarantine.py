@@ -16,11 +16,11 @@ from tests.conftest import (
     make_folder_set,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
     write_csv,
 )
 from tests.datasets.test_reader import damage_one_record
+from tests.forked import run_command
 
 
 def faults_in(directory) -> dict[str, dict]:

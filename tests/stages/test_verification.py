@@ -6,9 +6,10 @@ import pytest
 
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import verification
-from tests.conftest import run_command, smoke_config, state_of
+from tests.conftest import smoke_config, state_of
 from tests.datasets.test_verify import reseal
 from tests.embeddings.test_verify_export import DAMAGES, damage
+from tests.forked import run_command
 
 
 @pytest.fixture

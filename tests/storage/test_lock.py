@@ -14,8 +14,9 @@ from pipeline.cli.errors import StageError
 from pipeline.storage import files
 from pipeline.storage import lease as lease_lib
 from pipeline.storage import lock as lock_lib
-from tests.conftest import REPOSITORY, run_command
+from tests.conftest import REPOSITORY
 from tests.faults import without_locks
+from tests.forked import run_command
 from tests.storage.object_stores import BUCKET
 
 HOLD = """

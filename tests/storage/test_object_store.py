@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import urllib.parse
 
@@ -22,20 +21,21 @@ from pipeline.reports import create as create_report
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import output_directory, pointer, verification
 from pipeline.storage import files, trees
+from tests import forked
 from tests.conftest import (
-    REPOSITORY,
     assert_same_run,
     make_embeddings,
     make_folder_set,
     make_shards,
     outputs_of,
-    run_command,
     smoke_config,
 )
+from tests.forked import run_command
 from tests.storage.object_stores import BUCKET, FAULTS, ObjectStore, failing_every
 
 _PREPROCESS = ["--name=blobs", "--num_shards=4"]
 _EXPORT = ["--split=test", "--fields=mean,z,kl"]
+_NOWHERE = pathlib.Path(os.devnull)
 
 
 @pytest.fixture
@@ -148,10 +148,9 @@ def dies_at_change(store: ObjectStore, number: int, command: list[str]) -> bool:
         return None
 
     with store.deciding(decide):
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL
-        )
-        return process.wait() == -signal.SIGKILL
+        process = forked.start(*command, stdout=_NOWHERE, stderr=_NOWHERE)
+        process.join()
+        return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.conftest import make_idx_set, make_shards, run_command, smoke_config
+from tests.conftest import make_idx_set, make_shards, smoke_config
+from tests.forked import run_command
 from trainer.runs import train
 
 # The tests' images have 12×8 pixels.

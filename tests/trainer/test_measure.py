@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.cli.errors import StageError
 from pipeline.datasets import reader
-from tests.conftest import run_command, smoke_config
+from tests.conftest import smoke_config
+from tests.forked import run_command
 from trainer.model import weights
 from trainer.runs import measure, train
 
