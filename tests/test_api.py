@@ -168,6 +168,7 @@ def test_the_wrong_keywords_of_other_functions_raise(trained, data_dir, tmp_path
         ({}, "--data_dir=None --source=None: expected one of the two"),
         ({"data_dir": data_dir, "source": images}, "--source=arrays: expected one of the two"),
         ({"data_dir": data_dir, "name": "x"}, "--name=x: applies to a --source only"),
+        ({"data_dir": data_dir, "labels": images}, "--labels=arrays: applies to a --source"),
         ({"data_dir": data_dir, "images": images}, "`source` takes arrays of images"),
         ({"data_dir": data_dir, "fields": ["mu"]}, "--fields=['mu']: expected some of mean"),
     ):

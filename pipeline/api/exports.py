@@ -84,9 +84,11 @@ def opened_input(
     if data_dir is not None:
         for name in keywords.changed_names(ImageSetKeywords):
             if name != "beam_args":
+                value = getattr(keywords, name)
+                shown = "arrays" if name == "labels" and not isinstance(value, str) else value
                 raise UsageError(
-                    f"--{name}={getattr(keywords, name)}: applies to a --source only, not to a "
-                    "finished data set; remove the flag, or name a --source"
+                    f"--{name}={shown}: applies to a --source only, not to a finished data set; "
+                    "remove the flag, or name a --source"
                 )
         splits = ("test",) if keywords.split is None else splits
         yield cast("Input", inputs.ShardsInput(data_dir, splits, on_corrupt))

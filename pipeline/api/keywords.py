@@ -88,8 +88,9 @@ class ImageSetKeywords(conversion.Conversion):
 
     def changed_names(self, base: type) -> list[str]:
         """The keywords of `base` whose values differ from their defaults."""
-        fields = dataclasses.fields(base)
-        return [f.name for f in fields if getattr(self, f.name) != f.default]
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(base)}
+        # Arrays have no single `!=`.
+        return [n for n, (v, d) in values.items() if type(v) is not type(d) or v != d]
 
 
 @dataclasses.dataclass(frozen=True)
