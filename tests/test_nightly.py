@@ -11,7 +11,8 @@ import tempfile
 
 import pytest
 
-from tests.conftest import REPOSITORY, blobs, outputs_of, run_command, write_idx
+from tests.conftest import REPOSITORY, blobs, make_shards, outputs_of, write_idx
+from tests.forked import run_command
 
 SCRIPT = REPOSITORY / "configs" / "deploy" / "nightly" / "nightly.sh"
 # Stands in for python: the stage STOP_STAGE gets a signal when it writes STOP_FILE, by default its
@@ -151,7 +152,7 @@ def test_a_night_that_never_ended_does_not_stop_the_next(nights, num_before):
     nights.check_same_as_one_export(220)
 
 
-def test_a_signal_to_the_script_ends_its_stage_and_is_not_tried_again(nights):
+def test_a_signal_to_the_script_ends_its_stage_and_is_not_tried_again(nights, tmp_path):
     nights.grow(100)
     # Kubernetes signals only the script; Airflow, timeout and systemd signal its process group.
     for target in ("parent", "group"):
@@ -160,8 +161,10 @@ def test_a_signal_to_the_script_ends_its_stage_and_is_not_tried_again(nights):
         )
         assert "preprocess: stopped by SIGTERM" in stderr
         assert "nightly: preprocess was interrupted in try 1 of 3" in stderr
-    nights.night()
-    nights.check_same_as_one_export(100)
+    nights.night("preprocess")
+    source, settings = f"idx:{tmp_path}/incoming", {"num_shards": 2, "validation_fraction": 0.0}
+    make_shards(source, tmp_path / "single", **settings)
+    assert outputs_of(tmp_path / "shards") == outputs_of(tmp_path / "single")
 
 
 def test_two_nights_at_once(nights):
@@ -239,25 +242,26 @@ def test_nights_with_a_changed_a_vanished_and_a_removed_image(nights, tmp_path):
     def add(name: str) -> None:
         shutil.copy(paths[9], paths[9].with_name(name))
 
-    def num_rows() -> int:
-        manifest = json.loads((nights.latest / "manifest.json").read_text())
-        return manifest["records"]["written"]
+    data = nights.directory / "shards"
+
+    def num_records(directory: pathlib.Path = data) -> int:
+        return json.loads((directory / "manifest.json").read_text())["records"]["written"]
 
     nights.night(DATE="2026-11-21", **settings)
     add("new1.png")
     paths[0].write_bytes(paths[1].read_bytes())
-    text = nights.night(DATE="2026-11-22", **settings)
-    assert "1 records have another image or label" in text and num_rows() == 61
+    text = nights.night("preprocess", **settings)
+    assert "1 records have another image or label" in text and num_records() == 61
     add("new2.png")
     paths[2].unlink()
     text = nights.night(DATE="2026-11-23", **settings)
-    assert "the source has lost 1 record that the data set holds" in text and num_rows() == 62
-    data = nights.directory / "shards"
+    assert "the source has lost 1 record that the data set holds" in text
+    assert num_records() == num_records(nights.latest) == 62
     [gone] = (data / "index").glob("source-*.gone.txt")
     run_command("pipeline.remove", f"--data_dir={data}", f"--ids={gone}")
     add("new3.png")
     text = nights.night(DATE="2026-11-24", **settings)
-    assert "has lost" not in text and num_rows() == 62
+    assert "has lost" not in text and num_records(nights.latest) == 62
     before = nights.published()
     text = nights.night(DATE="2026-11-25", **settings)
     assert "1 records have another image or label" in text  # Each night, until it is replaced.

@@ -207,7 +207,7 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path, silent_proxy
     assert lines[0].startswith("train: from the start to step 18, 2 replica(s), train 272")
     assert [line.split()[0] for line in lines[1:]] == ["epoch"] * (len(lines) - 1)
     assert train.stdout.startswith("train: finished: train: loss")
-    assert "already finished" in run_command("trainer.main", *train_args).stdout
+    assert "already finished" in forked.run_command("trainer.main", *train_args).stdout
 
     # Again with operations that may not depend on timing: the same to the last bit.
     again = forked.run_command("trainer.main", *train_args, f"--workdir={tmp_path}/again")
@@ -227,7 +227,7 @@ def test_three_stages_end_to_end_say_only_their_own_lines(tmp_path, silent_proxy
     )
     assert in_all.startswith("export: finished: 28 read = 28 written + 0 quarantined (28 computed")
     assert page == f"export: {out}/report.html"
-    assert "already finished" in run_command("pipeline.export", *export_args).stdout
+    assert "already finished" in forked.run_command("pipeline.export", *export_args).stdout
     assert json.loads((out / "manifest.json").read_text())["records"]["written"] == 28
     with pytest.raises(BlockingIOError):
         silent_proxy.accept()  # Nobody came.
