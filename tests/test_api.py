@@ -106,7 +106,8 @@ def test_arrays_are_read_as_those_of_an_npz(tmp_path, form, labels):
 def test_a_data_set_of_arrays_has_the_bytes_of_that_of_an_npz(tmp_path):
     images, labels = blobs()["train"]
     np.savez(tmp_path / "set.npz", x=images, y=labels)
-    settings = {"num_shards": 2, "class_names": [f"blob {n}" for n in range(10)]}
+    names = [f"blob {n}" for n in range(10)]
+    settings = {"name": "blobs", "num_shards": 2, "class_names": names}
     of_file = preprocess(f"npz:{tmp_path}/set.npz", tmp_path / "file", **settings)
     of_arrays = preprocess(images=images, labels=labels, output_dir=tmp_path / "arrays", **settings)
     assert outputs_of(tmp_path / "file") == outputs_of(tmp_path / "arrays")

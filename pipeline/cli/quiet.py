@@ -20,7 +20,7 @@ _QUIET = {
 }
 # Keras imports these packages for its galleries and its wrappers, which no command uses; without
 # them it leaves both out. They take a quarter of the time of TensorFlow's import.
-_UNUSED_BY_KERAS = ("matplotlib", "sklearn")
+_UNUSED_BY_KERAS = ("IPython", "matplotlib", "sklearn")
 _hidden: Sequence[str] = ()  # Packages that TensorFlow's import does not find.
 
 

@@ -287,7 +287,8 @@ def test_arrows_point_one_way():
         "pipeline.embeddings.create",
     ):
         is_trainer = module.startswith("trainer")
-        first = "from pipeline.cli import quiet; quiet.import_tensorflow(); " if is_trainer else ""
+        first = "from pipeline.cli import quiet; quiet.hide_unused(); quiet.import_tensorflow(); "
+        first = first if is_trainer else ""
         done = subprocess.run(
             [sys.executable, "-c", heavy.format(first=first, module=module)],
             cwd=REPOSITORY,

@@ -56,7 +56,7 @@ def test_an_unknown_name_lists_the_names(tmp_path, module):
     flags = ["--workdir=run"] if module == "trainer.main" else []
     done = train_from(tmp_path, "minst", *flags, module=module)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    names = "fashion_mnist, mnist, mnist_likelihood, mnist_z2, smoke"
+    names = "fashion_mnist, mnist, mnist_likelihood, mnist_z2, rgb, smoke"
     assert f"--config=minst: no such config; expected a path to a .py file, or one of {names}" in (
         done.stderr
     )

@@ -11,8 +11,9 @@ from PIL import Image
 
 from pipeline.embeddings import absence
 from pipeline.embeddings.rows import Rows
+from pipeline.formats import projector
 from pipeline.reports import page as report_page
-from pipeline.reports import plots, projector, scatter
+from pipeline.reports import plots, scatter
 from pipeline.reports.latent_space import Map
 from tests.faults.hostile_source import IDS, NAMES
 from tests.reports.browser import Browser, needs_browser

@@ -947,8 +947,9 @@ def test_the_first_bytes_say_what_is_packed(tmp_path, is_packed, ending):
 def test_what_is_decided_is_said(tmp_path):
     spec = npz(tmp_path, x=(GREY > 127).astype(np.uint8).reshape(40, 36), y=np.eye(7)[LABELS])
     source = conversion.open_converted(conversion.SourceSpec(spec))
-    assert reading.lines(source, 0.1)[2:] == [
+    assert reading.lines(source, "digits", 0.1)[2:] == [
         "images are 6×6×1",
+        "the set is named digits: its files begin with digits-",
         "arrays (n, 36) are images of 6×6, row by row",
         "warning: pixels are at most 1 of 255, nearly black, and stored as they are; "
         "--pixel_range=0,1 makes 1 white",

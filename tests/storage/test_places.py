@@ -49,7 +49,7 @@ def add_volumes_own(directory) -> dict:
 )
 def test_a_home_directory_stands_where_no_shell_puts_it(monkeypatch, argument, expected):
     monkeypatch.setenv("HOME", "/people/someone")
-    assert flag_parsing._with_home(argument) == expected.format(home="/people/someone")
+    assert flag_parsing.with_home(argument) == expected.format(home="/people/someone")
 
 
 def test_a_volumes_own_files_make_no_directory_foreign_and_stay(idx_dir, data_dir, tmp_path):
