@@ -96,7 +96,7 @@ def export(data_dir, model_dir, out, check=True) -> subprocess.CompletedProcess:
 def test_the_whole_path(object_store, place, idx_dir, data_dir, trained, tmp_path):
     data, run, out = (f"{place}/{name}" for name in ("data", "run", "embeddings"))
     done = preprocess(idx_dir, data)
-    assert (done.stderr.count("\n"), done.stdout.count("\n")) == (3, 1)
+    assert (done.stderr.count("\n"), done.stdout.count("\n")) == (4, 1)
     assert without_times(object_store, data) == outputs_of(data_dir)
 
     train(data, run)
