@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -24,6 +25,9 @@ proxies.reach_directly()
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 # Tests lose their files anyway.
 os.environ.setdefault("VAE_NOSYNC", "1")
+# A deadline of an example is an assertion about time, which a busy machine fails.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:

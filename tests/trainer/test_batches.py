@@ -25,7 +25,6 @@ def test_the_next_epoch_of_one_seed_is_not_an_epoch_of_the_next_seed():
     assert len(orders) == 25
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(1, 40), st.integers(1, 15), st.integers(1, 9))
 def test_replicas_together_see_each_record_of_the_epoch_once(
     num_examples, batch_size, num_replicas
@@ -46,7 +45,6 @@ def test_replicas_together_see_each_record_of_the_epoch_once(
     assert seen == order.numpy().tolist()  # In the order of the epoch, not sorted.
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(1, 15), st.integers(1, 9), st.integers(0, 2**31 - 1))
 def test_noise_belongs_to_the_place_and_not_to_the_replica(batch_size, num_replicas, step):
     def draw_noise(replicas):
