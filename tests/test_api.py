@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
+import pandas
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -128,6 +130,27 @@ def test_no_array_stays_in_memory(tmp_path):
     assert kept() is None
 
 
+def test_columns_of_a_table_and_numbers_of_numpy_are_taken(tmp_path):
+    images, labels = blobs()["train"]
+    words = np.array([f"blob {n}" for n in labels])
+    settings = {"num_shards": 1, "seed": 3, "validation_fraction": 0.25}
+    plain = preprocess(images=images, labels=words, output_dir=tmp_path / "plain", **settings)
+    numbers = {"num_shards": np.int64(1), "seed": np.uint8(3)}
+    numbers["validation_fraction"] = np.float32(0.25)
+    table = pandas.DataFrame({"label": words})["label"].astype(object)
+    same = preprocess(images=images, labels=table, output_dir=tmp_path / "table", **numbers)
+    assert same.dataset_id == plain.dataset_id
+    assert outputs_of(tmp_path / "table") == outputs_of(tmp_path / "plain")
+
+
+def test_a_view_is_hashed_in_blocks():
+    view = np.broadcast_to(np.zeros((28, 28), np.uint8), (100_000, 28, 28))  # 78 MB
+    tracemalloc.start()
+    with in_memory.readable(view):
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
@@ -153,6 +176,20 @@ def test_no_array_stays_in_memory(tmp_path):
         ({"images": np.array(["a", None])}, UsageError, "holds Python objects; expected numbers"),
         ({"images": [0], "beam_args": ["--direct_num_workers=2"]}, UsageError, "other processes"),
         ({"source": "arrays:0123"}, UsageError, "no such arrays in this process"),
+        ({"images": np.zeros((9, 4, 5)), "source": "sample"}, UsageError, "and not both"),
+        ({"images": {}}, UsageError, "an empty dict; expected one of the splits"),
+        ({"images": {"tset": [0]}}, UsageError, "['tset']: expected the splits train"),
+        ({"images": np.ma.masked_array([1, 2], [0, 1])}, UsageError, "has masked values"),
+        ({"images": "folder:/x"}, UsageError, "expected arrays; pass it as source"),
+        # Any text is true in Python, and True is the number 1.
+        ({"source": "sample", "overwrite": "false"}, UsageError, "expected True or False"),
+        ({"source": "sample", "append": "no"}, UsageError, "--append=no: expected True or False"),
+        ({"source": "sample", "grayscale": 1}, UsageError, "expected True or False"),
+        ({"source": "sample", "seed": True}, UsageError, "--seed=True: expected a whole number"),
+        ({"source": "sample", "num_shards": True}, UsageError, "a number from 1 to 99999"),
+        ({"source": "sample", "validation_fraction": "0.2"}, UsageError, "expected a number"),
+        ({"source": "sample", "output_dir": 5}, UsageError, "--output_dir=5: expected a path"),
+        ({"sorce": "sample"}, TypeError, "preprocess() got an unexpected keyword argument 'sorce'"),
     ],
 )
 def test_wrong_keywords_raise(tmp_path, keywords, error, message):
@@ -180,11 +217,19 @@ def test_the_wrong_keywords_of_other_functions_raise(trained, data_dir, tmp_path
         export(output_dir=out, data_dir=data_dir)
     few = smoke.get_config().unlock()
     del few["beta"]
+    (tmp_path / "no_function.py").write_text("x = 1")
+    (tmp_path / "exits.py").write_text("def get_config():\n    raise SystemExit(3)")
     for config, overrides, message in (
         ("smok", {}, "--config=smok: no such config"),
         (few, {}, "a config without beta"),
         ("smoke", {"num_epoch": 3}, "--config.num_epoch: no such key in the config; did you mean"),
-        ("smoke", {"num_epochs": "3"}, "--config.num_epochs=3: expected a value of type int"),
+        ("smoke", {"num_epochs": "3"}, "--config.num_epochs=3: is of type str, expected int"),
+        ("smoke", {"num_epochs": True}, "--config.num_epochs=True: is of type bool, expected int"),
+        ("smoke", {"overwrite": "False"}, "--overwrite='False': expected True or False"),
+        ("smoke", {"data_dir": images}, "--data_dir: is of type ndarray; expected a path"),
+        (None, {}, "config=None: expected the name of a config"),
+        (tmp_path / "no_function.py", {}, "the file has no get_config()"),
+        (tmp_path / "exits.py", {}, "exits.py:2: SystemExit: 3"),
         ("smoke", {"workdir": ""}, "--workdir=: is empty"),
     ):
         with pytest.raises(UsageError) as raised:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.cli import flag_parsing, quiet
 from pipeline.cli.errors import Interrupted, StageError, UsageError
 from pipeline.storage import files
@@ -80,6 +82,8 @@ def train(
       OSError: a disk is full, a path is not readable.
     """
     quiet.prepare()
+    if not isinstance(overwrite, bool):  # Any text is true in Python, "false" too.
+        raise UsageError(f"--overwrite={overwrite!r}: expected True or False")
     if data_dir is not None:
         overrides["data_dir"] = _path("data_dir", data_dir)
     workdir = _path("workdir", workdir)
@@ -120,9 +124,12 @@ def train(
 
 
 def _path(name: str, value: str | os.PathLike[str]) -> str:
-    path = flag_parsing.with_home(f"--{name}={os.fspath(value)}").partition("=")[2]
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise UsageError(f"--{name}: is of type {type(value).__name__}; expected a path or URL")
+    path = flag_parsing.with_home(f"--{name}={text}").partition("=")[2]
     if not path:
-        raise UsageError(f"--{name}=: is empty; expected a directory: name one")
+        raise UsageError(f"--{name}=: is empty; expected a path: name one")
     return path
 
 
@@ -132,6 +139,8 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> "ml_collections.Config
 
     if isinstance(config, (str, os.PathLike)):
         config = config_flag.load(_path("config", config))
+    elif not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise UsageError(f"config={config!r}: expected the name of a config, or a ConfigDict")
     else:
         try:
             config_flag.check_keys(config)
@@ -139,13 +148,19 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> "ml_collections.Config
             raise UsageError(f"config: {error}") from error
         config = copy.deepcopy(config).lock()
     for key, value in overrides.items():
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
         if isinstance(value, list):
             value = tuple(value)  # As in config files.
         try:
             kind = type(getattr(config, key)).__name__
+            if isinstance(value, bool) and kind != "bool":
+                raise TypeError
             setattr(config, key, value)
         except AttributeError as error:
             raise flag_parsing.unknown_key(error) from error
         except TypeError as error:
-            raise UsageError(f"--config.{key}={value}: expected a value of type {kind}") from error
+            found = type(value).__name__
+            text = f"--config.{key}={value}: is of type {found}, expected {kind}"
+            raise UsageError(text) from error
     return config

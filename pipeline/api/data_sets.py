@@ -97,7 +97,7 @@ def requested(keywords: PreprocessKeywords) -> Iterator["create.Request"]:
     from pipeline.stages import quarantine
 
     source = keywords.source if keywords.images is None else keywords.images
-    if source is None or None not in (keywords.source, keywords.images):
+    if (keywords.source is None) == (keywords.images is None):
         raise UsageError(
             f"--source={keywords.source}: expected either a source or images, and not both"
         )

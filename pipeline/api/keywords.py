@@ -52,7 +52,9 @@ class ImageSetKeywords(conversion.Conversion):
                 try:
                     value = rule.parse(value)
                 except (ValueError, TypeError, AttributeError) as error:
-                    raise UsageError(f"--{field.name}={value}: {rule.expected}") from error
+                    text = " ".join(f"{value}".split())
+                    shown = text if len(text) < 100 else f"{text[:100]}…"
+                    raise UsageError(f"--{field.name}={shown}: {rule.expected}") from error
             object.__setattr__(self, field.name, value)
 
     def source_spec(self, source: str) -> conversion.SourceSpec:
@@ -108,6 +110,12 @@ class PreprocessKeywords(ImageSetKeywords):
     reread: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """As for all image sets; `images` of this stage are no word of a flag."""
+        if isinstance(self.images, str):
+            raise UsageError(f"images={self.images!r}: expected arrays; pass it as source")
+        super().__post_init__()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportKeywords(ImageSetKeywords):
@@ -154,6 +162,10 @@ def taking(
     def decorate(function: Callable[[_Keywords], _Result]) -> Callable[_P, _Result]:
         @functools.wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:  # The constructor's would name its class.
+                raise TypeError(f"{function.__name__}() {error}") from None
             return function(keywords(*args, **kwargs))
 
         result = inspect.signature(function).return_annotation

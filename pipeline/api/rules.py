@@ -1,10 +1,13 @@
 """What the values of keywords and of flags have to be, and the form into which they are brought."""
 
 import math
+import numbers
 import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
@@ -51,17 +54,26 @@ def _word(choices: Sequence[str]) -> Rule:
     )
 
 
+def _whole(value: Any) -> int:
+    """A whole number as an int; Python counts True among them, and manifests do not."""
+    return _right(operator.index(value), not isinstance(value, bool))
+
+
 def _from(least: int, most: float = float("inf")) -> Rule:
     return Rule(
-        lambda v: _right(v, least <= operator.index(v) <= most),
+        lambda v: _right(_whole(v), least <= _whole(v) <= most),
         f"expected a whole number of at least {least}",
     )
+
+
+def _number(value: Any) -> float:
+    return float(_right(value, isinstance(value, numbers.Real) and not isinstance(value, bool)))
 
 
 def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
         value = map(int, _right(value, re.fullmatch(r"\d+x\d+", value)).split("x"))
-    height, width = map(operator.index, value)
+    height, width = map(_whole, value)
     return _right((height, width), 0 < height < 10_000 and 0 < width < 10_000)
 
 
@@ -80,12 +92,13 @@ def _colour(value: str) -> str:
 def _num_shards(value: Any) -> int | str:
     if value == "auto":
         return "auto"
-    number = operator.index(int(value) if isinstance(value, str) else value)
+    number = _whole(int(value) if isinstance(value, str) else value)
     return _right(number, 0 < number <= 99_999)
 
 
 def _list(value: Any) -> tuple[str, ...]:
-    return tuple(value.split(",") if isinstance(value, str) else value)
+    items = value.split(",") if isinstance(value, str) else value
+    return tuple(str(_right(item, isinstance(item, str))) for item in items)
 
 
 def is_data_set(names: Sequence[str]) -> bool:
@@ -111,7 +124,20 @@ def _fields(value: Any) -> tuple[str, ...]:
     return _right(names, len(set(names)) == len(names) > 0 and {*names} <= {*rows.FIELDS})
 
 
+# Any text is true in Python, "false" too.
+_TRUTH = Rule(lambda v: bool(_right(v, isinstance(v, bool | np.bool_))), "expected True or False")
+_PATH = Rule(lambda v: _right(v, isinstance(v, str)), "expected a path or URL")
+_TEXT = Rule(lambda v: _right(v, isinstance(v, str)), "expected text")
+_TRUTHS = ("grayscale", "rgb", "transpose", "append", "reread", "overwrite", "report", "fast_math")
+_PATHS = (
+    *("output_dir", "model_dir", "data_dir", "run_dir", "latest", "reuse_from", "reference"),
+    *("tfds_data_dir", "tfds_manual_dir"),
+)
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(_TRUTHS, _TRUTH),
+    **dict.fromkeys(_PATHS, _PATH),
+    **dict.fromkeys(("label_column", "require"), _TEXT),
+    "validation_fraction": Rule(_number, "expected a number"),
     "name": Rule(
         # Of 255 bytes in a file name.
         lambda name: _right(name, name.isidentifier() and len(name.encode()) <= 100),

@@ -95,21 +95,26 @@ def values_of(module: str) -> dict[str, Any]:
 
 def unknown_key(error: AttributeError) -> UsageError:
     """The error for a key that ml_collections does not find in a config."""
+    if "get_config" in str(error):
+        return UsageError(
+            "--config: the file has no get_config(); expected a function of that name"
+        )
     key = re.findall(r"\w+", str(error))[0]
     near = re.search(r'Did you mean "(\w+)"', str(error))
     hint = f"did you mean --config.{near[1]}?" if near else "see the config file for its keys"
     return UsageError(f"--config.{key}: no such key in the config; {hint}")
 
 
-def config_failure(error: Exception) -> UsageError:
+def config_failure(error: BaseException) -> UsageError:
     """The error for an exception that a config file has raised, or the attempt to read it."""
     if isinstance(error, OSError):  # ml_collections raises it; its cause names the file.
         return UsageError(f"--config: {error.__cause__ or error}; expected a readable Python file")
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return UsageError(
-        f"the config file failed at {where.filename}:{where.lineno}: {type(error).__name__}: "
-        f"{error}"
-    )
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}:{error.lineno}"
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}:{frame.lineno}"
+    return UsageError(f"the config file failed at {where}: {type(error).__name__}: {error}")
 
 
 def parse_flags(
@@ -150,7 +155,7 @@ def parse_flags(
         raise UsageError(f"{_plain(text)}; see --help") from error
     except AttributeError as error:  # ml_collections reports an unknown key like this.
         raise unknown_key(error) from error
-    except Exception as error:  # A config file is the user's code and may raise anything.
+    except (Exception, SystemExit) as error:  # A config file is the user's code.
         raise config_failure(error) from error
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]

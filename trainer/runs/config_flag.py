@@ -5,6 +5,7 @@ config.py checks the values.
 
 import os
 import pkgutil
+import sys
 
 import ml_collections
 from absl import flags
@@ -64,11 +65,15 @@ def load(place: str) -> ml_collections.ConfigDict:
     Raises:
       UsageError: there is no such file, it fails, or its config lacks keys or has unknown ones.
     """
+    # ml_collections runs each file in this module, where the last file's get_config may still be.
+    sys.modules.pop("config_config", None)
     try:
         return _Parser("config").parse(place)
     except (TypeError, ValueError) as error:  # With the traceback of an error in the file.
         raise UsageError(f"--config={place}: {str(error).strip().splitlines()[-1]}") from error
-    except Exception as error:
+    except AttributeError as error:
+        raise flag_parsing.unknown_key(error) from error
+    except (Exception, SystemExit) as error:
         raise flag_parsing.config_failure(error) from error
 
 

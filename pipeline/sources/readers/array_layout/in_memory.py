@@ -16,6 +16,7 @@ from pipeline.sources.readers.array_layout import stored
 from pipeline.sources.splits import UNSPLIT, in_order, split_named
 
 KIND = "arrays"
+_BLOCK_BYTES = 1 << 24
 # Split -> (images, labels or None).
 _Arrays = dict[str, tuple[np.ndarray, np.ndarray | None]]
 # Hash -> the arrays with this hash, once for each job that reads them now.
@@ -47,14 +48,20 @@ class _Array(stored.StoredArray):
 
 
 def _array(where: str, value: Any) -> np.ndarray:
+    if np.ma.is_masked(value):
+        raise UsageError(
+            f"{where}: has masked values; expected none: pass x.filled(0), or drop them"
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:  # Rows of several lengths.
         raise UsageError(f"{where}: {error}; expected one array: numpy.stack makes one") from error
+    if array.dtype.hasobject and array.ndim and all(isinstance(v, str) for v in array.flat):
+        return array.astype(str)  # Columns of a table hold words like this.
     if array.dtype.hasobject:
         raise UsageError(
-            f"{where}: holds Python objects; expected numbers, or words as labels: pass "
-            "x.astype(numpy.uint8), or y.astype(str)"
+            f"{where}: holds Python objects; expected numbers, or words as labels: pass an array "
+            "of numbers such as x.astype(numpy.uint8), or of words alone"
         )
     return array
 
@@ -62,16 +69,17 @@ def _array(where: str, value: Any) -> np.ndarray:
 def _by_split(images: Any, labels: Any) -> _Arrays:
     """The arrays in the order of splits."""
     if not isinstance(images, Mapping):
-        images = {UNSPLIT: (images, labels)}
-    elif labels is not None:
+        label_array = None if labels is None else _array("labels", labels)
+        return {UNSPLIT: (_array("images", images), label_array)}
+    if labels is not None:
         raise UsageError(
             "labels: beside a dict of splits; expected the labels in the dict: "
             "{'train': (images, labels)}"
         )
     by_split: _Arrays = {}
     for name, value in images.items():
-        split = name if name == UNSPLIT else split_named(str(name))
-        if split in by_split or (split == UNSPLIT and len(images) > 1):
+        split = split_named(str(name))
+        if split in by_split or split == UNSPLIT:
             raise UsageError(
                 f"images[{name!r}]: expected the splits train, validation and test, each once"
             )
@@ -81,7 +89,19 @@ def _by_split(images: Any, labels: Any) -> _Arrays:
         image_array = _array(f"images[{name!r}]", pair[0])
         label_array = None if pair[1] is None else _array(f"labels[{name!r}]", pair[1])
         by_split[split] = image_array, label_array
+    if not by_split:
+        raise UsageError(
+            "images: an empty dict; expected one of the splits train, validation, test"
+        )
     return {split: by_split[split] for split in in_order(by_split)}
+
+
+def _hash(digest: Any, array: np.ndarray) -> None:
+    """Hashes the bytes of an array in C order, in blocks: a view may be far larger than memory."""
+    rows = array.reshape(1) if array.ndim == 0 else array
+    step = max(1, _BLOCK_BYTES // max(1, rows[:1].nbytes))
+    for first in range(0, len(rows), step):
+        digest.update(np.ascontiguousarray(rows[first : first + step]).view(np.uint8).data)
 
 
 @contextlib.contextmanager
@@ -102,8 +122,7 @@ def readable(images: Any, labels: Any = None) -> Iterator[str]:
         for array in pair:
             if array is not None:
                 digest.update(f"{split} {array.dtype} {array.shape};".encode())
-                contiguous = np.ascontiguousarray(array).reshape(-1)
-                arrays_lib.hash_rows(digest, contiguous.view(np.uint8))
+                _hash(digest, array)
     # A data set remembers its sources by name.
     key = digest.hexdigest()[:16]
     _READ_NOW[key].append(arrays)
