@@ -268,6 +268,7 @@ def test_a_growing_folder_is_read_where_it_has_changed(tmp_path):
         shutil.copy(first[number], new := first[number].with_name(f"new{number}.png"))
         os.utime(new, (1e9, 1e9))
     first[0].write_bytes(first[1].read_bytes())
+    os.utime(first[0], (1e9 + 1, 1e9 + 1))  # A file of the last two seconds would be read again.
     command = ["tests.faults.list_opened", tmp_path / "opened", "pipeline.preprocess"]
     command += [f"--source=folder:{folder}", f"--output_dir={out}", "--name=blobs", "--append"]
     command += ["--num_shards=1"]
