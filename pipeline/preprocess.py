@@ -119,8 +119,8 @@ def _dry_run(settings: keywords.PreprocessKeywords) -> None:
             request, source, _, output = create.plan(request)
             if request.output_dir and not request.overwrite:
                 output.check()
-        found = request.settings
-        lines = reading.lines(source, found.name, found.validation_fraction)
+        resolved = request.settings
+        lines = reading.lines(source, resolved.name, resolved.validation_fraction)
         for line in [*lines, *reading.unreadable(source)]:
             print(f"preprocess: {line}")
     ending = "records are compared with those of the data set when they are appended"

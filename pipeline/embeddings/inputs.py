@@ -223,16 +223,16 @@ class ShardsInput:
 
 def _unknown_classes(source: conversion.ConvertedSource) -> list[str]:
     """A line for the classes of a source that the model's class list lacks, if there are any."""
-    of_model, names = source.source_spec.model_class_names or (), source.source_class_names
+    model_names, names = source.source_spec.model_class_names or (), source.source_class_names
     numbers = {name: number for number, name in enumerate(source.class_names)}
-    unknown = [f"{name} {numbers[name]}" for name in names if name not in of_model]
-    if not of_model or not unknown:
+    unknown = [f"{name} {numbers[name]}" for name in names if name not in model_names]
+    if not model_names or not unknown:
         return []
     shown = reading.shown(unknown)
     if len(unknown) < len(names):
         return [f"classes that the model's class list lacks are numbered after it: {shown}"]
     return [
-        f"the model's class list ({reading.shown(of_model)}) has none of the source's classes, "
+        f"the model's class list ({reading.shown(model_names)}) has none of the source's classes, "
         f"which are numbered after it: {shown}; --class_names=@DATA_DIR takes a data set's names"
     ]
 

@@ -129,12 +129,12 @@ def bernoulli_entropy(images: np.ndarray) -> np.ndarray:
       float64 (n,).
     """
     x = np.arange(1, 255) / 255
-    of_value = np.zeros(256, np.float32)  # 0 and 255 are certain.
-    of_value[1:-1] = -x * np.log(x) - (1 - x) * np.log1p(-x)
+    entropies = np.zeros(256, np.float32)  # 0 and 255 are certain.
+    entropies[1:-1] = -x * np.log(x) - (1 - x) * np.log1p(-x)
     parts = [np.empty(0)]
     for first in range(0, len(images), _IMAGES_AT_ONCE):
         batch = images[first : first + _IMAGES_AT_ONCE]
-        parts.append(of_value[batch.reshape(len(batch), -1)].sum(axis=1, dtype=np.float64))
+        parts.append(entropies[batch.reshape(len(batch), -1)].sum(axis=1, dtype=np.float64))
     return np.concatenate(parts)
 
 

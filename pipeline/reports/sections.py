@@ -98,8 +98,8 @@ class Report:
         for label in np.unique(sample.rows.labels).tolist():
             mask = sample.rows.labels == label
             quartiles = tuple(map(float, np.percentile(losses[mask], (25, 50, 75))))
-            known = excess[mask & ~np.isnan(excess)]
-            above = float(np.median(known)) if len(known) else None
+            excesses = excess[mask & ~np.isnan(excess)]
+            above = float(np.median(excesses)) if len(excesses) else None
             name = self._data.class_name(label)
             classes.append(ClassLosses(name, int(mask.sum()), quartiles, above))
         body = report_page.class_losses(classes)

@@ -105,12 +105,12 @@ class ConvertedSource:
             raise StageError(
                 f"--source={source_spec.source}: holds no records; expected at least one"
             )
-        of_model = source_spec.model_class_names if names else None
-        first_names = of_model or source_spec.base_class_names or ()
+        model_names = source_spec.model_class_names if names else None
+        first_names = model_names or source_spec.base_class_names or ()
         self.class_names = list(dict.fromkeys([*first_names, *names]))
         # What labels outside of the source's classes move by, so that no class of the model is
         # taken for theirs. An append keeps them, or records of the set would differ from them.
-        self._outside_by = len(self.class_names) - len(names) if of_model else 0
+        self._outside_by = len(self.class_names) - len(names) if model_names else 0
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int64)
         self.image_shape = source_spec.image_shape or self._converted_shape(source.image_shape)

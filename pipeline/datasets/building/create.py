@@ -36,8 +36,6 @@ _SHARD_BYTES = 128 << 20
 # Bytes of a record beside its pixels: id, names of features, TFRecord frame.
 _RECORD_OVERHEAD = 80
 _VALIDATION_FRACTION = 0.1
-# What an append does with a record whose id is in the set with another image or label.
-ON_CHANGED = ("fail", "keep", "replace")
 # The key of `made_from` for the source of the records.
 SOURCE = "source"
 # Files of a data set; the shard's number stands in the names of all files that belong to a shard.
@@ -80,7 +78,7 @@ class Request:
     max_quarantined: quarantine.Limit  # Limit on unreadable records.
     overwrite: bool  # Whether to replace output of other inputs; see OutputDirectory.
     options: PipelineOptions  # Beam's.
-    on_changed: str = "fail"  # Of ON_CHANGED.
+    on_changed: str = "fail"  # Or keep, replace: of an append, for a changed record.
     reread: bool = False  # Whether files that have not changed are read again.
 
 
