@@ -41,6 +41,7 @@ setuptools.setup(
         "tensorboard>=2.19",
         "tensorflow>=2.19,<3",
         "tensorflow-datasets>=4.9.8",
+        "threadpoolctl>=3.1",
         "typing_extensions>=4.10",
     ],
     extras_require={

@@ -21,8 +21,9 @@ from tests.storage import object_stores
 
 # As in every command: what tests start, and what they run in this process, talks over loopback.
 proxies.reach_directly()
-# On a GPU, of which the first process would take all memory.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# Tests compare bits with those of a CPU, and fork after TensorFlow is imported, which CUDA does not
+# survive; `make check-gpu` checks GPUs.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Tests lose their files anyway.
 os.environ.setdefault("VAE_NOSYNC", "1")
 # A deadline of an example is an assertion about time, which a busy machine fails.

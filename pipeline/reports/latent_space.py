@@ -43,6 +43,7 @@ def maps(means: np.ndarray, labels: np.ndarray) -> list[Map]:
       The maps; none for fewer than 3 embeddings, or if all are the same.
     """
     from sklearn import decomposition, manifold
+    from threadpoolctl import threadpool_limits
 
     count, latent_dim = means.shape
     if count < 3 or np.var(means, axis=0).sum() < _LEAST_VARIANCE:
@@ -65,7 +66,11 @@ def maps(means: np.ndarray, labels: np.ndarray) -> list[Map]:
     tsne_means, tsne_labels = means[:MAX_TSNE], labels[:MAX_TSNE]
     perplexity = min(_PERPLEXITY, (len(tsne_means) - 1) / 3)
     tsne = manifold.TSNE(2, init="pca", random_state=0, perplexity=perplexity)
-    tsne_map = Map("tsne", "t-SNE", tsne.fit_transform(tsne_means), tsne_labels, ("", ""))
+    # Its threads wait in busy loops: on many cores that other processes use too, 1,000 embeddings
+    # took more than 25 s, and the threads' number changes no bit.
+    with threadpool_limits(limits=1):
+        points = tsne.fit_transform(tsne_means)
+    tsne_map = Map("tsne", "t-SNE", points, tsne_labels, ("", ""))
     return [pca_map, tsne_map]
 
 
