@@ -17,10 +17,18 @@ from tests.conftest import REPOSITORY
 from tests.deploy import manifests
 
 DOCKERFILE = (manifests.DEPLOY / "Dockerfile").read_text()
-# Bubblewrap can map any user, but only root can become one whom the files of this machine refuse.
-IS_POSSIBLE = bool(shutil.which("bwrap")) and os.geteuid() == 0
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
+
+
+def is_possible() -> bool:
+    """Whether this process can make a sandbox: it is root, and may make namespaces."""
+    probe = ["bwrap", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "true"]
+    return (
+        os.geteuid() == 0
+        and bool(shutil.which("bwrap"))
+        and subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    )
 
 
 def values_of(instruction: str) -> list[str]:

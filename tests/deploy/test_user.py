@@ -10,7 +10,7 @@ from tests.deploy import manifests, sandbox
 from tests.deploy.sandbox import Sandbox, values_of
 
 needs_sandbox = pytest.mark.skipif(
-    not sandbox.IS_POSSIBLE, reason="needs bubblewrap, and root to become another user"
+    not sandbox.is_possible(), reason="needs bubblewrap, and root that may make namespaces"
 )
 BOOT, PRISM = (REPOSITORY / "build" / name for name in ("boot/container", "prism/prism"))
 # Starts a pool of workers as a container of Flink's pods does, and runs preprocess in it.
