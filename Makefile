@@ -121,13 +121,13 @@ $(VENV)/bin/pod-security: $(wildcard $(POD_SECURITY)/*) | $(INSTALLED)
 test: $(INSTALLED)  ### runs all tests, in JOBS processes
 	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile
 
-test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
+test-long: $(INSTALLED) $(if $(shell command -v go),$(PRISM) $(BOOT))  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
 fuzz: $(INSTALLED)  ## reads damaged input for two minutes a reader
 	@for reader in idx npz npz_member npy csv image parquet tfrecord manifest; do $(PY) -m tests.faults.fuzz $$reader 120 || exit 1; done
 
-test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM) $(BOOT)  ## runs the Beam stages on Flink and on Prism; needs Java 11 or 17, mvn, go
+test-flink: $(INSTALLED) $(FLINK_READY) $(PRISM)  ## runs the Beam stages on Flink and on Prism; needs Java 11 or 17, mvn, go
 	$(ALONE) $(PY) -m pytest -m flink
 
 test-spark: $(INSTALLED) $(SPARK_READY)  ## runs the Beam stages on Spark; needs Java 11 or 17, mvn

@@ -17,18 +17,16 @@ from tests.conftest import REPOSITORY
 from tests.deploy import manifests
 
 DOCKERFILE = (manifests.DEPLOY / "Dockerfile").read_text()
-_SYSTEM = ("/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc")
+_ISOLATED = ["--die-with-parent", "--unshare-pid", "--unshare-net"]
+for _right in ("SETUID", "SETGID", "SETPCAP"):  # For setpriv.
+    _ISOLATED += ["--cap-add", f"CAP_{_right}"]
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
 def is_possible() -> bool:
-    """Whether this process can make a sandbox: it is root, and may make namespaces."""
-    probe = ["bwrap", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "true"]
-    return (
-        os.geteuid() == 0
-        and bool(shutil.which("bwrap"))
-        and subprocess.run(probe, capture_output=True, check=False).returncode == 0
-    )
+    """Whether this process can make a sandbox: it may make namespaces and become any user."""
+    probe = ["bwrap", *_ISOLATED, *_read("/", "/"), *_become(65_532, 65_532), "true"]
+    return bool(shutil.which("bwrap")) and _run(probe).returncode == 0
 
 
 def values_of(instruction: str) -> list[str]:
@@ -82,18 +80,10 @@ class Sandbox:
             os.chown(path, user, group)
         passwd = self._scratch / "passwd"
         passwd.write_text(f"root:x:0:0:root:/root:/bin/sh\n{users}\n")
-        mounts = [*self._system(), f"--ro-bind {passwd} /etc/passwd", *self._volumes()]
-        words = [word for text in mounts for word in text.split()]
+        words = [*self._system(), *_read(passwd, "/etc/passwd"), *self._volumes()]
         for pair in (self._environment() | variables).items():
             words += ["--setenv", *pair]
-        become = f"setpriv --reuid={user} --regid={group} --clear-groups --bounding-set=-all"
-        become += " --inh-caps=-all --no-new-privs"
-        return subprocess.run(
-            ["bwrap", *words, *become.split(), *command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return _run(["bwrap", *words, *_become(user, group), *command])
 
     def _environment(self) -> dict[str, str]:
         image = dict(pair.split("=", 1) for text in values_of("ENV") for pair in shlex.split(text))
@@ -107,47 +97,60 @@ class Sandbox:
         }
 
     def _system(self) -> list[str]:
-        """The words that make the root, in texts; all of it is read-only."""
-        texts = ["--die-with-parent --unshare-pid --unshare-net --clearenv"]
-        texts += ["--cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_SETPCAP"]
-        texts += ["--proc /proc --dev /dev --ro-bind /sys /sys", _memory("/dev/shm", 64 * 2**20)]
-        for path in _SYSTEM:
+        """The words that make the root."""
+        words = [*_ISOLATED, "--clearenv", "--proc", "/proc", "--dev", "/dev"]
+        words += _memory("/dev/shm", 64 * 2**20)  # As a container has, unless its pod mounts more.
+        for path in ("/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc", "/sys"):
             if os.path.islink(path):
-                texts.append(f"--symlink {os.readlink(path)} {path}")
-            else:
-                texts.append(f"--ro-bind-try {path} {path}")
+                words += ["--symlink", os.readlink(path), path]
+            elif os.path.exists(path):
+                words += _read(path, path)
         python = {pathlib.Path(prefix) for prefix in (sys.prefix, sys.base_prefix)}
         for path in sorted({*python, *(path.resolve() for path in python)}):
             if not path.is_relative_to("/usr"):
-                texts += [f"--perms 0755 --dir {parent}" for parent in [*path.parents][-2::-1]]
-                texts.append(f"--ro-bind {path.resolve()} {path}")
-        texts.append(f"--ro-bind {REPOSITORY} /app")
-        nightly = manifests.DEPLOY / "nightly" / "nightly.sh"
-        beam = "/opt/apache/beam"
-        texts += [
-            f"--perms 0755 --dir {path}" for path in ("/opt", "/opt/bin", "/opt/apache", beam)
-        ]
-        texts.append(f"--ro-bind {nightly} /opt/bin/vae-nightly")
+                words += [*_directories(path.parent), *_read(path.resolve(), path)]
+        words += [*_directories("/opt/bin"), *_directories("/opt/apache/beam")]
+        words += _read(manifests.DEPLOY / "nightly" / "nightly.sh", "/opt/bin/vae-nightly")
         if self._boot:
-            texts.append(f"--ro-bind {self._boot} {beam}/boot")
-        return texts
+            words += _read(self._boot, "/opt/apache/beam/boot")
+        return [*words, *_read(REPOSITORY, "/app")]
 
     def _volumes(self) -> list[str]:
-        """The words that mount what the manifest mounts, and then close the root, in texts."""
-        texts, claim = [], "/data"
+        """The words that mount what the manifest mounts, and then close the root."""
+        words, claim = [], "/data"
         volumes = {volume["name"]: volume for volume in self._spec["volumes"]}
         for mount in self.container["volumeMounts"]:
             volume = volumes[mount["name"]]
             if "emptyDir" in volume:
                 amount, unit = re.fullmatch(r"(\d+)(..)", volume["emptyDir"]["sizeLimit"]).groups()
-                texts.append(_memory(mount["mountPath"], int(amount) * _UNITS[unit]))
+                words += _memory(mount["mountPath"], int(amount) * _UNITS[unit])
             else:
                 claim = mount["mountPath"]
-        texts.append(f"--bind {self.data} {claim}")
+        words += ["--bind", str(self.data), claim]
         if self.context.get("readOnlyRootFilesystem"):
-            texts.append("--remount-ro /")
-        return [*texts, f"--chdir {self.container.get('workingDir', values_of('WORKDIR')[-1])}"]
+            words += ["--remount-ro", "/"]
+        return [*words, "--chdir", self.container.get("workingDir", values_of("WORKDIR")[-1])]
 
 
-def _memory(path: str, size: int) -> str:
-    return f"--perms 0777 --size {size} --tmpfs {path}"
+def _become(user: int, group: int) -> list[str]:
+    """Words that run those after them as a user without rights."""
+    words = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"]
+    return [*words, "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _read(source: object, target: object) -> list[str]:
+    return ["--ro-bind", str(source), str(target)]
+
+
+def _memory(path: str, size: int) -> list[str]:
+    return ["--perms", "0777", "--size", str(size), "--tmpfs", path]
+
+
+def _directories(path: object) -> list[str]:
+    """Words that make a directory and those above it for every user to enter."""
+    parents = [*reversed(pathlib.Path(str(path)).parents), path][1:]
+    return [word for parent in parents for word in ("--perms", "0755", "--dir", str(parent))]

@@ -9,9 +9,7 @@ from tests.conftest import REPOSITORY, make_folder_set, make_idx_set
 from tests.deploy import manifests, sandbox
 from tests.deploy.sandbox import Sandbox, values_of
 
-needs_sandbox = pytest.mark.skipif(
-    not sandbox.is_possible(), reason="needs bubblewrap, and root that may make namespaces"
-)
+needs_sandbox = pytest.mark.skipif(not sandbox.is_possible(), reason="needs bubblewrap, and root")
 BOOT, PRISM = (REPOSITORY / "build" / name for name in ("boot/container", "prism/prism"))
 # Starts a pool of workers as a container of Flink's pods does, and runs preprocess in it.
 IN_POOL = """
@@ -86,7 +84,8 @@ def test_training_and_a_night_run_as_a_user_without_a_name(tmp_path):
 
 
 @needs_sandbox
-@pytest.mark.flink
+@pytest.mark.long
+@pytest.mark.skipif(not (BOOT.exists() and PRISM.exists()), reason="needs Go and make test-long")
 def test_a_worker_pool_runs_as_the_user_of_the_image(tmp_path):
     container = Sandbox("vae-flink-taskmanager", tmp_path, boot=BOOT)
     make_idx_set(container.data / "mnist")
