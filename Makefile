@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server pod-security test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -36,6 +36,8 @@ ALONE = $(shell unshare --map-root-user --net ip link set lo up 2> /dev/null && 
 # Beam's own runner for one machine, written in Go; the same version as the SDK.
 PRISM_VERSION ?= v2.77.0
 PRISM := build/prism/prism
+# Beam's program that starts Python workers in a container, of the same version.
+BOOT := build/boot/container
 # Most of a test's time is imports and small models, which leave a second core idle.
 JOBS ?= 2
 
@@ -110,10 +112,16 @@ fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests o
 $(VENV)/bin/fake-gcs-server: | $(INSTALLED)
 	GOBIN=$(call quote,$(abspath $(VENV)/bin)) go install github.com/fsouza/fake-gcs-server@v1.56.1
 
+pod-security: $(VENV)/bin/pod-security  ## Kubernetes' own rules for pods, for the tests of manifests; needs Go
+
+POD_SECURITY := tests/deploy/pod_security
+$(VENV)/bin/pod-security: $(wildcard $(POD_SECURITY)/*) | $(INSTALLED)
+	go build -C $(POD_SECURITY) -o $(call quote,$(abspath $(VENV)/bin)/)
+
 test: $(INSTALLED)  ### runs all tests, in JOBS processes
 	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile
 
-test-long: $(INSTALLED)  ## runs the tests marked long: more kills, more workers
+test-long: $(INSTALLED) $(if $(shell command -v go),$(PRISM) $(BOOT))  ## runs the tests marked long: more kills, more workers
 	$(PY) -m pytest -m long
 
 fuzz: $(INSTALLED)  ## reads damaged input for two minutes a reader
@@ -146,6 +154,10 @@ java-and-mvn:
 $(PRISM):
 	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }
 	GOBIN=$(call quote,$(CURDIR)/$(@D)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
+
+$(BOOT):
+	@command -v go > /dev/null || { echo "expected go 1.26 or newer"; exit 1; }
+	GOBIN=$(call quote,$(CURDIR)/$(@D)) go install github.com/apache/beam/sdks/v2/python/container@$(PRISM_VERSION)
 
 lint: $(INSTALLED)  ## ruff: check and format; mypy: the types of pyproject.toml
 	$(call quote,$(VENV)/bin/ruff) check .

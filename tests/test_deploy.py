@@ -34,7 +34,7 @@ def test_manifests_are_of_the_schema(path, version):
 
 
 def test_a_wrong_manifest_is_noticed():
-    service, job = yaml.safe_load_all(MANIFEST.read_text())
+    service, _, job = yaml.safe_load_all(MANIFEST.read_text())
     del service["spec"]["ports"][0]["port"]
     job["spec"]["completionmode"] = job["spec"].pop("completionMode")
     for document in (service, job):
@@ -43,7 +43,7 @@ def test_a_wrong_manifest_is_noticed():
 
 
 def test_the_parts_of_the_training_manifest_fit_each_other():
-    service, job = yaml.safe_load_all(MANIFEST.read_text())
+    service, _, job = yaml.safe_load_all(MANIFEST.read_text())
     name, spec = job["metadata"]["name"], job["spec"]
     pod, container = spec["template"]["spec"], trainer_of(MANIFEST)
     flags = dict(a.partition("=")[::2] for a in container["args"])
@@ -86,7 +86,11 @@ def test_the_image_is_made_of_what_is_there():
         assert (REPOSITORY / source).exists(), source
     pins = (REPOSITORY / "constraints.txt").read_text()
     beam = re.search(r"^apache-beam==(.*)$", pins, re.M)[1]
-    assert f"_sdk:{beam} AS beam" in text
+    assert f"_sdk:{beam}@${{BEAM_DIGEST}} AS beam" in text
+    # Both bases are named by a digest, of which a build has to say which one.
+    digests = re.findall(r"^FROM \S+@\$\{(\w+)\}", text, re.M)
+    assert len(digests) == len(re.findall("^FROM", text, re.M)) == 2
+    assert {*digests} <= {*re.findall(r"^ARG (\w+)$", text, re.M)}
     # What starts the workers and the workers themselves are of one Python.
     assert (
         re.search(r"apache/beam_python(\S+)_sdk", text)[1]
@@ -102,7 +106,7 @@ def test_the_image_is_made_of_what_is_there():
     ],
 )
 def test_a_night_on_kubernetes_has_the_date_of_its_job(tmp_path, job_name, date):
-    [job] = yaml.safe_load_all((DEPLOY / "kubernetes" / "nightly-export.yaml").read_text())
+    _, job = yaml.safe_load_all((DEPLOY / "kubernetes" / "nightly-export.yaml").read_text())
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     (tmp_path / "vae-nightly").write_text('#!/bin/sh\necho "$DATE"\n')
     (tmp_path / "vae-nightly").chmod(0o755)
