@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server promtool test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -36,6 +36,7 @@ ALONE = $(shell unshare --map-root-user --net ip link set lo up 2> /dev/null && 
 # Beam's own runner for one machine, written in Go; the same version as the SDK.
 PRISM_VERSION ?= v2.77.0
 PRISM := build/prism/prism
+PROMTOOL_VERSION ?= v0.305.0
 # Most of a test's time is imports and small models, which leave a second core idle.
 JOBS ?= 2
 
@@ -109,6 +110,14 @@ fake-gcs-server: $(VENV)/bin/fake-gcs-server  ## the object store of the tests o
 
 $(VENV)/bin/fake-gcs-server: | $(INSTALLED)
 	GOBIN=$(call quote,$(abspath $(VENV)/bin)) go install github.com/fsouza/fake-gcs-server@v1.56.1
+
+promtool: $(VENV)/bin/promtool  ## what checks the alerts of configs/deploy, in minutes; needs Go
+
+# A module of its own, since `go install` refuses the replacements in that of Prometheus.
+$(VENV)/bin/promtool: | $(INSTALLED)
+	rm -rf build/promtool && mkdir -p build/promtool
+	cd build/promtool && go mod init promtool && go get github.com/prometheus/prometheus/cmd/promtool@$(PROMTOOL_VERSION)
+	cd build/promtool && go build -o $(call quote,$(abspath $(VENV)/bin/promtool)) github.com/prometheus/prometheus/cmd/promtool
 
 test: $(INSTALLED)  ### runs all tests, in JOBS processes
 	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile
