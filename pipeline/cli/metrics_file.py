@@ -81,9 +81,9 @@ class _File:
     def _check(self) -> None:
         directory = os.path.dirname(self._path) or "."
         if "://" in self._path:
-            fault = "is a URL; expected a local path, since node_exporter reads local files"
+            fault = "is a URL; expected a local path, since node_exporter reads no URL: name one"
         elif not self._path.endswith(_ENDING) or not self._name:
-            fault = f"expected a name that ends in {_ENDING}, since node_exporter reads no other"
+            fault = f"expected a name *{_ENDING}, since node_exporter reads no other: name one"
         elif not os.path.isdir(directory):
             fault = f"{directory} is no directory; expected an existing one: create it"
         elif not os.access(directory, os.W_OK | os.X_OK):

@@ -232,6 +232,12 @@ def test_a_defect_is_a_failure(tmp_path):
     assert read(path)["vae_exit_status"] == 1
 
 
+def test_a_command_that_ends_at_once_does_so_in_one_place():
+    paths = [path for top in ("pipeline", "trainer") for path in (REPOSITORY / top).rglob("*.py")]
+    ending = {str(p.relative_to(REPOSITORY)) for p in paths if "os._exit(" in p.read_text()}
+    assert ending == {"pipeline/cli/command.py", "pipeline/runners/worker.py"}  # No command.
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_of_a_cluster_the_chief_writes(tmp_path, index):
     addresses = [f"localhost:{port}" for port in free_ports(2)]
@@ -268,9 +274,9 @@ def test_every_command_has_the_flag(tmp_path, module):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("{tmp}/x.txt", "expected a name that ends in .prom"),
-        ("{tmp}/.prom", "expected a name that ends in .prom"),
-        ("", "expected a name that ends in .prom"),
+        ("{tmp}/x.txt", "expected a name *.prom"),
+        ("{tmp}/.prom", "expected a name *.prom"),
+        ("", "expected a name *.prom"),
         ("gs://bucket/x.prom", "is a URL; expected a local path"),
         ("{tmp}/nonesuch/x.prom", "/nonesuch is no directory; expected an existing one"),
         ("{tmp}/directory.prom", "is no regular file; expected a file or a free name"),
