@@ -73,7 +73,8 @@ class _File:
 
         self._prometheus, self._core, self._parser = prometheus_client, core, parser
         self._path, self._stage = path, stage
-        self._name = os.path.basename(path).removesuffix(_ENDING)
+        name = os.path.basename(path).removesuffix(_ENDING)
+        self._name = name.encode(errors="replace").decode()  # A file's name may be any bytes.
         self._check()
         self._last_success = self._read_last_success()
         self._started = time.monotonic()
@@ -107,7 +108,7 @@ class _File:
             samples = [sample for family in families for sample in family.samples]
         except FileNotFoundError:
             return 0.0
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError):  # Also those of the parser.
             samples = []
         for sample in samples:
             if (
@@ -124,8 +125,8 @@ class _File:
                 return min(sample.value, time.time())  # A clock may have gone ahead.
         _say(
             f"{self._stage}: warning: --{FLAG}={self._path}: does not tell when a run last "
-            "succeeded; expected the file of an earlier run: its place is taken, and until a run "
-            "succeeds the time is 0"
+            "succeeded; expected the file of an earlier run: it will be replaced, and the time is 0 until "
+            "a run succeeds"
         )
         return 0.0
 
@@ -170,7 +171,7 @@ _file: _File | None = None
 def _say(text: str) -> None:
     # Not through sys.stderr, which the signal that calls this may have interrupted.
     with contextlib.suppress(OSError):  # The reader of standard error may be gone.
-        os.write(quiet.real_stderr, f"{text}\n".encode())
+        os.write(quiet.real_stderr, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def observe(name: str, value: float, **labels: str) -> None:

@@ -389,6 +389,13 @@ def test_an_unknown_last_success_is_said_in_one_line(tmp_path, capfd, content):
     assert capfd.readouterr().err == ""
 
 
+def test_a_name_may_be_any_bytes(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.prom")
+    run_here(path, 0)
+    assert {sample.labels["name"] for sample in samples(path)} == {"?"}
+    assert read(path)[SUCCESS] > 0
+
+
 def test_a_last_success_in_the_future_is_now(tmp_path):
     path = tmp_path / "x.prom"
     path.write_text(f'{SUCCESS}{{stage="export",name="x"}} 9e12\n')
