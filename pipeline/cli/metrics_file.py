@@ -125,8 +125,8 @@ class _File:
                 return min(sample.value, time.time())  # A clock may have gone ahead.
         _say(
             f"{self._stage}: warning: --{FLAG}={self._path}: does not tell when a run last "
-            "succeeded; expected the file of an earlier run: it will be replaced, and the time is 0 until "
-            "a run succeeds"
+            "succeeded; expected the file of an earlier run: it will be replaced, and the time is "
+            "0 until a run succeeds"
         )
         return 0.0
 
