@@ -1,7 +1,7 @@
 # vae-pipeline: every target works from a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server pod-security test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean
+.PHONY: help setup preprocess verify train evaluate export report demo week demo-gs fake-gcs-server pod-security test test-long fuzz test-flink test-spark runners java-and-mvn lint bench bench-gpu check-gpu clean promtool
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -38,6 +38,7 @@ PRISM_VERSION ?= v2.77.0
 PRISM := build/prism/prism
 # Beam's program that starts Python workers in a container, of the same version.
 BOOT := build/boot/container
+PROMTOOL_VERSION ?= v0.305.0
 # Most of a test's time is imports and small models, which leave a second core idle.
 JOBS ?= 2
 
@@ -117,6 +118,14 @@ pod-security: $(VENV)/bin/pod-security  ## Kubernetes' own rules for pods, for t
 POD_SECURITY := tests/deploy/pod_security
 $(VENV)/bin/pod-security: $(wildcard $(POD_SECURITY)/*) | $(INSTALLED)
 	go build -C $(POD_SECURITY) -o $(call quote,$(abspath $(VENV)/bin)/)
+
+promtool: $(VENV)/bin/promtool  ## what checks the alerts of configs/deploy, in minutes; needs Go
+
+# A module of its own, since `go install` refuses the replacements in that of Prometheus.
+$(VENV)/bin/promtool: | $(INSTALLED)
+	rm -rf build/promtool && mkdir -p build/promtool
+	cd build/promtool && go mod init promtool && go get github.com/prometheus/prometheus/cmd/promtool@$(PROMTOOL_VERSION)
+	cd build/promtool && go build -o $(call quote,$(abspath $(VENV)/bin/promtool)) github.com/prometheus/prometheus/cmd/promtool
 
 test: $(INSTALLED)  ### runs all tests, in JOBS processes
 	$(PY) -m pytest --numprocesses=$(call quote,$(JOBS)) --dist=loadfile

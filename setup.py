@@ -33,6 +33,7 @@ setuptools.setup(
         "ml-collections>=1.0",
         "numpy>=1.26,<3",
         "pillow>=10.3",
+        "prometheus_client>=0.21",
         "protobuf>=5.28",
         "pyarrow>=16",
         "scikit-learn>=1.5",

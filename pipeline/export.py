@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from pipeline.api import exports, keywords, rules
-from pipeline.cli import command, flag_parsing
+from pipeline.cli import command, flag_parsing, metrics_file
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import flags as export_flags
@@ -106,6 +106,7 @@ flags.DEFINE_string(
     _DEFAULTS.max_quarantined,
     "Maximum number (25) or share (0.1%) of unreadable records.",
 )
+metrics_file.define_flag()
 flags.mark_flags_as_required(["model_dir", "output_dir"])
 flag_parsing.refuse_values(__name__, rules.CHECKS)
 # Flags that are no keywords of the API.
@@ -116,7 +117,7 @@ _SUBJECTS = {
         *("output_dir", "latest", "reuse_from", "overwrite", "status_on_conflict"),
         *("fields", "embedding_format", "images", "z_seed", "report", "fast_math"),
     ),
-    "Gate and drift": ("require", "status_on_rejection", "reference"),
+    "Gate, drift, metrics": ("require", "status_on_rejection", "reference", "metrics_file"),
     **{f"{subject}, with --source": names for subject, names in source_flags.SUBJECTS.items()},
 }
 

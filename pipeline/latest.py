@@ -11,7 +11,7 @@ running job in DIR writes or takes rows from.
 
 from absl import flags
 
-from pipeline.cli import command
+from pipeline.cli import command, metrics_file
 from pipeline.cli.errors import StageError, UsageError
 
 _TO = flags.DEFINE_string("to", None, "Finished export that PATH shall name.")
@@ -19,6 +19,7 @@ _KEEP = flags.DEFINE_integer(
     "keep", None, "Number of good exports that stay in the directory --of.", lower_bound=1
 )
 _OF = flags.DEFINE_string("of", None, "Directory whose subdirectories are exports.")
+metrics_file.define_flag()
 
 
 def run(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ import sys
 from absl import flags
 
 from pipeline.api import data_sets, keywords, rules
-from pipeline.cli import command, flag_parsing
+from pipeline.cli import command, flag_parsing, metrics_file
 from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
 
@@ -67,6 +67,7 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=125,
 )
+metrics_file.define_flag()
 flags.mark_flags_as_required(["source"])
 flags.register_multi_flags_validator(
     ["output_dir", "dry_run", "append"],
@@ -79,7 +80,9 @@ _SUBJECTS = {
     **source_flags.SUBJECTS,
     "Output": ("output_dir", "overwrite", "compression", "dry_run"),
     "Append": ("append", "on_changed", "reread"),
-    "Bad records and exit status": ("max_quarantined", "status_on_conflict"),
+    "Bad records, exit status, metrics": (
+        *("max_quarantined", "status_on_conflict", "metrics_file"),
+    ),
 }
 
 
@@ -110,6 +113,7 @@ def run(beam_args: list[str]) -> None:
 
 def _dry_run(settings: keywords.PreprocessKeywords) -> None:
     """Prints what the job would read; refuses what the job would refuse before it writes."""
+    metrics_file.disable()
     with data_sets.requested(settings) as request:
         from pipeline.datasets.building import append, create, reading
 

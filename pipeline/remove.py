@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from pipeline.cli import command, quiet
+from pipeline.cli import command, metrics_file, quiet
 from pipeline.cli.errors import StageError, UsageError
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "A finished data set; local or a URL.")
@@ -23,6 +23,7 @@ _ALSO = flags.DEFINE_list(
     "also", [], "Exports, directories of exports and caches: their files with these ids are named."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Undo an unfinished append or removal first.")
+metrics_file.define_flag()
 flags.mark_flags_as_required(["data_dir", "ids"])
 
 

@@ -12,16 +12,18 @@ import contextlib
 from absl import flags
 
 from pipeline.api import exports, keywords
-from pipeline.cli import command, flag_parsing, quiet
+from pipeline.cli import command, flag_parsing, metrics_file, quiet
 from pipeline.embeddings import flags as export_flags
 from pipeline.sources import flags as source_flags
 
 flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(export_flags)
 flags.DEFINE_string("output_dir", None, "Directory of the export; local or a URL.")
+metrics_file.define_flag()
 flags.mark_flag_as_required("output_dir")
 _SUBJECTS = {
     "Export, model and data set": ("output_dir", "model_dir", "run_dir", "data_dir", "split"),
+    "Metrics": ("metrics_file",),
     **{f"{subject}, with --source": names for subject, names in source_flags.SUBJECTS.items()},
 }
 

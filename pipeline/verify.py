@@ -23,7 +23,7 @@ of the records in FILE. Exit status 1 if there is such a file.
 
 from absl import flags
 
-from pipeline.cli import command
+from pipeline.cli import command, metrics_file
 from pipeline.cli.errors import StageError, UsageError
 
 # Stage -> the key of its id in the manifest.
@@ -37,9 +37,8 @@ _ABSENT = flags.DEFINE_string(
     "File with an id, or the sha256 of a record, in each line: prints every file that still names "
     "or shows one of these records.",
 )
-
-
 _REPAIR = flags.DEFINE_bool("repair", False, "Mend a data set from its own files first.")
+metrics_file.define_flag()
 
 
 def run(arguments: list[str]) -> None:

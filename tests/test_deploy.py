@@ -17,12 +17,13 @@ from tests.conftest import REPOSITORY
 from tests.trainer.test_join import MANIFEST, trainer_of
 
 DEPLOY = REPOSITORY / "configs" / "deploy"
+ALERTS_TEST = REPOSITORY / "tests" / "alerts_test.yaml"
 # The oldest and the newest Kubernetes that manifests are checked for.
 VERSIONS = ("1.31", "1.37")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("*/*.yaml")), ids=lambda path: path.name)
 def test_manifests_are_of_the_schema(path, version):
     for document in yaml.safe_load_all(path.read_text()):
         # Of the Flink operator's resources there is no schema to be had; kind and name it has.
@@ -137,6 +138,15 @@ def test_scripts_are_clean(path):
     shellcheck = shutil.which("shellcheck", path=f"{sys.prefix}/bin")
     done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_alerts_fire_when_they_should():
+    promtool = shutil.which("promtool", path=f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}")
+    if not promtool:
+        pytest.skip("no promtool here; make promtool builds it where there is Go")
+    for arguments in (["check", "rules", DEPLOY / "alerts.yaml"], ["test", "rules", ALERTS_TEST]):
+        done = subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.long

@@ -103,7 +103,10 @@ def nights(tmp_path, trained):
 
 def test_nights_with_interruptions_and_a_gate_equal_one_export(nights):
     nights.grow(100)
-    nights.night()
+    nights.night(METRICS_DIR=str(nights.directory))
+    assert sorted(path.name for path in nights.directory.glob("*.prom")) == [
+        *("night_export.prom", "night_latest.prom", "night_preprocess.prom")
+    ]
     assert nights.published()[0] == "dt=2026-11-25"
     nights.night(DATE="2026-11-26")  # Nothing is new.
     assert nights.published()[0] == "dt=2026-11-25"

@@ -10,7 +10,7 @@ split and number of samples.
 
 from absl import flags
 
-from pipeline.cli import command, quiet
+from pipeline.cli import command, metrics_file, quiet
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Published model directory: <workdir>/export.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Output directory of preprocess.")
@@ -32,6 +32,7 @@ _NUM_VIRTUAL_DEVICES = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=64,
 )
+metrics_file.define_flag()
 flags.mark_flags_as_required(["model_dir", "data_dir"])
 
 

@@ -13,12 +13,13 @@ import inspect
 
 from absl import flags
 
-from pipeline.cli import command, flag_parsing
+from pipeline.cli import command, flag_parsing, metrics_file
 from trainer import api
+from trainer.cluster import tf_config
 from trainer.runs import config_flag
 
 _DEFAULTS = inspect.getfullargspec(api.train).kwonlydefaults
-config_flag.define(
+_CONFIG = config_flag.define(
     None, "A Python file with get_config(), or the name of one of configs/, such as mnist."
 )
 flags.DEFINE_string(
@@ -48,11 +49,14 @@ flags.DEFINE_integer(
     "Seconds that a worker of a cluster waits for the other workers before it ends with status 75.",
     lower_bound=1,
 )
+metrics_file.define_flag()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def run(_: list[str]) -> None:
     """Trains as the flags say; the result is printed."""
+    if _CONFIG.value.strategy == "multi_worker" and tf_config.read().index:
+        metrics_file.disable()  # Only the chief of a cluster writes.
     api.train(**flag_parsing.values_of(__name__))
 
 

@@ -11,8 +11,9 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from pipeline.cli import flag_parsing, quiet
+from pipeline.cli import flag_parsing, metrics_file, quiet
 from pipeline.cli.errors import Interrupted, StageError
 
 _STDOUT = 1  # The file descriptor.
@@ -50,6 +51,12 @@ def end(name: str, work: Callable[[], None]) -> int:
         )
         return 1
     return 0
+
+
+def end_at_once(status: int) -> NoReturn:
+    """Ends the process without unwinding, from any thread or signal handler."""
+    metrics_file.write(status)
+    os._exit(status)
 
 
 def _is_stdout_broken() -> bool:
@@ -99,6 +106,7 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def work() -> None:
+        metrics_file.begin(name, list(map(flag_parsing.with_home, sys.argv)))
         main(
             flag_parsing.parse_flags(
                 sys.argv,
@@ -119,8 +127,14 @@ def run(
         )
         with contextlib.suppress(OSError):  # The reader of standard error may be gone.
             os.write(quiet.real_stderr, text.encode())
-        os._exit(Interrupted.exit_status)
+        end_at_once(Interrupted.exit_status)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
-    sys.exit(end(name, work))
+    try:
+        status = end(name, work)
+    except Exception:  # A defect, for which Python prints a traceback and exits with 1.
+        metrics_file.write(1)
+        raise
+    metrics_file.write(status)
+    sys.exit(status)

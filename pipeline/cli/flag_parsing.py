@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import UsageError
 
 # Subject, such as "Output" -> names of the flags about it.
@@ -30,6 +31,8 @@ def with_home(argument: str) -> str:
 def _help(doc: str, module: str, subjects: Subjects) -> str:
     """The text of --help: the command's docstring, then its flags by subject."""
     unlisted = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(module)}
+    if metrics_file.FLAG in flags.FLAGS:
+        unlisted[metrics_file.FLAG] = flags.FLAGS[metrics_file.FLAG]
     lines = [doc.strip()]
     for subject, names in subjects.items():
         lines += ["", f"{subject}:"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import gate, job, rows, summary
@@ -164,7 +165,11 @@ def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> 
     Raises:
       Conflict: the export was rejected, but the bounds of this job hold.
     """
-    reasons = manifest.get("rejected")
+    reasons, records = manifest.get("rejected"), manifest["records"]
+    metrics_file.observe_records(
+        computed=0, reused=records["written"], quarantined=records["quarantined"]
+    )
+    _observe_drift(manifest.get("drift", {}))
     try:
         gate.check(request.requirements, _metrics(manifest))
     except gate.Rejected as error:
@@ -355,6 +360,12 @@ def _reconciled(
         key: sum(marker[key] for marker in markers.values())
         for key in ("read", "written", "quarantined")
     }
+    num_computed = sum(marker["computed"] for marker in markers.values())
+    metrics_file.observe_records(
+        computed=num_computed,
+        reused=records["written"] - num_computed,
+        quarantined=records["quarantined"],
+    )
     quarantine.check(
         request.max_quarantined,
         quarantine.read_all(request.output_dir, entries),
@@ -463,7 +474,21 @@ def _drift(
         reference=(reference_totals, reference_sample.rows if reference_sample else no_rows),
         same_model=reference["model_id"] == manifest["model_id"],
     )
+    _observe_drift(result)
     return {"reference": reference["export_id"], **result}
+
+
+def _observe_drift(result: Mapping[str, Any]) -> None:
+    """Sets the metrics of a result of drift.compare; none of {}."""
+    quantities = {"latents": result.get("latents", ())}
+    if "reconstruction_loss" in result:
+        quantities["reconstruction_loss"] = [result["reconstruction_loss"]]
+    for quantity, tests in quantities.items():
+        if tests:
+            statistic = max(test["statistic"] for test in tests)
+            metrics_file.observe("vae_drift_statistic", statistic, quantity=quantity)
+    if result:
+        metrics_file.observe("vae_drift_warnings", len(result["warnings"]))
 
 
 def _metrics(manifest: Mapping[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils import shared
 
@@ -29,6 +30,13 @@ from pipeline.runners import run as runner
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.tasks import Tasks
 from pipeline.storage import files as files_lib
+
+# What the runner's own page shows. Beam's distributions hold integers.
+_NAMESPACE = "vae-export"
+_MODEL_CALL_MSECS = Metrics.distribution(_NAMESPACE, "model_call_msecs")
+_NUM_COMPUTED = Metrics.counter(_NAMESPACE, "records_computed")
+_NUM_REUSED = Metrics.counter(_NAMESPACE, "records_reused")
+_NUM_QUARANTINED = Metrics.counter(_NAMESPACE, "records_quarantined")
 
 
 class PreviousExport(NamedTuple):
@@ -116,7 +124,13 @@ class EmbedShard(beam.DoFn):
                 result and result["quarantined"] for result in earlier_results
             )
             made_of = self._made_of(records.digest(trust_manifest=not had_missing))
-        self._tasks.make_once(task, lambda: self._make(task, records, made_of), made_of=made_of)
+        marker = self._tasks.make_once(
+            task, lambda: self._make(task, records, made_of), made_of=made_of
+        )
+        if marker is not None:
+            _NUM_COMPUTED.inc(marker["computed"])
+            _NUM_REUSED.inc(marker["written"] - marker["computed"])
+            _NUM_QUARANTINED.inc(marker["quarantined"])
         return ()
 
     def _made_of(self, digest: str) -> str:
@@ -136,6 +150,7 @@ class EmbedShard(beam.DoFn):
             outputs=self._outputs,
             latent_dim=self._model_manifest["config"]["latent_dim"],
             note=lambda count: self._tasks.note(task, count),
+            note_call=lambda secs: _MODEL_CALL_MSECS.update(round(1000 * secs)),
         )
         class_names = self._input.class_names
         marker = shard.write(

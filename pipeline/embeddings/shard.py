@@ -65,6 +65,7 @@ def embed(
     outputs: Sequence[str],
     latent_dim: int,
     note: Callable[[int], None],
+    note_call: Callable[[float], None],
 ) -> EmbeddedShard:
     """Computes the rows and pictures of a shard that the earlier export does not have.
 
@@ -76,6 +77,7 @@ def embed(
       outputs: the model's outputs to compute.
       latent_dim: the model's.
       note: takes the number of records that are done.
+      note_call: takes the seconds of each call of the model.
     """
     count, shas = len(contents.ids), contents.shas
     known = previous.rows.shas if previous.rows else []
@@ -107,7 +109,8 @@ def embed(
         model = load_model()
         secs["load_model"] = time.perf_counter() - started
         kinds[model.kind] = len(to_compute)
-        for batch, values in _outputs(model, contents.images, to_compute, outputs):
+        for batch, values, call_secs in _outputs(model, contents.images, to_compute, outputs):
+            note_call(call_secs)
             new = rows.columns(
                 values, [shas[i] for i in batch], settings.fields, seed=settings.z_seed
             )
@@ -134,18 +137,24 @@ def embed(
 
 def _outputs(
     model: PublishedModel, images: np.ndarray, positions: np.ndarray, outputs: Sequence[str]
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(positions of a batch, the model's outputs for its images), batch by batch in order."""
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], float]]:
+    """(positions of a batch, the model's outputs for its images, seconds), in order."""
+
+    def call(batch_images: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        started = time.perf_counter()
+        values = model.embed(batch_images, outputs)
+        return values, time.perf_counter() - started
+
     calls: collections.deque[Any] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_CONCURRENT_CALLS) as pool:
         for first in range(0, len(positions), model.batch_size):
             batch = positions[first : first + model.batch_size]
-            calls.append((batch, pool.submit(model.embed, images[batch], outputs)))
+            calls.append((batch, pool.submit(call, images[batch])))
             if len(calls) > _CONCURRENT_CALLS:  # One batch waits while the others are computed.
                 done, future = calls.popleft()
-                yield done, future.result()
+                yield done, *future.result()
         for done, future in calls:
-            yield done, future.result()
+            yield done, *future.result()
 
 
 def write(

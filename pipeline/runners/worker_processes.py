@@ -126,7 +126,7 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             for worker in self._all:
                 worker._process.kill()
             print(text, file=sys.stderr, flush=True)
-            os._exit(1)
+            command.end_at_once(1)
 
     def _end_unconnected(self, fault: str) -> None:
         workers = [worker for worker in self._all if not worker._is_closed]

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.cli import command
 from pipeline.cli.errors import StageError
 from pipeline.storage import files
 
@@ -173,7 +174,7 @@ class _Lease:
             "over; stopped\n"
         )
         os.write(2, text.encode())
-        os._exit(StageError.exit_status)
+        command.end_at_once(StageError.exit_status)
 
     def drop(self) -> None:
         """Removes the object if this process still holds it."""

@@ -108,6 +108,20 @@ def test_an_export_has_the_bytes_of_the_in_process_runner(
     assert [line for line in lines_of(done) if not line.startswith(("blobs-", "export: "))] == []
 
 
+@pytest.mark.flink
+def test_the_page_of_flink_has_the_counters(flink, idx_dir, tmp_path):
+    preprocess(f"idx:{idx_dir}", tmp_path / "out", *flink.flags())
+    jobs = [job["id"] for job in flink.page("/jobs")["jobs"]]
+    accumulators = [
+        accumulator["value"]
+        for job in jobs
+        for accumulator in flink.page(f"/jobs/{job}/accumulators")["user-task-accumulators"]
+    ]
+    # 350 as a varint of protobuf.
+    counter = r'"payload": "3gI=",\s+"labels": {[^}]*"NAME": "records_written"'
+    assert any(re.search(counter, value) for value in accumulators)
+
+
 # Enough shards for a job to be caught in the midst of.
 MANY = ("--source=sample", "--num_shards=600")
 

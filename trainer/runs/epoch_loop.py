@@ -3,6 +3,7 @@
 import sys
 import time
 
+from pipeline.cli import metrics_file
 from pipeline.cli.progress import Progress
 from pipeline.machine import arithmetic
 from pipeline.storage import files
@@ -101,6 +102,13 @@ def best_step(lines: metrics_lib.JsonLines) -> int | None:
     return min(validation, key=lambda line: line["loss"])["step"] if validation else None
 
 
+def observe_validation(lines: metrics_lib.JsonLines) -> None:
+    """Sets the metrics of the losses on validation, if there are any."""
+    if losses := [line["loss"] for line in lines.split_lines("validation")]:
+        metrics_file.observe("vae_validation_loss_last_nats", losses[-1])
+        metrics_file.observe("vae_validation_loss_best_nats", min(losses))
+
+
 def is_over(plan: RunPlan, lines: metrics_lib.JsonLines, step: int) -> bool:
     """Whether the run ends at `step`: it is the last step, or patience has run out."""
     patience, validation = plan.config.early_stopping_patience, lines.split_lines("validation")
@@ -144,6 +152,7 @@ def fit(run: Run, reports: Reports) -> None:
         run.epoch_sums[:] = 0
         run.metrics_text = reports.metrics.text
         run.best_step = best_step(reports.metrics)
+        observe_validation(reports.metrics)
         run.save()
 
 

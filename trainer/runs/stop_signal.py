@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from pipeline.cli import command
 from pipeline.cli.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,7 +68,7 @@ class StopSignal:
                 continue
             if self.received and number[0] == signal.SIGINT and self._is_command:
                 os.write(2, b"\nstopped at once; run the same command to resume\n")
-                os._exit(Interrupted.exit_status)
+                command.end_at_once(Interrupted.exit_status)
             if not self.received:
                 self.received = True
                 self._on_signal()

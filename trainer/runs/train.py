@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import Interrupted, StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.machine import arithmetic, gpus
@@ -56,6 +57,7 @@ def _fit_and_publish(run: Run) -> dict | None:
     """
     reports = epoch_loop.Reports(run)
     run.best_step = epoch_loop.best_step(reports.metrics)
+    epoch_loop.observe_validation(reports.metrics)
     if run.step < run.plan.total_steps and not run.epoch_is_complete:
         run.trace()  # Outside StopSignal, so that a signal ends the process at once.
     with StopSignal(run.stop):
@@ -325,6 +327,7 @@ def train(
         )
     plan = RunPlan(config, workdir, dataset)
     config_lib.check_length(config, plan.total_steps)
+    metrics_file.observe_records(used=plan.records["used"], quarantined=plan.records["quarantined"])
     _check_damaged_shards(plan, max_quarantined)
     has_config = _refuse_foreign(workdir, plan, overwrite=overwrite)
     files.make_dirs(workdir)
@@ -335,6 +338,13 @@ def train(
             manifest = _finished_manifest(plan, checkpoint)
         if manifest and plan.is_chief:
             _restore_files(plan, checkpoint, manifest, has_config=has_config)
+            epoch_loop.observe_validation(
+                metrics_lib.JsonLines(
+                    files.join(workdir, metrics_lib.METRICS),
+                    up_to_step=manifest["trained_steps"],
+                    writes=False,
+                )
+            )
         status = "already finished" if manifest else "finished"
         if not manifest:
             try:

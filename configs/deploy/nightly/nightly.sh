@@ -17,6 +17,8 @@
 #   REQUIRE='elbo>-110'           the gate, as in export --require; optional
 #   PREPROCESS_FLAGS='--name=photos --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
+#   METRICS_DIR=/var/lib/node_exporter/textfile    each command writes a file night_STAGE.prom for
+#                                 Prometheus there, as in --metrics_file; optional
 #   TRIES=3                   how many times a stage is started while it ends with 75
 #   PYTHON=/opt/vae-pipeline/.venv/bin/python
 #
@@ -111,13 +113,21 @@ run() {
   child=''
 }
 
+# Runs a command of pipeline, with the file of its metrics; sets `status`.
+run_command() {
+  command=$1
+  shift
+  run "$python" -m "pipeline.$command" "$@" \
+    ${METRICS_DIR:+--metrics_file="$METRICS_DIR/night_$command.prom"}
+}
+
 # Runs a stage, again while it ends with 75; sets `status`.
 run_stage() {
   stage=$1
   shift
   try=1
   while
-    run "$python" -m "pipeline.$stage" "$@"
+    run_command "$stage" "$@"
     # 143: SIGTERM came before the program had installed its handler.
     [ "$status" -eq 75 ] || [ "$status" -eq 143 ]
   do
@@ -195,7 +205,7 @@ start this night again with DATE=$date"
     exit 3
   fi
   expect_0
-  run "$python" -m pipeline.latest "$latest" --keep="$keep" --of="$EXPORTS_DIR"
+  run_command latest "$latest" --keep="$keep" --of="$EXPORTS_DIR"
   if [ "$status" -ne 0 ]; then
     say "the export is published, but old ones could not be removed; see the messages above"
     exit 1

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError
 from pipeline.datasets import index
 from pipeline.datasets.building import (
@@ -71,6 +72,7 @@ def append_records(request: Request) -> dict[str, Any]:
         def nothing_new(base: dict[str, Any], num_kept: int) -> dict[str, Any]:
             base = restore.complete(directory, base, options=request.options, checks_all=True)
             directory.forget_finished(base)
+            metrics_file.observe_records(written=0, quarantined=0, existing=source.num_records)
             num_changed = {"num_changed": num_kept} if num_kept else {}
             return {**base, "reused": True, **num_changed}
 

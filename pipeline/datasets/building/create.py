@@ -12,6 +12,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets import index, naming, placement
 from pipeline.datasets.building import (
@@ -254,6 +255,10 @@ def create_dataset(request: Request) -> dict[str, Any]:
     names = file_names(layout, layout.num_shards)
     with output.opened(names, overwrite=request.overwrite, mend=mend) as finished:
         if finished is not None:
+            records = finished["records"]
+            metrics_file.observe_records(
+                written=0, quarantined=records["quarantined"], existing=records["written"]
+            )
             return {**finished, "reused": True}
         reading.announce("preprocess", source, layout.name, request.settings.validation_fraction)
         taken.forget_all(output.directory)

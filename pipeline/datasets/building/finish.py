@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError
 from pipeline.datasets import index, reader, tfds_metadata
 from pipeline.datasets.building import rewriting
@@ -72,6 +73,7 @@ def finish_dataset(
     new = [entry for task in layout.tasks() for entry in markers[task]["entries"]]
     written = sum(entry.get("num_examples", 0) for entry in new)
     quarantined = sum(entry.get("num_quarantined", 0) for entry in new)
+    metrics_file.observe_records(written=written, quarantined=quarantined, existing=num_existing)
     quarantine.check(
         max_quarantined,
         quarantine.read_all(output.directory, new),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.cli.progress import Progress
@@ -28,6 +29,10 @@ from pipeline.storage import files
 
 # Indices hashed at a time: half a megabyte, and a fraction of a second of work.
 BLOCK_SIZE = 65_536
+# What the runner's own page shows.
+_NAMESPACE = "vae-preprocess"
+_NUM_WRITTEN = Metrics.counter(_NAMESPACE, "records_written")
+_NUM_QUARANTINED = Metrics.counter(_NAMESPACE, "records_quarantined")
 # (first, last + 1), or the name of a file of indices.
 IndexBlock = tuple[int, int] | str
 
@@ -152,14 +157,17 @@ class WriteShard(beam.DoFn):
         marker = self._tasks.make_once(name, make)
         if marker is None:
             return
+        entries = marker["entries"]
+        _NUM_WRITTEN.inc(sum(entry.get("num_examples", 0) for entry in entries))
+        _NUM_QUARANTINED.inc(sum(entry.get("num_quarantined", 0) for entry in entries))
         if marker["reused"]:
             path = files.join(directory, name)
             shape = self._source_spec.image_shape
             stored = describe.parse_shard(files.read_bytes(path), path, shape)
             description = describe.describe_records(stored, shape, seed)
-            names = {entry["name"] for entry in marker["entries"]}
+            names = {entry["name"] for entry in entries}
             if index.file_name(name) not in names:  # A try of an earlier version.
-                entries = [*marker["entries"], description.write_index(directory, name)]
+                entries = [*entries, description.write_index(directory, name)]
                 self._tasks.write_marker(name, {**marker, "entries": entries})
         yield split, description.statistics
 
