@@ -3,6 +3,8 @@
 Its data, its identity and its number of steps are in plan.py.
 """
 
+import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import tensorflow as tf
 from pipeline.cli.errors import StageError
 from pipeline.machine import gpus
 from trainer.cluster import strategies
+from trainer.cluster.watchdog import Watchdog
 from trainer.data import batches, placement
 from trainer.model import weights
 from trainer.model.networks import VAE
@@ -55,6 +58,7 @@ class Run:
         for split, images in images_by_split.items():
             consumer = self.steps if split == "train" else self.evaluator
             self.splits[split] = consumer.place(images, num_bytes=plan.num_bytes)
+        self._watchdog = Watchdog() if plan.is_cluster else None
         self.step = 0
         self.epoch_sums = np.zeros(len(SUMS))  # float64, so that chunks of steps add up exactly
         self.metrics_text: str | None = ""  # metrics.jsonl at `step`; None if only the file has it
@@ -99,22 +103,28 @@ class Run:
                 "all workers share"
             )
 
+    @functools.cached_property
+    def _sum_over_replicas(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        # A new tensor for each replica: TensorFlow takes a shared tensor for a value of the worker,
+        # and adds it once.
+        run, reduce = self.strategy.run, self.strategy.reduce
+        return tf.function(
+            lambda value: reduce("SUM", run(tf.identity, args=(value,)), axis=None),
+            autograph=False,
+        )
+
     def sum_over_replicas(self, value: int) -> int:
         """The sum over all replicas of their workers' values; waits for all workers."""
         if not self.plan.is_cluster:
             return value * self.strategy.num_replicas_in_sync
-        worker_value = tf.constant(value, tf.int64)  # float32 would round the sum of large steps.
+        # float32 would round the sum of large steps.
+        return int(self._sum_over_replicas(tf.constant(value, tf.int64)))
 
-        def replica_value() -> tf.Tensor:
-            # A new tensor for each replica: TensorFlow takes a shared tensor for a value of the
-            # worker, and adds it once.
-            return tf.identity(worker_value)
-
-        reduce = tf.function(
-            lambda: self.strategy.reduce("SUM", self.strategy.run(replica_value), axis=None),
-            autograph=False,
-        )
-        return int(reduce())
+    def _watch(self, name: str, num_batches: int) -> contextlib.AbstractContextManager[None]:
+        """Watches a call in a cluster; see Watchdog.watch."""
+        if self._watchdog is None:
+            return contextlib.nullcontext()
+        return self._watchdog.watch(name, num_batches)
 
     def stop(self) -> None:
         """Ends training or evaluation after the current step; may be called in another thread."""
@@ -141,6 +151,8 @@ class Run:
         if self.plan.is_chief:
             keep = self.config.keep_checkpoints
             checkpoints.save(self.workdir, checkpoint, keep=keep, best_step=self.best_step)
+        # The others wait here for a slow storage, and not in a call of steps, which is watched.
+        self.sum_over_replicas(0)
         return path
 
     def load_best_weights(self) -> None:
@@ -214,13 +226,14 @@ class Run:
             if len(rows):  # There is no row if a signal came before the first step.
                 on_progress()
 
-        stopped = self.steps.train_some(
-            visit,
-            step=self.step,
-            first_batch=self.step % self.plan.steps_per_epoch,
-            num_steps=num_steps,
-            on_rows=count,
-        )
+        with self._watch("a call of training steps", num_steps):
+            stopped = self.steps.train_some(
+                visit,
+                step=self.step,
+                first_batch=self.step % self.plan.steps_per_epoch,
+                num_steps=num_steps,
+                on_rows=count,
+            )
         if stopped:
             raise Stopped
 
@@ -237,12 +250,14 @@ class Run:
         for number in range(0, num_batches, max_batches):
             count = min(max_batches, num_batches - number)
             records, first = visit.batches(number, count)
-            rows, stopped = self.evaluator.evaluate(
-                records, first, tf.constant(number), tf.constant(count)
-            )
+            with self._watch(f"a call of evaluation on {split}", count):
+                rows, stopped = self.evaluator.evaluate(
+                    records, first, tf.constant(number), tf.constant(count)
+                )
+                rows = rows.numpy().astype(np.float64)
             if stopped:
                 raise Stopped
-            for row in rows.numpy().astype(np.float64):
+            for row in rows:
                 sums = sums + row
         active = metrics_lib.active_units(sums[len(SUMS) :], num_examples)
         return {**self.metrics(sums[: len(SUMS)]), "active_units": active}
