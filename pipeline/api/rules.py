@@ -128,7 +128,10 @@ def _fields(value: Any) -> tuple[str, ...]:
 _TRUTH = Rule(lambda v: bool(_right(v, isinstance(v, bool | np.bool_))), "expected True or False")
 _PATH = Rule(lambda v: _right(v, isinstance(v, str)), "expected a path or URL")
 _TEXT = Rule(lambda v: _right(v, isinstance(v, str)), "expected text")
-_TRUTHS = ("grayscale", "rgb", "transpose", "append", "reread", "overwrite", "report", "fast_math")
+_TRUTHS = (
+    *("grayscale", "rgb", "transpose", "append", "reread", "overwrite", "report", "fast_math"),
+    *("allow_tiff", "allow_tfds_namespace"),
+)
 _PATHS = (
     *("output_dir", "model_dir", "data_dir", "run_dir", "latest", "reuse_from", "reference"),
     *("tfds_data_dir", "tfds_manual_dir"),

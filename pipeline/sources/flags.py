@@ -94,6 +94,18 @@ flags.DEFINE_string(
     _DEFAULTS.tfds_manual_dir,
     "Directory of original files, for tensorflow-datasets to use instead of a download.",
 )
+flags.DEFINE_bool(
+    "allow_tfds_namespace",
+    _DEFAULTS.allow_tfds_namespace,
+    "Allow tfds:NAMESPACE:NAME, community sets, whose code tensorflow-datasets loads from elsewhere "
+    "and runs.",
+)
+flags.DEFINE_bool(
+    "allow_tiff",
+    _DEFAULTS.allow_tiff,
+    "Read TIFFs, of trusted origin: their decoder has a long list of security holes. If not set, "
+    "TIFFs go to quarantine.",
+)
 flags.DEFINE_integer(
     "max_image_pixels",
     _DEFAULTS.max_image_pixels,
@@ -109,6 +121,7 @@ SUBJECTS = {
         "source",
         "tfds_data_dir",
         "tfds_manual_dir",
+        "allow_tfds_namespace",
         "class_names",
         "id_prefix",
         "labels",
@@ -123,6 +136,7 @@ SUBJECTS = {
         "background",
         "pixel_range",
         "max_image_pixels",
+        "allow_tiff",
     ),
     "Splits, order and shards": ("name", "validation_fraction", "seed", "num_shards"),
 }

@@ -9,11 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.sources.images.bounded_image import open_image, pillow
+from pipeline.sources.images.bounded_image import RefusedNow, open_image, pillow
 from pipeline.sources.images.image_frames import num_frames
 from pipeline.sources.source import MAX_IMAGE_PIXELS
 
-# Pillow's endings of bounded_image.FORMATS; a test compares them with Pillow's own list.
+# Pillow's endings of bounded_image.FORMATS and of TIFF; a test compares them with Pillow's list.
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".apng", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
@@ -46,10 +46,6 @@ _UPRIGHT = {
 _TURNED = (5, 6, 7, 8)  # These orientations swap height and width.
 
 
-class RefusedNow(ValueError):
-    """An image that earlier versions read, and lost something of."""
-
-
 def _orientation(image: Any) -> int:
     """EXIF's orientation of an opened image; 1 (upright) if the file has none, or a damaged one.
 
@@ -77,14 +73,18 @@ class Header(NamedTuple):
 
 
 def read_header(
-    file: BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS, background: str | None = None
+    file: BinaryIO,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    background: str | None = None,
+    *,
+    allow_tiff: bool = False,
 ) -> Header:
     """The header of a file that `decode` decodes with the same arguments.
 
     Raises:
       ValueError: as `decode`, where the header alone tells.
     """
-    with open_image(file, max_pixels) as image:
+    with open_image(file, max_pixels, allow_tiff=allow_tiff) as image:
         orientation = turned_by = _orientation(image)
         height, width = image.height, image.width
         if image.format == "TIFF":  # Some versions of Pillow swap height and width already here.
@@ -157,7 +157,11 @@ def _has_alpha(image: Any) -> bool:
 
 
 def decode(
-    data: bytes, max_pixels: int = MAX_IMAGE_PIXELS, background: str | None = None
+    data: bytes,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    background: str | None = None,
+    *,
+    allow_tiff: bool = False,
 ) -> np.ndarray:
     """Decodes the first frame of an image file, upright as viewers show it.
 
@@ -165,6 +169,7 @@ def decode(
       data: the file's bytes.
       max_pixels: limit on height × width.
       background: the colour behind transparent pixels, #rrggbb; None to refuse them.
+      allow_tiff: see open_image.
 
     Returns:
       uint8 (H, W, 1) for a grey image, (H, W, 3) for a colour image, and for a grey image with
@@ -174,9 +179,10 @@ def decode(
     Raises:
       ValueError: not an image, damaged, more than 16 bits a channel, more pixels than allowed, or
         transparent pixels without a background.
-      RefusedNow: a ValueError, for what earlier versions decoded and lost channels or all values.
+      RefusedNow: a ValueError, for a TIFF that is not allowed, and for what earlier versions
+        decoded and lost channels or all values.
     """
-    with open_image(io.BytesIO(data), max_pixels) as image:
+    with open_image(io.BytesIO(data), max_pixels, allow_tiff=allow_tiff) as image:
         if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
             raise ValueError(
                 f"{data.count(_SCAN):,} scans of a JPEG, expected at most {_MAX_SCANS}"

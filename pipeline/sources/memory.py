@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # The number is raised when a reader reads a file in another way, or keeps other facts of a file.
-_MAGIC = b"vae-pipeline memory of a source 1\n"
+_MAGIC = b"vae-pipeline memory of a source 2\n"
 _SHA_BYTES = hashlib.sha256().digest_size
 # Packages that decide what a file holds.
 _READERS = ("pillow", "pyarrow", "numpy", "tensorflow-datasets")

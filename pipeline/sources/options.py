@@ -11,6 +11,8 @@ _KINDS = {
     "tfds_data_dir": ("tfds",),
     "tfds_manual_dir": ("tfds",),
     "max_image_pixels": ("folder", "parquet", "tfds"),
+    "allow_tiff": ("folder", "parquet"),
+    "allow_tfds_namespace": ("tfds",),
     "background": ("folder", "parquet"),
     "class_level": ("folder",),
     "label_column": ("csv", "parquet"),
@@ -18,8 +20,9 @@ _KINDS = {
 }
 # A kind that no command names -> the kind whose options it takes.
 _LIKE = {"arrays": "npz"}
-# These say where files are, and not what is read of them.
-_PLACES = ("tfds_data_dir", "tfds_manual_dir")
+# These say where files are, and not what is read of them; or what may be read, and a source's
+# fingerprint says what was read.
+_NO_IDENTITY = ("tfds_data_dir", "tfds_manual_dir", "allow_tiff", "allow_tfds_namespace")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class SourceOptions:
     background: str | None = None  # "#rrggbb" behind transparent pixels; None to refuse these.
     pixel_range: tuple[float, float] | None = None  # Values that become 0 and 255.
     max_image_pixels: int = MAX_IMAGE_PIXELS  # Limit on height × width of an image file.
+    allow_tiff: bool = False  # Whether TIFFs are decoded.
+    allow_tfds_namespace: bool = False  # Whether code of community sets may be loaded.
     tfds_data_dir: str | None = None  # Of prepared sets; None for the library's default.
     tfds_manual_dir: str | None = None  # Of original files, in place of a download.
 
@@ -47,7 +52,7 @@ class SourceOptions:
 
     def identity(self) -> dict[str, Any]:
         """The part of `changed` that determines records."""
-        return {name: value for name, value in self.changed().items() if name not in _PLACES}
+        return {name: value for name, value in self.changed().items() if name not in _NO_IDENTITY}
 
     def check_apply(self, kind: str) -> None:
         """Raises a UsageError for an option that does not apply to a kind of source.

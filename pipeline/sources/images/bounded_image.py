@@ -8,7 +8,9 @@ import io
 import types
 from typing import Any, BinaryIO
 
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM")
+# The first bytes of a TIFF, as Pillow recognises one.
+_TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
 # Limit on a PNG's text, uncompressed. Pillow allows 64 MiB, which a file of 60 kB can hold; the
 # metadata of cameras and programs takes less than one.
 _MAX_TEXT_BYTES = 4 << 20
@@ -20,6 +22,10 @@ _READ_ONCE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 # A header read may total twice the file and these bytes: parts of a header are read again.
 _MORE_HEADER_BYTES = 1 << 16
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags.
+
+
+class RefusedNow(ValueError):
+    """An image that earlier versions read."""
 
 
 class _Header:
@@ -66,21 +72,29 @@ def pillow() -> types.ModuleType:
     return Image
 
 
-def open_image(file: BinaryIO, max_pixels: int) -> Any:
+def open_image(file: BinaryIO, max_pixels: int, *, allow_tiff: bool = False) -> Any:
     """A Pillow image with only the header read.
 
     Args:
       file: opened for reading, with random access.
       max_pixels: limit on height × width, and on those of a TIFF's tiles.
+      allow_tiff: whether a TIFF may be opened, and decoded by libtiff.
 
     Raises:
       ValueError: not an image, or an image that must not be decoded.
+      RefusedNow: a TIFF that is not allowed.
     """
     header = file if _is_bounded(file) else _Header(file)
     try:
-        image = pillow().open(header, formats=FORMATS)
+        image = pillow().open(header, formats=(*FORMATS, "TIFF") if allow_tiff else FORMATS)
     except pillow().UnidentifiedImageError as error:
         num_bytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if not allow_tiff and file.read(4) in _TIFF:
+            raise RefusedNow(
+                "is a TIFF, which is not read unless asked for; expected PNG, JPEG or another "
+                "format: convert trusted images, or set --allow_tiff"
+            ) from error
         raise ValueError(f"{num_bytes} bytes that are no image") from error
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"a damaged image ({error})") from error

@@ -182,7 +182,12 @@ class FolderSource:
                     digest.update(block)
                     block = file.read(_HASH_BYTES)
                 image.seek(0)
-                header = read_header(image, options.max_image_pixels, options.background)
+                header = read_header(
+                    image,
+                    options.max_image_pixels,
+                    options.background,
+                    allow_tiff=options.allow_tiff,
+                )
                 # Earlier versions stored turned images as they lie, and refused 16 bits of grey.
                 digest.update(b"upright" if header.is_turned else b"")
                 if header.is_of_deep_colour:
@@ -202,7 +207,7 @@ class FolderSource:
         """Raises a RefusedNow if the pixels tell; other faults do not change the fingerprint."""
         image.seek(0)
         try:
-            decode(image.read(), self._options.max_image_pixels, self._options.background)
+            self._decode(image.read())
         except RefusedNow:
             raise
         except ValueError:
@@ -298,9 +303,15 @@ class FolderSource:
         try:
             with self._opened(path) as file:
                 data = file.read()
-            return decode(data, self._options.max_image_pixels, self._options.background)
+            return self._decode(data)
         except (ValueError, OSError) as error:
             return source.Unreadable(str(error))
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        options = self._options
+        return decode(
+            data, options.max_image_pixels, options.background, allow_tiff=options.allow_tiff
+        )
 
 
 def _images_of(tree: trees.Tree) -> dict[str, str]:

@@ -243,10 +243,15 @@ class ParquetSource:
         if not source.UNLABELLED <= label < len(self.class_names):
             what = "that is no whole number" if label == values.NOT_WHOLE else f"{label}"
             return source.Unreadable(f"label {what}, expected -1 to {len(self.class_names) - 1}")
-        data = self._copy.read(first, end)
+        data, options = self._copy.read(first, end), self._options
         try:
             if values.is_encoded(shape):
-                return decode(data, self._options.max_image_pixels, self._options.background)
+                return decode(
+                    data,
+                    options.max_image_pixels,
+                    options.background,
+                    allow_tiff=options.allow_tiff,
+                )
         except ValueError as error:
             return source.Unreadable(str(error))
         if values.is_fault(shape):

@@ -62,11 +62,12 @@ class TfdsSource:
         manual_dir: str | None,
         max_pixels: int = source.MAX_IMAGE_PIXELS,
         is_labelled: bool = True,
+        allow_namespace: bool = False,
     ):
         """Opens the set, and prepares it first if necessary.
 
         Raises:
-          UsageError: labels that are no integers.
+          UsageError: labels that are no integers, or a namespace that is not allowed.
           StageError: no such set, it cannot be prepared, or it holds no images.
         """
         where = f"--source=tfds:{name}"
@@ -75,6 +76,14 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
+            # The parser of tfds.builder, so that both agree on what is a namespace.
+            namespace = tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace
+            if namespace and not allow_namespace:
+                raise UsageError(
+                    f"{where}: is a community set of the namespace {namespace!r}, whose code "
+                    "tensorflow-datasets loads from elsewhere and runs; expected a set of "
+                    "tensorflow-datasets itself, or --allow_tfds_namespace if you trust that code"
+                )
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         except tfds.core.registered.DatasetNotFoundError as error:
             raise StageError(
@@ -229,7 +238,7 @@ def open_tfds(name: str, options: SourceOptions = DEFAULTS) -> TfdsSource:
       options: see SourceOptions.
 
     Raises:
-      UsageError: labels that are no integers.
+      UsageError: labels that are no integers, or a namespace that is not allowed.
       StageError: no such set, it cannot be prepared, or it holds no images.
     """
     if not name:
@@ -240,4 +249,5 @@ def open_tfds(name: str, options: SourceOptions = DEFAULTS) -> TfdsSource:
         manual_dir=options.tfds_manual_dir,
         max_pixels=options.max_image_pixels,
         is_labelled=options.labels != "none",
+        allow_namespace=options.allow_tfds_namespace,
     )

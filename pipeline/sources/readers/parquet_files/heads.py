@@ -33,7 +33,12 @@ def heads_of(copy: Copy, number: int, options: SourceOptions) -> Heads:
             try:
                 if values.is_fault(row_shape):
                     raise ValueError(data.decode())
-                header = read_header(io.BytesIO(data), options.max_image_pixels, options.background)
+                header = read_header(
+                    io.BytesIO(data),
+                    options.max_image_pixels,
+                    options.background,
+                    allow_tiff=options.allow_tiff,
+                )
             except ValueError as error:
                 refused = refused or (index - first, str(error))
                 continue
