@@ -13,7 +13,7 @@ from pipeline.cli import quiet
 from pipeline.cli.errors import StageError
 from pipeline.machine import arithmetic
 from pipeline.stages import manifest as manifest_lib
-from pipeline.storage import files
+from pipeline.stages import verification
 
 # Images in one call of the model, and their most bytes as floats. All calls of a model have the
 # same shape, and the last batch is padded, so that a row does not depend on the size of its batch.
@@ -24,16 +24,19 @@ _SIGNATURE = "embed"
 
 @contextlib.contextmanager
 def _checked_files(model_dir: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields a local directory with the files that a manifest lists, checked against it.
+    """Yields a scratch directory with the checked bytes of the files that a manifest lists.
 
-    Files of a URL are fetched once, and the checked bytes are those in the directory, which is
-    removed when the block ends. Objects that the manifest does not list are ignored.
+    So what TensorFlow reads is what was checked, even if somebody writes to `model_dir` meanwhile.
+
+    Raises:
+      StageError: a file is missing, damaged, or not in the manifest.
     """
-    if not files.is_url(model_dir):
-        for entry in entries:
-            manifest_lib.read_file(model_dir, entry)
-        yield model_dir
-        return
+    for path in verification.unlisted_in_model(model_dir, entries):
+        raise StageError(
+            f"{path}: is not in {manifest_lib.MANIFEST}, but TensorFlow looks for files of that "
+            "name; expected no other files of a SavedModel than the listed ones: remove the file, "
+            "or run the training command again, which publishes the model again"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             path = os.path.join(scratch, entry["name"])
@@ -56,7 +59,8 @@ class PublishedModel:
             digits of results may depend on timing.
 
         Raises:
-          StageError: a file is missing or damaged, or the SavedModel does not fit the manifest.
+          StageError: a file is missing, damaged or unlisted, or the SavedModel does not fit the
+            manifest.
         """
         quiet.import_tensorflow()
         import tensorflow as tf

@@ -4,14 +4,21 @@ Data sets are verified by datasets/verification.py, and exports by reports/verif
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.cli.errors import StageError
 from pipeline.cli.progress import Progress
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry, ModelManifest
-from pipeline.storage import files
+from pipeline.storage import files, trees
+
+# What TensorFlow's loader looks for in the directory of a SavedModel: the program in three forms,
+# its fingerprint, and four directories.
+_OF_SAVED_MODEL = re.compile(
+    r"saved_model[^/]*|fingerprint\.pb|(variables|assets|assets\.extra|debug)/.*", re.DOTALL
+)
 
 
 class Problem(NamedTuple):
@@ -86,10 +93,28 @@ def verify_model(directory: str) -> tuple[ModelManifest, Iterator[Problem]]:
     return manifest, _find_in_model(directory, manifest)
 
 
+def unlisted_in_model(directory: str, entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The paths of files that belong to a SavedModel, and that its manifest does not list.
+
+    Args:
+      directory: a published model; local path or fsspec URL.
+      entries: the files of its manifest.
+    """
+    listed = {entry["name"] for entry in entries}
+    return [
+        files.join(directory, name)
+        for name in trees.read_tree(directory).stamps
+        if _OF_SAVED_MODEL.fullmatch(name) and name not in listed
+    ]
+
+
 def _find_in_model(directory: str, manifest: ModelManifest) -> Iterator[Problem]:
     for file in read_all(directory, manifest["files"]):
         if file.fault:
             yield Problem(file.path, None, file.fault)
+    for path in unlisted_in_model(directory, manifest["files"]):
+        reason = "is not in the manifest, but TensorFlow looks for files of that name: remove it"
+        yield Problem(path, None, reason)
     identity = {key: manifest[key] for key in ("format_version", "made_from")}
     yield from check_id(directory, "model_id", manifest["model_id"], identity)
 

@@ -1,9 +1,12 @@
 """Damaged files of a model directory: named, and published again."""
 
+import hashlib
 import shutil
 
 import pytest
 
+from pipeline.cli.errors import StageError
+from pipeline.embeddings import model as model_lib
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages import verification
 from tests.conftest import smoke_config, state_of
@@ -70,6 +73,45 @@ def test_a_damaged_model_is_published_again(workdir, trained, data_dir):
     weights = [(run / "export" / "weights.npz").read_bytes() for run in (workdir, trained)]
     assert weights[0] == weights[1]
     assert state_of(workdir)["name"] == state_of(trained)["name"]
+
+
+# What TensorFlow looks for, and what a SavedModel may name.
+UNLISTED = (
+    *("saved_model.pbtxt", "saved_model.cpb", "debug/saved_model_debug_info.pb"),
+    *("assets/words.txt", "assets.extra/x", "variables/variables.data-00001-of-00002"),
+)
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_an_unlisted_file_of_a_saved_model_is_named_and_never_loaded(workdir, name):
+    path = workdir / "export" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    [fault] = faults(workdir / "export")
+    assert fault.startswith(f"{path}: is not in the manifest") and fault.endswith(": remove it")
+    manifest = manifest_lib.manifest_of(str(workdir / "export"))
+    with pytest.raises(StageError, match=f"^{path}: is not in manifest.json, but TensorFlow"):
+        model_lib.PublishedModel(str(workdir / "export"), manifest)
+
+
+def test_a_model_with_an_unlisted_file_is_published_again(workdir, data_dir):
+    (workdir / "export" / "saved_model.cpb").write_bytes(b"")
+    train_again(workdir, data_dir)
+
+
+def test_files_beside_a_saved_model_are_allowed(workdir):
+    for name in ("evaluation-test.json", "README.md", ".DS_Store", "assets/.DS_Store"):
+        (workdir / "export" / name).write_bytes(b"")
+    assert faults(workdir / "export") == []
+
+
+def test_what_is_loaded_is_what_was_checked(workdir):
+    export, manifest = workdir / "export", manifest_lib.manifest_of(str(workdir / "export"))
+    with model_lib._checked_files(str(export), manifest["files"]) as directory:
+        shutil.rmtree(export)  # Somebody writes to the directory meanwhile.
+        for entry in manifest["files"]:
+            with open(f"{directory}/{entry['name']}", "rb") as file:
+                assert hashlib.sha256(file.read()).hexdigest() == entry["sha256"]
 
 
 @pytest.mark.long

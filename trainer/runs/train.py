@@ -19,7 +19,7 @@ from pipeline.cli.errors import Interrupted, StageError, UsageError
 from pipeline.datasets import reader
 from pipeline.machine import arithmetic, gpus
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import quarantine
+from pipeline.stages import quarantine, verification
 from pipeline.storage import files, lock
 from trainer.runs import board as board_lib
 from trainer.runs import checkpoints, epoch_loop, publish
@@ -221,6 +221,8 @@ def _finished_manifest(plan: RunPlan, checkpoint: checkpoints.Checkpoint | None)
     try:
         for entry in manifest["files"]:
             manifest_lib.read_file(export_dir, entry)
+        for path in verification.unlisted_in_model(export_dir, manifest["files"]):
+            raise StageError(f"{path}: is not in {manifest_lib.MANIFEST}")
     except StageError as error:
         print(f"train: {error}; publishing the model again", file=sys.stderr)
         return None
