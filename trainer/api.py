@@ -130,6 +130,7 @@ def _path(name: str, value: str | os.PathLike[str]) -> str:
     path = flag_parsing.with_home(f"--{name}={text}").partition("=")[2]
     if not path:
         raise UsageError(f"--{name}=: is empty; expected a path: name one")
+    flag_parsing.check_unsigned(f"--{name}=", path)
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from pipeline.cli import signed_urls
 from pipeline.datasets import reader
 from pipeline.embeddings import files as row_files
 from pipeline.embeddings import rows
@@ -126,7 +127,9 @@ def _fields(value: Any) -> tuple[str, ...]:
 
 # Any text is true in Python, "false" too.
 _TRUTH = Rule(lambda v: bool(_right(v, isinstance(v, bool | np.bool_))), "expected True or False")
-_PATH = Rule(lambda v: _right(v, isinstance(v, str)), "expected a path or URL")
+_PATH = Rule(
+    lambda v: _right(v, isinstance(v, str) and not signed_urls.is_signed(v)), signed_urls.EXPECTED
+)
 _TEXT = Rule(lambda v: _right(v, isinstance(v, str)), "expected text")
 _TRUTHS = (
     *("grayscale", "rgb", "transpose", "append", "reread", "overwrite", "report", "fast_math"),

@@ -10,10 +10,11 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pipeline.cli import flag_parsing, metrics_file, quiet
+from pipeline.cli import flag_parsing, metrics_file, quiet, signed_urls
 from pipeline.cli.errors import Interrupted, StageError
 
 _STDOUT = 1  # The file descriptor.
@@ -45,8 +46,8 @@ def end(name: str, work: Callable[[], None]) -> int:
         if "No usable temporary directory" in str(error):
             expected = "a writable directory for temporary files: set TMPDIR"
         print(
-            f"{name}: {error}; expected {expected} and run the same command again, it resumes from "
-            "the completed files",
+            f"{name}: {signed_urls.without_secrets(str(error))}; expected {expected} and run the "
+            "same command again, it resumes from the completed files",
             file=sys.stderr,
         )
         return 1
@@ -67,6 +68,19 @@ def _is_stdout_broken() -> bool:
     if is_broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
     return is_broken
+
+
+class _Formatter(logging.Formatter):
+    """Formats log records, and their tracebacks, with addresses in place of signed URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return signed_urls.without_secrets(super().format(record))
+
+
+def _print_traceback(*error: Any) -> None:
+    """Prints the traceback of a defect with addresses in place of signed URLs."""
+    text = "".join(traceback.format_exception(*error))
+    print(signed_urls.without_secrets(text), end="", file=sys.stderr)
 
 
 def _use_utf8() -> None:
@@ -103,7 +117,10 @@ def run(
     _use_utf8()
     quiet.set_environment()
     quiet.hide_unused()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = _print_traceback
 
     def work() -> None:
         metrics_file.begin(name, list(map(flag_parsing.with_home, sys.argv)))

@@ -4,11 +4,17 @@ Every message names the value, the expectation and the remedy. Any other excepti
 the program and keeps its traceback.
 """
 
+from pipeline.cli.signed_urls import without_secrets
+
 
 class StageError(Exception):
     """A stage failed because of its inputs or the machine."""
 
     exit_status = 1
+
+    def __init__(self, message: str):
+        """Keeps the message, with addresses in place of signed URLs."""
+        super().__init__(without_secrets(message))
 
 
 class SourceChanged(StageError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from pipeline.cli import metrics_file
+from pipeline.cli import metrics_file, signed_urls
 from pipeline.cli.errors import UsageError
 
 # Subject, such as "Output" -> names of the flags about it.
@@ -120,6 +120,21 @@ def config_failure(error: BaseException) -> UsageError:
     return UsageError(f"the config file failed at {where}: {type(error).__name__}: {error}")
 
 
+def check_unsigned(flag: str, value: Any) -> None:
+    """Raises a UsageError for a signed URL: it gives one file, and other flags name directories.
+
+    Args:
+      flag: how the flag is written, with its equals sign; "" for an argument.
+      value: a value, or a list of values.
+    """
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str) and signed_urls.is_signed(text):
+            raise UsageError(
+                f"{flag}{text}: {signed_urls.EXPECTED}, since only --source takes a signed URL: "
+                "remove the rest of this one, or name another place"
+            )
+
+
 def parse_flags(
     argv: list[str],
     *,
@@ -143,7 +158,7 @@ def parse_flags(
       The remaining arguments: Beam's flags or positional arguments.
 
     Raises:
-      UsageError: a flag is unknown, malformed or missing.
+      UsageError: a flag is unknown, malformed or missing, or has a signed URL.
     """
     if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
         print(_help(doc, module, subjects or {}), flush=True)
@@ -164,6 +179,10 @@ def parse_flags(
         flag = flags.FLAGS[name]
         if name.endswith("dir") and flag.present and flag.value == "":
             raise UsageError(f"--{name}=: is empty; expected a directory: name one")
+        if name != "source":
+            check_unsigned(f"--{name}=", flag.value)
+    if arguments:
+        check_unsigned("", rest)
     if rest and not beam and not arguments:
         raise UsageError(f"unexpected argument {rest[0]!r}; all arguments are flags, see --help")
     return rest

@@ -10,6 +10,7 @@ Conversion to one image shape is in conversion.py.
 
 import importlib
 
+from pipeline.cli import signed_urls
 from pipeline.cli.errors import UsageError
 from pipeline.sources.memory import Memory
 from pipeline.sources.options import DEFAULTS, SourceOptions
@@ -38,6 +39,8 @@ _FORMS = {
     "parquet:FILE_DIR_OR_GLOB": "pipeline.sources.readers.parquet.open_parquet",
     "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
+# These read a file for each image or array, and a signed URL is of one file.
+_DIRECTORIES = ("folder", "idx")
 # These read of unchanged files no more than is asked for.
 _REMEMBERING = ("folder", "csv", "parquet")
 _OPENERS = {form.partition(":")[0]: opener for form, opener in _FORMS.items()}
@@ -57,9 +60,10 @@ def open_source(
       memory: what an earlier job found in the source's files.
 
     Raises:
-      UsageError: unknown kind, or an option that does not apply to this kind.
+      UsageError: unknown kind, or an option or a signed URL that does not apply to this kind.
       StageError: the source cannot be read.
     """
+    spec = signed_urls.remember(spec)
     kind, _, argument = spec.partition(":")
     path = kind if "." in kind else _OPENERS.get(kind, "")
     module, _, function = path.rpartition(".")
@@ -73,11 +77,16 @@ def open_source(
             f"--source={spec}: no source {kind!r}{reason}; expected {FORMS}"
         ) from error
     options.check_apply(kind)
+    if kind in _DIRECTORIES and signed_urls.full(argument) != argument:
+        raise UsageError(
+            f"--source={spec}: is a signed URL, which is of one file, and {kind} reads a directory; "
+            "expected npz, npy, csv or parquet: name another source, or a URL without a query string"
+        )
     if kind in _REMEMBERING:
         return opener(argument, options, memory)
     if "." not in kind:
         return opener(argument, options)
-    source = opener(argument)
+    source = opener(signed_urls.full(argument))
     if not hasattr(source, "read"):
         raise UsageError(
             f"--source={spec}: {kind} returned a {type(source).__name__}; expected a Source, see "

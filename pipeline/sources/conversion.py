@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import sources
+from pipeline.cli import signed_urls
 from pipeline.cli.errors import SourceChanged, StageError, UsageError
 from pipeline.sources import memory as memory_lib
 from pipeline.sources.images import scaling
@@ -36,7 +37,7 @@ class Conversion(SourceOptions):
 class SourceSpec(Conversion):
     """A source and its conversion: all that a worker needs to open the source."""
 
-    source: str  # As in --source.
+    source: str  # As in --source; the address of a signed URL.
     base_class_names: tuple[str, ...] | None = None  # Class names of the data set to append to.
     # Class names of the model to export by; a source without classes keeps having none.
     model_class_names: tuple[str, ...] | None = None
@@ -46,6 +47,14 @@ class SourceSpec(Conversion):
     num_records: int | None = None
     source_hash: str | None = None  # Of the listed files; see opened_source.py.
     records_at_a_time: int = 1  # Read at once; bounds a worker's memory.
+    # The source with its signed URL, for workers; "" without one.
+    signed_source: str = dataclasses.field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        """Moves what a signed URL holds beside its address out of `source`."""
+        if signed_urls.is_signed(self.source):
+            object.__setattr__(self, "signed_source", self.source)
+            object.__setattr__(self, "source", signed_urls.address(self.source))
 
 
 # Limits on what a worker reads at once: bytes of pixels, and records.
@@ -327,6 +336,7 @@ def open_converted(source_spec: SourceSpec) -> ConvertedSource:
       UsageError: no such source, or a conversion that does not apply to it.
       StageError: the source cannot be read.
     """
+    signed_urls.remember(source_spec.signed_source)
     arguments = source_spec.source, source_spec.options, source_spec.memory
     if source_spec.source_hash is None:  # A command opens the source as it is now.
         open_source_once.cache_clear()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pipeline.cli import signed_urls
 from pipeline.cli.errors import StageError
 
 # How long one call is retried; gcsfs itself retries for half of this time.
@@ -46,8 +47,11 @@ def file_system(path: str) -> tuple[Any, str]:
         options["requests_timeout"] = timeout
         # gcsfs also raises the errors that it logs.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    full_url = signed_urls.full(path)
+    if full_url != path and path.startswith("http"):
+        options["encoded"] = True  # A signature is of the URL as it was given.
     try:
-        fs, inner = fsspec.core.url_to_fs(path, **options)
+        fs, inner = fsspec.core.url_to_fs(full_url, **options)
     except (ValueError, ImportError) as error:
         raise StageError(
             f"{path}: no file system for this URL ({error}); use a local path, gs://, or "
@@ -68,11 +72,14 @@ def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
       StageError: the call failed for good, or for a minute.
     """
     fs, inner = file_system(path)
+    is_signed = signed_urls.full(path) != path  # Then the file system's errors hold secrets.
     started, pause = time.monotonic(), _FIRST_PAUSE_SECS
     while True:
         try:
             return work(fs, inner)
-        except (*_ANSWERS, StageError):
+        except (*_ANSWERS, StageError) as error:
+            if is_signed and isinstance(error, _ANSWERS):
+                raise type(error)(path) from None
             raise
         except Exception as error:  # Each file system has errors of its own.
             tried_secs = time.monotonic() - started
@@ -81,12 +88,12 @@ def call(path: str, work: Callable[[Any, str], _Result]) -> _Result:
                     f"{path}: {_text(error)}; expected a URL that this account may read and "
                     "write: check the URL and the credentials (for gs://: gcloud auth "
                     "application-default login)"
-                ) from error
+                ) from (None if is_signed else error)
             if tried_secs + pause > _PATIENCE_SECS:
                 raise StageError(
                     f"{path}: the storage has failed for {tried_secs:.0f} s: {_text(error)}; run "
                     "the same command again when the storage answers; completed files are kept"
-                ) from error
+                ) from (None if is_signed else error)
         # Pauses differ between processes, so that workers do not retry all at once.
         time.sleep(pause * (1 + os.getpid() % 100 / 100))
         pause = min(2 * pause, _LONGEST_PAUSE_SECS)
@@ -118,6 +125,8 @@ class File(io.RawIOBase):
     def entry(self) -> dict[str, Any]:
         """The file system's entry of the opened object."""
         details: dict[str, Any] | None = getattr(self._file, "details", None)
+        if self._path.startswith("http"):  # An open file has no ETag there.
+            details = None
         return details or call(self._path, lambda fs, inner: dict(fs.info(inner)))
 
     def readable(self) -> bool:

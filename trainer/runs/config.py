@@ -8,6 +8,7 @@ import keras
 import ml_collections
 import numpy as np
 
+from pipeline.cli import flag_parsing
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import files
@@ -107,6 +108,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "--config.data_dir is not set; name the output directory of "
             "python -m pipeline.preprocess"
         )
+    flag_parsing.check_unsigned("--config.data_dir=", config.data_dir)
     for key, minimum in _AT_LEAST.items():
         if key == "beta" and config.beta is None:  # `resolve` sets it.
             continue
