@@ -39,7 +39,7 @@ _FORMS = {
     "parquet:FILE_DIR_OR_GLOB": "pipeline.sources.readers.parquet.open_parquet",
     "tfds:NAME[:VERSION]": "pipeline.sources.readers.tfds.open_tfds",
 }
-# These read a file for each image or array, and a signed URL is of one file.
+# These read several files, and a signed URL gives one file.
 _DIRECTORIES = ("folder", "idx")
 # These read of unchanged files no more than is asked for.
 _REMEMBERING = ("folder", "csv", "parquet")
@@ -79,8 +79,8 @@ def open_source(
     options.check_apply(kind)
     if kind in _DIRECTORIES and signed_urls.full(argument) != argument:
         raise UsageError(
-            f"--source={spec}: is a signed URL, which is of one file, and {kind} reads a directory; "
-            "expected npz, npy, csv or parquet: name another source, or a URL without a query string"
+            f"--source={spec}: is a signed URL, which gives one file, and {kind} reads a directory; "
+            "expected npz, npy, csv or parquet: name another source, or a URL without query string"
         )
     if kind in _REMEMBERING:
         return opener(argument, options, memory)

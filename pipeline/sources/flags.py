@@ -97,8 +97,8 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "allow_tfds_namespace",
     _DEFAULTS.allow_tfds_namespace,
-    "Allow tfds:NAMESPACE:NAME, community sets, whose code tensorflow-datasets loads from elsewhere "
-    "and runs.",
+    "Allow community sets, tfds:NAMESPACE:NAME, whose code tensorflow-datasets loads from "
+    "elsewhere and runs.",
 )
 flags.DEFINE_bool(
     "allow_tiff",

@@ -122,10 +122,10 @@ def read_image(data: bytes, directory: pathlib.Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data if number else image_bytes("PNG"))
     try:
-        image_file.decode(data, background="#ffffff")
+        image_file.decode(data, background="#ffffff", allow_tiff=True)
     except ValueError:
         pass
-    read_source(f"folder:{directory}")
+    read_source(f"folder:{directory}", allow_tiff=True)
 
 
 def parquet_bytes(**options) -> bytes:

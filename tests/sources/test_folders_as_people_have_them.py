@@ -1,5 +1,6 @@
 """Folders of images as people have them: what is a split, what a class, what a pixel."""
 
+import functools
 import hashlib
 import io
 import struct
@@ -28,6 +29,10 @@ from tests.conftest import REPOSITORY, make_shards
 from tests.sources.test_greedy_files import chunk, tiff
 
 QUARANTINED = "quarantined"
+# Every format that can be read.
+decode = functools.partial(image_file.decode, allow_tiff=True)
+read_header = functools.partial(image_file.read_header, allow_tiff=True)
+ALLOWED = SourceOptions(allow_tiff=True)
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +60,7 @@ def hash_of(path: str) -> int:
 
 def reading(spec: str, **options) -> dict[str, str]:
     """Path -> "split class", "split" without a label, or QUARANTINED."""
-    source = open_source(spec, SourceOptions(**options))
+    source = open_source(spec, SourceOptions(allow_tiff=True, **options))
     num_records = sum(source.split_sizes.values())
     splits = [split for split, size in source.split_sizes.items() for _ in range(size)]
     images, labels = source.read(np.arange(num_records))
@@ -70,7 +75,7 @@ def reading(spec: str, **options) -> dict[str, str]:
 
 
 def notes_of(spec: str, **options) -> str:
-    source = open_source(spec, SourceOptions(**options))
+    source = open_source(spec, SourceOptions(allow_tiff=True, **options))
     assert source.image_shape
     return "\n".join(source.notes)
 
@@ -482,9 +487,8 @@ def test_each_reading_of_the_same_files_has_its_own_id(tmp_path):
 
 def test_the_endings_are_pillow_s():
     Image.init()
-    of_formats = {
-        e for e, kind in Image.registered_extensions().items() if kind in bounded_image.FORMATS
-    }
+    formats = (*bounded_image.FORMATS, "TIFF")
+    of_formats = {e for e, kind in Image.registered_extensions().items() if kind in formats}
     assert set(image_file.EXTENSIONS) == of_formats
 
 
@@ -533,8 +537,8 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def assert_header_agrees(data: bytes, background: str | None = None) -> np.ndarray:
-    pixels = image_file.decode(data, background=background)
-    header = image_file.read_header(io.BytesIO(data), background=background)
+    pixels = decode(data, background=background)
+    header = read_header(io.BytesIO(data), background=background)
     assert header.shape == pixels.shape and pixels.dtype == np.uint8
     return pixels
 
@@ -568,7 +572,7 @@ def test_16_bits_are_scaled_to_8(kind):
     data = of_16_bits()[kind]
     expected = np.round(VALUES / 257).astype(np.uint8)  # No quotient lies halfway.
     np.testing.assert_array_equal(assert_header_agrees(data)[..., 0], expected)
-    assert image_file.read_header(io.BytesIO(data)).is_of_16_bits
+    assert read_header(io.BytesIO(data)).is_of_16_bits
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -614,7 +618,7 @@ def png_of_16_bits(values: np.ndarray, *, colour_type: int, transparent: bytes =
 )
 def test_what_cannot_be_scaled_is_refused(values, reason):
     with pytest.raises(ValueError, match=reason):
-        image_file.decode(encoded(Image.fromarray(values), "TIFF"))
+        decode(encoded(Image.fromarray(values), "TIFF"))
 
 
 def test_a_black_image_of_16_bits_is_black():
@@ -662,7 +666,7 @@ def test_16_bits_of_a_colour_are_the_high_byte(tmp_path, kind):
     if kind != "CMYK TIFF":
         colours[..., 3] = 65_535  # Opaque.
     data = DEEP_COLOURS[kind](colours)
-    header = image_file.read_header(io.BytesIO(data))
+    header = read_header(io.BytesIO(data))
     assert header.is_of_16_bits and header.is_of_deep_colour
     pixels = assert_header_agrees(data)
     if kind == "LA PNG":
@@ -675,7 +679,7 @@ def test_16_bits_of_a_colour_are_the_high_byte(tmp_path, kind):
     # Earlier versions read the same pixels; of a flat folder they read none.
     (tmp_path / "set" / "cat").mkdir(parents=True)
     path.rename(tmp_path / "set" / "cat" / path.name)
-    source = open_source(f"folder:{tmp_path}/set")
+    source = open_source(f"folder:{tmp_path}/set", ALLOWED)
     assert source.fingerprint() == plain_fingerprint(tmp_path / "set", [f"cat/{path.name}"])
 
 
@@ -687,7 +691,7 @@ def test_16_bits_that_would_become_black_are_quarantined(tmp_path, kind, is_opaq
         dark[..., 3] = 65_535
     data = DEEP_COLOURS[kind](dark)
     with pytest.raises(ValueError, match="no colour above 255, and would become black"):
-        image_file.decode(data, background="#ffffff")
+        decode(data, background="#ffffff")
     ending = "png" if "PNG" in kind else "tif"
     save(tmp_path / "cat" / "0.png", OPAQUE)
     (tmp_path / "cat" / f"1.{ending}").write_bytes(data)
@@ -700,7 +704,7 @@ def test_16_bits_that_would_become_black_are_quarantined(tmp_path, kind, is_opaq
     assert "to quarantine by their headers: 1, such as cat/1" in notes_of(
         spec, background="#ffffff"
     )
-    source = open_source(spec, SourceOptions(background="#ffffff"))
+    source = open_source(spec, SourceOptions(allow_tiff=True, background="#ffffff"))
     assert source.fingerprint() != plain_fingerprint(tmp_path, paths)
 
 
@@ -738,7 +742,7 @@ def test_a_tiff_of_which_a_part_would_be_lost_is_quarantined(tmp_path, data, rea
     paths = ["cat/0.png", "cat/1.tif"]
     assert reading(f"folder:{tmp_path}") == {paths[0]: "unsplit cat", paths[1]: QUARANTINED}
     assert reason in notes_of(f"folder:{tmp_path}")
-    fingerprint = open_source(f"folder:{tmp_path}").fingerprint()
+    fingerprint = open_source(f"folder:{tmp_path}", ALLOWED).fingerprint()
     assert fingerprint != plain_fingerprint(tmp_path, paths)  # They were read.
 
 
@@ -799,7 +803,7 @@ def transparent_kinds() -> dict[str, tuple[bytes, int]]:
 def test_a_transparent_colour_is_replaced(kind):
     data, channels = transparent_kinds()[kind]
     with pytest.raises(ValueError, match=r"transparent pixels, .* --background=white"):
-        image_file.decode(data)
+        decode(data)
     for background, value in (("#ffffff", 255), ("#000000", 0), ("#646464", 100)):
         pixels = assert_header_agrees(data, background)
         assert pixels.shape == (1, 2, channels)
@@ -844,7 +848,7 @@ def test_a_tiff_is_turned_once(orientation, compression):
         expected = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(assert_header_agrees(data), expected)
     # Earlier versions also had these pixels.
-    assert not image_file.read_header(io.BytesIO(data)).is_turned
+    assert not read_header(io.BytesIO(data)).is_turned
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -870,10 +874,10 @@ def test_frames_are_counted_without_decoding(kind, num_frames):
         options = {"comment": b"c" * 700}
     for mode in ("L", "RGB"):
         data = animated("TIFF" if is_big else kind, num_frames, mode, **options)
-        assert image_file.read_header(io.BytesIO(data)).num_frames == num_frames
+        assert read_header(io.BytesIO(data)).num_frames == num_frames
         # A damaged end changes no frame before.
         if kind in ("GIF", "TIFF"):
-            header = image_file.read_header(io.BytesIO(data[:-20] if kind == "GIF" else data))
+            header = read_header(io.BytesIO(data[:-20] if kind == "GIF" else data))
             assert header.num_frames == num_frames
 
 
@@ -882,11 +886,11 @@ def test_a_chain_of_pages_ends():
     [start] = struct.unpack("<I", page[4:8])
     for following in (start, 8, len(page) - 2, 1 << 31):  # Itself, no directory, beyond the end.
         data = page[:-4] + struct.pack("<I", following)
-        assert 1 <= image_file.read_header(io.BytesIO(data)).num_frames <= 3
+        assert 1 <= read_header(io.BytesIO(data)).num_frames <= 3
     # Directories without a tag lead each to the next.
     empty = b"".join(struct.pack("<HI", 0, len(page) + 6 * (n + 1)) for n in range(2 * MAX_FRAMES))
     data = page[:-4] + struct.pack("<I", len(page)) + empty
-    assert image_file.read_header(io.BytesIO(data)).num_frames == MAX_FRAMES
+    assert read_header(io.BytesIO(data)).num_frames == MAX_FRAMES
 
 
 def test_files_of_several_frames_are_noted(tmp_path):
@@ -897,7 +901,7 @@ def test_files_of_several_frames_are_noted(tmp_path):
     note = "3 files hold more than one frame; the first is read, and 32 are left out"
     assert note in notes_of(f"folder:{tmp_path}")
     paths = [*(f"cat/{number}.tif" for number in range(1, 4)), "cat/4.gif"]
-    source = open_source(f"folder:{tmp_path}")
+    source = open_source(f"folder:{tmp_path}", ALLOWED)
     assert source.fingerprint() == plain_fingerprint(tmp_path, paths)
 
 
@@ -908,7 +912,7 @@ def test_a_jpeg_of_several_pictures_is_a_jpeg():
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert not assert_header_agrees(data).any()
     with pytest.raises(ValueError, match="scans of a JPEG, expected at most 500"):
-        image_file.decode(data + b"\xff\xda" * 500)
+        decode(data + b"\xff\xda" * 500)
 
 
 def test_adobe_s_ycck_is_rgb():

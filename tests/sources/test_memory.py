@@ -378,6 +378,7 @@ def test_which_stamps_tell_a_change(stamp, is_settled):
         {"class_level": 1},
         {"background": "#ffffff"},
         {"max_image_pixels": 60},
+        {"allow_tiff": True},
         {"pixel_range": (0.0, 1.0)},
         {"label_column": "y"},
     ],
@@ -386,7 +387,8 @@ def test_a_memory_of_other_options_is_none(tmp_path, option):
     assert memory.key_of("folder:a", SourceOptions()) != memory.key_of(
         "folder:a", SourceOptions(**option)
     )
-    if {"labels", "class_level", "background", "max_image_pixels"}.isdisjoint(option):
+    read_otherwise = {"labels", "class_level", "background", "max_image_pixels", "allow_tiff"}
+    if read_otherwise.isdisjoint(option):
         return
     folder, remembered = grown_folder(tmp_path / "set")
     if "max_image_pixels" in option:  # Some images of 6×8 and none of 8×8 are read.

@@ -70,7 +70,7 @@ REASONS = [
     r"is 12×9×1, expected 12×8×1; --image_size scales",
     r"is 12×8×3, expected 12×8×1; --grayscale makes",
     "transparent",
-    "mode F",
+    "is a TIFF, which is not read unless asked for; .* set --allow_tiff",
 ]
 
 

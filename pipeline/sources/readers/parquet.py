@@ -156,6 +156,8 @@ class ParquetSource:
             self.notes.append(
                 f"{num_of_16_bits:,} images of 16 bits are scaled to 8 bits: 65535 becomes 255"
             )
+        if num_tiffs := sum(heads.num_tiffs for heads in self._heads):
+            self.notes.append(f"{num_tiffs:,} TIFFs go to quarantine: --allow_tiff reads them")
         return max(shapes.items(), key=lambda item: (item[1], item[0]))[0]
 
     @functools.cached_property
@@ -183,6 +185,8 @@ class ParquetSource:
             digest.update(np.ascontiguousarray(array, dtype))
         for part in self._parts:
             digest.update(part)
+        if any(heads.num_tiffs for heads in self._heads):  # Earlier versions read them.
+            digest.update(b"without TIFFs")
         return digest.hexdigest()
 
     def file_numbers(self, indices: np.ndarray) -> np.ndarray:

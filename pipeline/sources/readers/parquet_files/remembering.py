@@ -59,9 +59,10 @@ def known_in(memory: Memory | None, listed: Mapping[str, str], reading: str) -> 
         arrays = {name: np.frombuffer(fields[name], dtype) for name, dtype in _ARRAYS.items()}
         arrays["shapes"] = arrays["shapes"].reshape(-1, 3)
         rows = Rows(**arrays, texts=json.loads(fields["texts"]), highest=fields["highest"])
-        shapes, num_of_16_bits, refused = json.loads(fields["heads"])
-        shapes = [(tuple(shape), count) for shape, count in shapes]
-        known[path] = Known(rows, Heads(shapes, num_of_16_bits, refused and tuple(refused)))
+        heads = Heads(*json.loads(fields["heads"]))
+        shapes = [(tuple(shape), count) for shape, count in heads.shapes]
+        refused = heads.refused and tuple(heads.refused)
+        known[path] = Known(rows, heads._replace(shapes=shapes, refused=refused))
     return known
 
 
