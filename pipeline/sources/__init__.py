@@ -79,7 +79,7 @@ def open_source(
     options.check_apply(kind)
     if kind in _DIRECTORIES and signed_urls.full(argument) != argument:
         raise UsageError(
-            f"--source={spec}: is a signed URL, which gives one file, and {kind} reads a directory; "
+            f"--source={spec}: is a signed URL, which gives one file; {kind} reads a directory; "
             "expected npz, npy, csv or parquet: name another source, or a URL without query string"
         )
     if kind in _REMEMBERING:

@@ -91,6 +91,21 @@ def test_workers_of_their_own_open_a_signed_url(server, tmp_path):
     check_no_secret(done, tmp_path)
 
 
+@long
+def test_an_export_of_a_signed_url_holds_its_address_alone(server, trained, tmp_path):
+    out = tmp_path / "out"
+    done = run_command(
+        "pipeline.export",
+        f"--source=npz:{server}/digits.npz{QUERY}",
+        "--image_size=12x8",
+        "--split=all",
+        f"--model_dir={trained}/export",
+        f"--output_dir={out}",
+    )
+    assert "20 read = 20 written" in done.stdout and (out / "report.html").exists()
+    check_no_secret(done, tmp_path)
+
+
 FAILING = {
     "nothing there": (1, "--source=npz:{url}/none.npz{query}"),
     "a refusal": (1, "--source=csv:{url}/digits.csv?X-Amz-Signature=x{secret}"),
