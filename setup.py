@@ -19,6 +19,7 @@ setuptools.setup(
         "trainer": ["py.typed"],
     },
     python_requires=">=3.10,<3.14",
+    # These floors exclude versions with holes that are known: what a comment names, and older ones.
     install_requires=[
         "absl-py>=2.1",
         "apache-beam>=2.70,<3",
@@ -28,19 +29,23 @@ setuptools.setup(
         "google-crc32c>=1.6",
         # tensorflow-datasets imports it and doesn't declare it.
         "importlib_resources>=6.0",
-        "keras>=3.8,<4",
+        # CVE-2026-0897, CVE-2026-1669.
+        "keras>=3.12.1,!=3.13.0,!=3.13.1,<4",
         "matplotlib>=3.8",
         "ml-collections>=1.0",
         "numpy>=1.26,<3",
-        "pillow>=10.3",
+        # CVE-2026-25990, CVE-2026-54058, CVE-2026-59197, CVE-2026-59205.
+        "pillow>=12.3",
         "prometheus_client>=0.21",
-        "protobuf>=5.28",
-        "pyarrow>=16",
-        "scikit-learn>=1.5",
+        # CVE-2026-0994. On Python 3.10, tensorflow-metadata allows no newer one than 6.32.
+        'protobuf>=6.33.5; python_version >= "3.11"',
+        'protobuf>=6.31.1; python_version < "3.11"',  # CVE-2025-4565.
+        "pyarrow>=23.0.1",  # CVE-2026-25087.
+        "scikit-learn>=1.5",  # CVE-2024-5206.
         "scipy>=1.13",
         # To look at what the trainer writes with tf.summary.
         "tensorboard>=2.19",
-        "tensorflow>=2.19,<3",
+        "tensorflow>=2.20,<3",  # The first that allows this protobuf.
         "tensorflow-datasets>=4.9.8",
         "threadpoolctl>=3.1",
         "typing_extensions>=4.10",
@@ -52,7 +57,7 @@ setuptools.setup(
         # From duckdb on: what people read embeddings with, a browser's remote control, what checks
         # the files for clusters, and what runs notebooks.
         "dev": [
-            "pytest>=8.3",
+            "pytest>=9.0.3",  # CVE-2025-71176.
             "pytest-xdist>=3.6",
             "hypothesis>=6.112",
             "mypy>=1.18",
