@@ -13,6 +13,7 @@ from pipeline.api import preprocess
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.datasets.building import create
 from pipeline.sources import SourceOptions, Unreadable, conversion, image_file, open_source
+from pipeline.sources.images import bounded_image
 from tests.forked import run_command
 
 PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
@@ -46,6 +47,19 @@ def test_a_tiff_is_read_only_if_asked_for(tmp_path, kind, options):
     assert refused.image_shape == (8, 8, 1) and "--allow_tiff" in "".join(refused.notes)
     for image in allowed.read(np.arange(2))[0]:
         np.testing.assert_array_equal(image[..., 0], PIXELS)
+
+
+def test_other_formats_of_pillow_are_no_images():
+    Image.init()
+    others = sorted(Image.SAVE.keys() - {*bounded_image.FORMATS, "TIFF", "MPO"})
+    assert len(others) > 10 and not {"EPS", "PDF", "PSD"} & {*bounded_image.FORMATS}
+    for kind in others:
+        try:
+            data = encoded(kind)
+        except (OSError, ValueError, KeyError):  # Not for grey images, or not for reading.
+            continue
+        with pytest.raises(ValueError, match="bytes that are no image"):
+            image_file.decode(data, allow_tiff=True)
 
 
 @pytest.mark.parametrize("start", ["II*\0", "MM\0*", "MM*\0", "II\0*", "II+\0", "MM\0+"])

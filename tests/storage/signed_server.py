@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import logging
 import pathlib
 import re
 import threading
@@ -69,3 +70,12 @@ def serving(directory: pathlib.Path) -> Iterator[str]:
 def open_it(url: str):
     """A source function that fails, and repeats the URL that it takes whole."""
     raise OSError(f"cannot read {url}" if SECRET in url else "no signature")
+
+
+def break_on(url: str):
+    """A source function with a defect, which logs and repeats the URL."""
+    try:
+        raise ValueError(f"'{url}'")
+    except ValueError:
+        logging.getLogger("source").warning("cannot read %s", url, exc_info=True)
+        raise

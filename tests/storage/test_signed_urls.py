@@ -15,6 +15,7 @@ from pipeline.api import preprocess
 from pipeline.cli import signed_urls
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.sources import conversion
+from tests import conftest
 from tests.forked import run_command
 from tests.storage.signed_server import SECRET, holds_secret, serving
 
@@ -142,6 +143,16 @@ def test_a_failing_command_shows_the_address_alone(server, tmp_path, case):
     check_no_secret(done, tmp_path)
 
 
+def test_logs_and_the_traceback_of_a_defect_show_the_address_alone(server):
+    spec = f"tests.storage.signed_server.break_on:{server}/a{QUERY}"
+    # A process of its own: a fork has the logging of the tests.
+    done = conftest.run_command("pipeline.preprocess", f"--source={spec}", "--dry_run", check=False)
+    check_no_secret(done)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"WARNING source: cannot read {server}/a\n")
+    assert done.stderr.endswith(f"ValueError: '{server}/a'\n")
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
@@ -168,10 +179,11 @@ def test_from_python_too(server, tmp_path):
     with pytest.raises(UsageError, match="expected a path or URL without query string") as caught:
         preprocess("sample", f"{server}/out{QUERY}")
     assert not holds_secret(str(caught.value).encode())
-    with pytest.raises(StageError) as caught:
-        preprocess(f"npy:{server}/broken{QUERY}", tmp_path / "out")
-    # What Python prints of an error that nobody catches.
-    assert not holds_secret("".join(traceback.format_exception(caught.value)).encode())
+    for source in (f"npy:{server}/broken", f"csv:{server}/none.csv", f"npz:{server}/none.npz"):
+        with pytest.raises(StageError) as caught:
+            preprocess(f"{source}{QUERY}", tmp_path / "out")
+        # What Python prints of an error that nobody catches.
+        assert not holds_secret("".join(traceback.format_exception(caught.value)).encode())
     data = preprocess(f"npz:{server}/digits.npz{QUERY}", tmp_path / "out")
     assert sum(data.splits.values()) == 20
 
