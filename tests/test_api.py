@@ -342,3 +342,16 @@ def test_the_notebook_runs():
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     [share] = [o["text"] for o in outputs if o["output_type"] == "stream" and "% of" in o["text"]]
     assert int(share.partition("%")[0]) > 80
+
+
+@pytest.mark.parametrize("place", ["data_dir", "workdir", "the config's data_dir"])
+def test_training_takes_no_signed_url(tmp_path, place):
+    url = "https://host/set?X-Amz-Signature=s3cret"
+    places = {"config": "smoke", "data_dir": tmp_path, "workdir": tmp_path / "run"}
+    if place in places:
+        places[place] = url
+    else:
+        places |= {"config": smoke_config(url), "data_dir": None}
+    with pytest.raises(UsageError, match="dir=https://host/set: expected a path or URL without"):
+        train(**places)
+    assert not (tmp_path / "run").exists()
