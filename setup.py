@@ -22,15 +22,17 @@ setuptools.setup(
     # These floors exclude versions with holes that are known: what a comment names, and older ones.
     install_requires=[
         "absl-py>=2.1",
-        "apache-beam>=2.70,<3",
+        "apache-beam>=2.76,<3",  # The first that allows an httplib2 without CVE-2026-59939.
         "fsspec>=2024.12",
         "gcsfs>=2024.12",
         # The checksums of TFRecords; gcsfs brings it along too.
         "google-crc32c>=1.6",
         # tensorflow-datasets imports it and doesn't declare it.
         "importlib_resources>=6.0",
-        # CVE-2026-0897, CVE-2026-1669.
-        "keras>=3.12.1,!=3.13.0,!=3.13.1,<4",
+        # CVE-2026-0897, CVE-2026-1462, CVE-2026-1669, GHSA-hqp4-2352-xf5r, and the security fixes
+        # of these two releases. Keras 3.12 is the last for Python 3.10.
+        'keras>=3.15.1,<4; python_version >= "3.11"',
+        'keras>=3.12.4,<4; python_version < "3.11"',
         "matplotlib>=3.8",
         "ml-collections>=1.0",
         "numpy>=1.26,<3",
