@@ -99,6 +99,9 @@ def unlisted_in_model(directory: str, entries: Iterable[Mapping[str, Any]]) -> l
     Args:
       directory: a published model; local path or fsspec URL.
       entries: the files of its manifest.
+
+    Raises:
+      StageError: an object has a name that leads out of the directory.
     """
     listed = {entry["name"] for entry in entries}
     return [

@@ -370,13 +370,12 @@ def test_objects_named_as_to_lead_elsewhere_are_refused_in_listings(object_store
 def test_a_model_is_fetched_once_and_by_its_manifest_alone(
     object_store, place, data_dir, trained, tmp_path, monkeypatch
 ):
-    """The bytes that are checked are those that are loaded, and no other object is looked at."""
+    """The bytes that are checked are those that are loaded, and no other object is read."""
     model = trained / "export"
     names = [str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()]
     for name in names:
         object_store.put(f"{inside(place)}/{name}", (model / name).read_bytes())
-    for name in ("../../x", f"/{tmp_path}/x", "other"):
-        object_store.put(f"{inside(place)}/{name}", b"1")
+    object_store.put(f"{inside(place)}/other", b"1")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -398,6 +397,14 @@ def test_a_model_is_fetched_once_and_by_its_manifest_alone(
     object_store.put(f"{inside(place)}/{data}", (model / data).read_bytes()[::-1])
     with pytest.raises(StageError, match=f"{place}/{data}: damaged"):
         model_lib.PublishedModel(place, manifest_lib.manifest_of(place))
+    object_store.put(f"{inside(place)}/saved_model.pbtxt", b"1")
+    with pytest.raises(StageError, match=f"{place}/saved_model.pbtxt: is not in manifest.json"):
+        model_lib.PublishedModel(place, manifest_lib.manifest_of(place))
+    for name in ("../../x", f"/{tmp_path}/x"):
+        object_store.put(f"{inside(place)}/{name}", b"1")
+        with pytest.raises(StageError, match="holds an object named .*; expected a path below"):
+            model_lib.PublishedModel(place, manifest_lib.manifest_of(place))
+    assert not list(scratch.iterdir()) and [p.name for p in tmp_path.iterdir()] == ["scratch"]
 
 
 def test_a_report_made_from_the_store(object_store, place, data_dir, trained):
