@@ -77,7 +77,7 @@ def test_workers_wait_for_a_slow_checkpoint_of_the_chief(data_dir, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     slow = f"""
 began, fifo = {str(tmp_path / "began")!r}, {str(tmp_path / "fifo")!r}
-save, tick, num_ticks = checkpoints.save, watchdog.Watchdog._tick, 0
+save, tick, end, num_ticks = checkpoints.save, watchdog.Watchdog._tick, watchdog._end, 0
 
 def slow_save(*args, **kwargs):
     checkpoints.save = save
@@ -87,15 +87,19 @@ def slow_save(*args, **kwargs):
 
 def counting_tick(self):
     global num_ticks
-    tick(self)
     num_ticks += os.path.exists(began)
     if num_ticks == 250:
         open(fifo, "w").close()
+    tick(self)
+
+def releasing_end(*args):
+    open(fifo, "w").close()
+    end(*args)
 
 if index == 0:
     checkpoints.save = slow_save
 else:
-    watchdog.Watchdog._tick = counting_tick
+    watchdog.Watchdog._tick, watchdog._end = counting_tick, releasing_end
 """
     ends = run_two(slow, data_dir, tmp_path / "run", "--config.num_epochs=1")
     assert [status for status, _ in ends] == [0, 0], ends
