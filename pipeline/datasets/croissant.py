@@ -130,7 +130,7 @@ def croissant_json(
             "license": {
                 "@type": "sc:CreativeWork",
                 "name": "unknown",
-                "description": "The job that made this data set does not know the license of its images.",
+                "description": "The job that made this data set knows no license of its images.",
             },
             "distribution": [
                 *(
