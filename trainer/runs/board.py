@@ -130,7 +130,7 @@ class Profiler:
 
     def __init__(self, steps: range, board: Board | None):
         """`board` gets the recording; None at a worker that records nothing."""
-        self._steps, self._board = steps, board
+        self.steps, self._board = steps, board
         self._first: int | None = None  # The first recorded step while a recording is under way.
 
     def reach(self, step: int) -> float:
@@ -139,13 +139,13 @@ class Profiler:
         Returns:
           The number of steps until the next start or end, the same at all workers of a cluster.
         """
-        if self._first is not None and step not in self._steps:
+        if self._first is not None and step not in self.steps:
             self._end(f"steps {self._first} to {step - 1}")
-        elif self._first is None and self._board and step in self._steps:
+        elif self._first is None and self._board and step in self.steps:
             tf.profiler.experimental.start(self._board.directory)
             self._first = step
         return min(
-            (b - step for b in (self._steps.start, self._steps.stop) if b > step), default=math.inf
+            (b - step for b in (self.steps.start, self.steps.stop) if b > step), default=math.inf
         )
 
     def _end(self, recorded: str) -> None:

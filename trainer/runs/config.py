@@ -230,7 +230,7 @@ def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
     Raises:
       UsageError: names the value and the run's length.
     """
-    if profiled_steps(config).start >= total_steps:
+    if config.profile_steps and profiled_steps(config).start >= total_steps:
         raise UsageError(
             f"--config.profile_steps={config.profile_steps}: expected a first step below the run's "
             f"{total_steps} steps, the first of which is 0"

@@ -61,10 +61,12 @@ def _train_to_epoch_end(run: Run, profiler: board_lib.Profiler, progress: Progre
         steps_left = epoch_start + run.plan.steps_per_epoch - run.step
         steps_to_save = save_every - run.step % save_every
         num_steps = min(run.steps.max_steps, steps_left, steps_to_save, profiler.reach(run.step))
-        # What TensorBoard takes for a step.
+        # Marks the call in the profile, with its first step.
         with tf.profiler.experimental.Trace("train", step_num=run.step, _r=1):
             run.train_steps(visit, num_steps, show)
         profiler.reach(run.step)
+        if run.step == profiler.steps.stop:
+            run.sum_over_replicas(0)  # The others wait here while the chief writes the profile.
         if run.epoch_is_complete:
             return  # `fit` reports the epoch before it saves a checkpoint.
         if run.step % save_every == 0:
