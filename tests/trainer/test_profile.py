@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli.errors import UsageError
 from tests.conftest import assert_same_run, smoke_config, state_of
+from tests.faults import interrupting
 from tests.faults.interrupting import STEP, At
 from tests.trainer import test_interruptions as interruptions
 from tests.trainer.test_cluster import run_cluster
@@ -62,31 +63,31 @@ def test_a_recorded_run_is_the_run_without(data_dir, trained, tmp_path, capsys):
 def test_a_run_stopped_within_the_steps_records_the_rest_when_it_resumes(
     data_dir, trained, tmp_path
 ):
-    workdir, flag = tmp_path / "run", "--config.profile_steps=2:99"
+    """Also if its workdir is a URL, to which a recording is copied."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    flags = interruptions.arguments(data_dir, workdir.as_uri(), "--config.profile_steps=2:99")
     # The signal comes inside the fourth step; a call later the run has heard of it.
-    text = interruptions.interrupt(data_dir, workdir, At(STEP, 4, signal.SIGTERM), flag)
+    assert interrupting.train(flags, log=log, at=At(STEP, 4, signal.SIGTERM)) == 75
     stopped_at = int(state_of(workdir)["name"].item()[5:15])
-    assert "train: a profile of the steps from 2 on is in tensorboard" in text
+    assert "train: a profile of the steps from 2 on is in tensorboard" in log.read_text()
     [[first, *_]] = recordings(workdir)
     assert first == 2
-    train.train(smoke_config(data_dir, profile_steps="2:99"), workdir=str(workdir))
+    train.train(smoke_config(data_dir, profile_steps="2:99"), workdir=workdir.as_uri())
     [_, resumed] = recordings(workdir)
     assert resumed[0] == stopped_at and resumed[-1] < 22
     assert_same_run(workdir, trained)
 
 
-def test_a_recording_reaches_a_store_and_a_run_behind_the_steps_records_nothing(
+def test_a_recording_ends_with_the_run_and_a_run_behind_the_steps_records_nothing(
     data_dir, trained, tmp_path
 ):
-    import fsspec
-
-    url = f"memory://{tmp_path.name}/run"
-    for num_epochs, steps in ((1, "9:10"), (2, "1:5")):
+    for num_epochs, steps in ((1, "9:99"), (2, "1:5")):
         config = smoke_config(data_dir, num_epochs=num_epochs, profile_steps=steps)
-        train.train(config, workdir=url)
-    fsspec.filesystem("memory").get(url, str(tmp_path), recursive=True)
-    assert recordings(tmp_path / "run") == [[9]]
-    assert_same_run(tmp_path / "run", trained)
+        train.train(config, workdir=str(tmp_path))
+    assert recordings(tmp_path) == [[9, 10]]
+    [path] = tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb")
+    assert b"__inference_evaluate" not in path.read_bytes()
+    assert_same_run(tmp_path, trained)
 
 
 @pytest.mark.long
