@@ -74,6 +74,8 @@ setuptools.setup(
             # docs/model.md converts a model.
             "onnxruntime>=1.23",
             "tf2onnx>=1.17",
+            # It checks croissant.json.
+            "mlcroissant>=1.1",
             "ipykernel>=6.29",
             "nbclient>=0.10",
         ],

@@ -73,4 +73,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.steps_per_loop = 20  # steps in one call of TensorFlow; fit ignores it
     config.checkpoint_every_steps = 500  # a checkpoint also follows each epoch and SIGTERM
     config.keep_checkpoints = 2  # newest checkpoints to keep, beside the best by validation loss
+    config.profile_steps = ""  # steps to profile for TensorBoard: 100:110 are the ten from 100 on
     return config.lock()

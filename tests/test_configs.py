@@ -109,6 +109,10 @@ def test_configs_with_a_beta_of_their_own_keep_it():
         ("clip_norm", float("inf"), "at least 0, and finite"),
         ("num_importance_samples", 0, "at least 1"),
         ("early_stopping_patience", -1, "at least 0"),
+        *(
+            ("profile_steps", text, "=.*: expected FIRST:END with FIRST below END, as in 100:110")
+            for text in ("100", "7:7", "9:3", "-1:3", "1:2:3", "a:b", "١:٢", " 1:2", f"1:{9**999}")
+        ),
     ],
 )
 def test_values_out_of_range(key, value, expected):

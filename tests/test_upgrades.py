@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.cli.errors import StageError
-from pipeline.datasets import reader, tfds_metadata, verification
+from pipeline.datasets import croissant, reader, tfds_metadata, verification
 from pipeline.reports import create as create_report
 from tests.conftest import make_embeddings, make_shards, outputs_of, smoke_config
 from tests.datasets.test_tfds_metadata import supervised, written
@@ -96,7 +96,7 @@ def without_indexes(directory):
     return {
         name: data
         for name, data in outputs.items()
-        if not name.startswith("index/") and name not in tfds_metadata.NAMES
+        if not name.startswith("index/") and name not in (croissant.FILE, *tfds_metadata.NAMES)
     }
 
 

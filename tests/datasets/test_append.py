@@ -23,6 +23,7 @@ from tests.sources.test_sources import records_in
 # What describes the set as a whole, and has to change.
 DESCRIPTIONS = {
     "manifest.json",
+    "croissant.json",
     "dataset_info.json",
     "statistics.json",
     "stats.html",
@@ -364,7 +365,7 @@ def test_what_an_unfinished_append_has_begun_to_describe_is_no_damage(out, grown
 def test_what_describes_a_grown_set_is_checked_too(out, grown):
     make_shards(f"idx:{grown}", out, append=True, num_shards=2)
     before = outputs_of(out)
-    for name in ("stats.html", "dataset_info.json"):
+    for name in ("stats.html", "dataset_info.json", "croissant.json"):
         (out / name).write_bytes(before[name][:-1] + b"x")
         make_shards(f"idx:{grown}", out, append=True, num_shards=2)
         assert outputs_of(out) == before

@@ -67,7 +67,7 @@ def test_every_fault_is_named_with_file_and_offset(out):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["stats.html", "dataset_info.json", "label.labels.txt"])
+@pytest.mark.parametrize("name", ["stats.html", "croissant.json", "label.labels.txt"])
 def test_files_beside_the_shards_are_checked_too(out, name):
     data = bytearray((out / name).read_bytes())
     data[9] ^= 1

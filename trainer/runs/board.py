@@ -1,7 +1,8 @@
-"""What a run shows on TensorBoard: config, metrics, reconstructions, samples, a projector."""
+"""What a run shows on TensorBoard: config, metrics, pictures, a projector, a profile of steps."""
 
 import io
 import math
+import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -47,13 +48,14 @@ class Board:
         # Events for a URL stay in a local scratch directory until `flush`.
         self._target = files.join(workdir, DIRECTORY)
         self._scratch = trees.scratch_directory() if files.is_url(workdir) else None
+        self.directory = self._scratch or self._target  # Where TensorFlow writes.
         files.make_dirs(files.join(self._target, projector.DIRECTORY))
         files.write_bytes(files.join(self._target, _CONFIG_EVENTS), _config_events(config))
         # Now: at the end of a long run, the data set may be out of reach.
         self._points = _points(dataset)
         self._class_names = dict(enumerate(dataset.manifest["class_names"]))
         self._image_shape = dataset.image_shape
-        self._writer = tf.summary.create_file_writer(self._scratch or self._target)
+        self._writer = tf.summary.create_file_writer(self.directory)
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         """Writes numbers under `<prefix>/<name>`."""
@@ -118,6 +120,46 @@ class Board:
         self._writer.flush()
         if self._scratch:
             trees.copy_tree(self._scratch, self._target)
+
+
+class Profiler:
+    """Records what TensorFlow does in a range of steps; as a context, ends a recording under way.
+
+    TensorBoard's profile plugin shows the recording. No step depends on it.
+    """
+
+    def __init__(self, steps: range, board: Board | None):
+        """`board` gets the recording; None at a worker that records nothing."""
+        self.steps, self._board = steps, board
+        self._first: int | None = None  # The first recorded step while a recording is under way.
+
+    def reach(self, step: int) -> float:
+        """Starts or ends the recording before the global step `step`.
+
+        Returns:
+          The number of steps until the next start or end, the same at all workers of a cluster.
+        """
+        if self._first is not None and step not in self.steps:
+            self._end(f"steps {self._first} to {step - 1}")
+        elif self._first is None and self._board and step in self.steps:
+            tf.profiler.experimental.start(self._board.directory)
+            self._first = step
+        return min(
+            (b - step for b in (self.steps.start, self.steps.stop) if b > step), default=math.inf
+        )
+
+    def _end(self, recorded: str) -> None:
+        self._first = None
+        tf.profiler.experimental.stop()
+        self._board.flush()
+        print(f"train: a profile of {recorded} is in {DIRECTORY}/plugins/profile", file=sys.stderr)
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._first is not None:
+            self._end(f"the steps from {self._first} on")
 
 
 def _config_events(config: ml_collections.ConfigDict) -> bytes:

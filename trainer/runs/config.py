@@ -1,6 +1,7 @@
 """Checks and derived values of a config, and the part of a config that identifies a run."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,8 +46,11 @@ _FREE_KEYS = frozenset(
         "steps_per_loop",
         "checkpoint_every_steps",
         "keep_checkpoints",
+        "profile_steps",
     }
 )
+# Keys that say nothing of a model, so its manifest lacks them.
+UNPUBLISHED_KEYS = ("data_dir", "profile_steps")
 _AT_LEAST = {
     "batch_size": 1,
     "num_epochs": 1,
@@ -145,6 +149,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             refuse(key, "an integer of at least 1 for each layer, as in (32,64,128)")
     if len(config.filters) != len(config.strides):
         refuse("strides", f"as many numbers as filters, which has {len(config.filters)}")
+    if config.profile_steps and not profiled_steps(config):
+        refuse("profile_steps", "FIRST:END with FIRST below END, as in 100:110, or nothing")
+
+
+def profiled_steps(config: ml_collections.ConfigDict) -> range:
+    """The steps of config.profile_steps; empty if the text is empty or malformed."""
+    bounds = re.fullmatch(r"(\d{1,18}):(\d{1,18})", config.profile_steps, re.ASCII)
+    return range(*map(int, bounds.groups())) if bounds else range(0)
 
 
 def check_image_shape(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:
@@ -215,11 +227,16 @@ def resolve(
 
 
 def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
-    """Refuses a warm-up of the learning rate that is as long as the run.
+    """Refuses a warm-up of the learning rate as long as the run, and a profile after its end.
 
     Raises:
-      UsageError: names both lengths.
+      UsageError: names the value and the run's length.
     """
+    if config.profile_steps and profiled_steps(config).start >= total_steps:
+        raise UsageError(
+            f"--config.profile_steps={config.profile_steps}: expected a first step below the run's "
+            f"{total_steps} steps, the first of which is 0"
+        )
     if config.learning_rate_warmup_steps >= total_steps:
         raise UsageError(
             f"--config.learning_rate_warmup_steps={config.learning_rate_warmup_steps}: expected "
@@ -246,9 +263,9 @@ def config_from_manifest(manifest: Mapping[str, Any], model_dir: str) -> ml_coll
       StageError: this version cannot train with the manifest's config.
     """
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in manifest["config"].items()}
-    config = ml_collections.ConfigDict({"data_dir": "", **values})
+    config = ml_collections.ConfigDict({**dict.fromkeys(UNPUBLISHED_KEYS, ""), **values})
     try:
-        check(ml_collections.ConfigDict({**values, "data_dir": model_dir}))
+        check(ml_collections.ConfigDict({**config.to_dict(), "data_dir": model_dir}))
         if config.beta is None:
             raise ValueError("beta is null, expected a number")
     except (UsageError, TypeError, ValueError, LookupError, AttributeError) as error:

@@ -3,11 +3,14 @@
 import sys
 import time
 
+import tensorflow as tf
+
 from pipeline.cli import metrics_file
 from pipeline.cli.progress import Progress
 from pipeline.machine import arithmetic
 from pipeline.storage import files
 from trainer.runs import board as board_lib
+from trainer.runs import config as config_lib
 from trainer.runs import metrics as metrics_lib
 from trainer.runs.plan import RunPlan
 from trainer.runs.run import Run, Stopped
@@ -37,9 +40,12 @@ class Reports:
         self.board = None
         if run.plan.is_chief:
             self.board = board_lib.Board(run.workdir, run.config, run.plan.dataset)
+        profiled = config_lib.profiled_steps(run.config)
+        profiled = range(profiled.start, min(profiled.stop, run.plan.total_steps))
+        self.profiler = board_lib.Profiler(profiled, self.board)
 
 
-def _train_to_epoch_end(run: Run, progress: Progress) -> None:
+def _train_to_epoch_end(run: Run, profiler: board_lib.Profiler, progress: Progress) -> None:
     """Trains the remaining steps of the current epoch, with checkpoints on the way.
 
     Raises:
@@ -54,7 +60,13 @@ def _train_to_epoch_end(run: Run, progress: Progress) -> None:
     while True:
         steps_left = epoch_start + run.plan.steps_per_epoch - run.step
         steps_to_save = save_every - run.step % save_every
-        run.train_steps(visit, min(run.steps.max_steps, steps_left, steps_to_save), show)
+        num_steps = min(run.steps.max_steps, steps_left, steps_to_save, profiler.reach(run.step))
+        # Marks the call in the profile, with its first step.
+        with tf.profiler.experimental.Trace("train", step_num=run.step, _r=1):
+            run.train_steps(visit, num_steps, show)
+        profiler.reach(run.step)
+        if run.step == profiler.steps.stop:
+            run.sum_over_replicas(0)  # The others wait here while the chief writes the profile.
         if run.epoch_is_complete:
             return  # `fit` reports the epoch before it saves a checkpoint.
         if run.step % save_every == 0:
@@ -132,7 +144,7 @@ def fit(run: Run, reports: Reports) -> None:
         began, first_step = time.monotonic(), run.step
         try:
             if not run.epoch_is_complete:  # Else a signal stopped the run before the report.
-                _train_to_epoch_end(run, progress)
+                _train_to_epoch_end(run, reports.profiler, progress)
             train_secs, num_steps = time.monotonic() - began, run.step - first_step
             text = _report_epoch(run, reports, epoch)
         except Stopped:

@@ -19,6 +19,7 @@ from pipeline.storage import trees
 from trainer.model import likelihoods, losses
 from trainer.model import weights as weights_lib
 from trainer.model.networks import VAE
+from trainer.runs import config as config_lib
 
 
 def signatures(
@@ -135,7 +136,11 @@ def publish_model(
             "model_id": manifest_lib.content_id(identity),
             "dataset_id": run["dataset_id"],
             **identity,
-            "config": {k: v for k, v in config.to_dict().items() if k != "data_dir"},
+            "config": {
+                key: value
+                for key, value in config.to_dict().items()
+                if key not in config_lib.UNPUBLISHED_KEYS
+            },
             "image_shape": list(image_shape),
             "class_names": list(class_names),
             "step": step,

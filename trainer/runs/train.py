@@ -60,7 +60,7 @@ def _fit_and_publish(run: Run) -> dict | None:
     epoch_loop.observe_validation(reports.metrics)
     if run.step < run.plan.total_steps and not run.epoch_is_complete:
         run.trace()  # Outside StopSignal, so that a signal ends the process at once.
-    with StopSignal(run.stop):
+    with StopSignal(run.stop), reports.profiler:
         try:
             epoch_loop.fit(run, reports)
         except Stopped:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError
-from pipeline.datasets import index, reader, tfds_metadata
+from pipeline.datasets import croissant, index, reader, tfds_metadata
 from pipeline.datasets.building import rewriting
 from pipeline.datasets.building.rewriting import NOTHING_REMOVED, Removed
 from pipeline.datasets.building.shard_writer import Layout
@@ -26,7 +26,7 @@ from pipeline.stages.output_directory import OutputDirectory
 _STATISTICS = "statistics.json"
 _PAGE = "stats.html"
 # Files that describe the whole set, without the manifest and the statistics of splits.
-NAMES = (_STATISTICS, duplicates.FILE, _PAGE, *tfds_metadata.NAMES)
+NAMES = (_STATISTICS, duplicates.FILE, _PAGE, croissant.FILE, *tfds_metadata.NAMES)
 # Sample images on the page for each split.
 _NUM_SAMPLES = 48
 # Number of quarantine reasons that are listed.
@@ -183,9 +183,17 @@ def publish(
         removed=removed.images,
         earlier=earlier_duplicates,
     )
+    identity = {
+        "format_version": manifest_lib.FORMAT_VERSION,
+        "made_from": output.made_from,
+        # Without crc32c, which earlier versions did not write.
+        "shards": [{k: v for k, v in e.items() if k != "crc32c"} for e in indexes.shards],
+    }
+    dataset_id = manifest_lib.content_id(identity)
     contents, warnings = describe_set(
         directory,
         name=name,
+        dataset_id=dataset_id,
         image_shape=image_shape,
         class_names=class_names,
         num_shards=num_shards,
@@ -196,16 +204,10 @@ def publish(
     )
     contents |= {index.statistics_name(s): total.to_bytes() for s, total in statistics.items()}
     described = [manifest_lib.write_file(directory, n, data) for n, data in contents.items()]
-    identity = {
-        "format_version": manifest_lib.FORMAT_VERSION,
-        "made_from": output.made_from,
-        # Without crc32c, which earlier versions did not write.
-        "shards": [{k: v for k, v in e.items() if k != "crc32c"} for e in indexes.shards],
-    }
     check()
     return output.finish(
         {
-            "dataset_id": manifest_lib.content_id(identity),
+            "dataset_id": dataset_id,
             "name": name,
             "image_shape": list(image_shape),
             "class_names": class_names,
@@ -224,6 +226,7 @@ def describe_set(
     directory: str,
     *,
     name: str,
+    dataset_id: str,
     image_shape: Sequence[int],
     class_names: list[str],
     num_shards: Mapping[str, int],
@@ -237,6 +240,7 @@ def describe_set(
     Args:
       directory: the data set's.
       name: the data set's name.
+      dataset_id: 16 hex digits.
       image_shape: (H, W, C).
       class_names: class_names[i] is the name of label i.
       num_shards: split -> number of shards in the file names of the first job.
@@ -278,7 +282,19 @@ def describe_set(
         class_names=class_names,
         samples={s: _samples(directory, shards, image_shape) for s, shards in by_split.items()},
     )
-    contents = {_STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
+    described = croissant.croissant_json(
+        name=name,
+        dataset_id=dataset_id,
+        image_shape=image_shape,
+        class_names=class_names,
+        splits=by_split,
+        compression=compression,
+    )
+    contents = {
+        _STATISTICS: manifest_lib.readable_json(description),
+        _PAGE: page,
+        croissant.FILE: described,
+    }
     if compression == "none":  # tensorflow-datasets reads no other.
         contents |= tfds_metadata.tfds_files(
             name=name,

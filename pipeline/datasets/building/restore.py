@@ -130,6 +130,7 @@ def _describe_set(
     contents, _ = finish.describe_set(
         directory,
         name=base["name"],
+        dataset_id=base["dataset_id"],
         image_shape=tuple(base["image_shape"]),
         class_names=base["class_names"],
         num_shards=base["num_shards"],
