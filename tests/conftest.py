@@ -163,12 +163,12 @@ def make_embeddings(
     """
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import create as create_export
-    from pipeline.embeddings import gate, inputs
+    from pipeline.embeddings import inputs
     from pipeline.embeddings.shard import ExportSettings
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
+    from pipeline.stages import gate, pointer, quarantine
     from pipeline.stages import manifest as manifest_lib
-    from pipeline.stages import pointer, quarantine
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     on_corrupt = settings.pop("on_corrupt", "fail")
