@@ -174,7 +174,7 @@ def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> 
     metrics_file.observe_records(
         computed=0, reused=records["written"], quarantined=records["quarantined"]
     )
-    _observe_drift(manifest.get("drift", {}))
+    drift.observe(manifest.get("drift", {}))
     if failed := _failures(request, _metrics(manifest)):
         if rejection:
             raise gate.Rejected(f"{rejection}; look at the model and the data")
@@ -487,21 +487,8 @@ def _drift(
         reference=(reference_totals, reference_sample.rows if reference_sample else no_rows),
         same_model=reference["model_id"] == manifest["model_id"],
     )
-    _observe_drift(result)
+    drift.observe(result)
     return {"reference": reference["export_id"], **result}
-
-
-def _observe_drift(result: Mapping[str, Any]) -> None:
-    """Sets the metrics of a result of drift.compare; none of {}."""
-    quantities = {"latents": result.get("latents", ())}
-    if "reconstruction_loss" in result:
-        quantities["reconstruction_loss"] = [result["reconstruction_loss"]]
-    for quantity, tests in quantities.items():
-        if tests:
-            statistic = max(test["statistic"] for test in tests)
-            metrics_file.observe("vae_drift_statistic", statistic, quantity=quantity)
-    if result:
-        metrics_file.observe("vae_drift_warnings", len(result["warnings"]))
 
 
 def _metrics(manifest: Mapping[str, Any]) -> dict[str, float]:

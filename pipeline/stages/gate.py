@@ -23,6 +23,11 @@ _FORM = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
 class Rejected(StageError):
     """A requirement does not hold."""
 
+    def __init__(self, message: str, warnings: Sequence[str] = ()):
+        """`warnings` are about the rejected output."""
+        super().__init__(message)
+        self.warnings = warnings
+
 
 class Requirement(NamedTuple):
     """A bound on one metric."""
@@ -93,6 +98,26 @@ def failures(
         elif not _OPERATORS[requirement.operator](value, requirement.bound):
             failed.append(f"{requirement} (it is {value:,.6g})")
     return failed
+
+
+# What to do about a data set that was rejected.
+REMEDY = (
+    "look at its stats.html; to accept the set as it is, run the command that made it with "
+    "--require and bounds that hold; to make another, run it with --overwrite"
+)
+
+
+def refuse(directory: str, manifest: Mapping[str, Any]) -> None:
+    """Raises Rejected if a data set was rejected."""
+    if text := rejection(directory, manifest):
+        raise Rejected(
+            f"{text}; expected a data set that keeps its bounds: {REMEDY}", warnings(manifest)
+        )
+
+
+def warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """The warnings about a data set, and about its drift."""
+    return [*manifest["warnings"], *manifest.get("drift", {}).get("warnings", ())]
 
 
 def rejection(directory: str, manifest: Mapping[str, Any]) -> str:

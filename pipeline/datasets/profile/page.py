@@ -21,6 +21,7 @@ def render(
     *,
     name: str,
     description: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
     statistics: Mapping[str, Statistics],
     class_names: Sequence[str],
     samples: Mapping[str, Sequence[Record]],
@@ -30,6 +31,7 @@ def render(
     Args:
       name: the data set's name.
       description: the contents of statistics.json.
+      comparison: the result of `drift.compare`, if there is one.
       statistics: split -> statistics.
       class_names: class_names[i] is the name of label i.
       samples: split -> records to show.
@@ -39,15 +41,18 @@ def render(
     num_quarantined = sum(part["num_quarantined"] for part in description["splits"].values())
     num_unlabelled = sum(part.num_unlabelled for part in statistics.values())
     shape = "×".join(map(str, first.image_shape))
+    warnings = [*description["warnings"], *(comparison["warnings"] if comparison else ())]
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="soft">{total:,} images of {shape}, {_classes(class_names, num_unlabelled)}, '
         f"{num_quarantined:,} quarantined</p>",
-        html_page.warnings(description["warnings"]) or "<p>Nothing looks wrong.</p>",
+        html_page.warnings(warnings) or "<p>Nothing looks wrong.</p>",
         "<h2>Splits</h2>",
         _splits(description["splits"]),
         _quarantined(description["quarantined"], num_quarantined),
     ]
+    if comparison:
+        parts.append(_drift(comparison))
     if num_unlabelled < total:
         parts += ["<h2>Class balance</h2>", _balance(description["splits"], class_names)]
     parts.append("<h2>Mean images</h2>" if not class_names else "<h2>Mean image of each class</h2>")
@@ -91,6 +96,36 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
         return ""
     rows = [[html_page.cell(reason), html_page.cell(count)] for reason, count in reasons.items()]
     return "<h2>Quarantined</h2>" + html_page.table(["reason", "records"], rows)
+
+
+def _drift(comparison: Mapping[str, Any]) -> str:
+    """The result of `drift.compare` as tables."""
+    numbers, shares = [], []
+    for split, part in comparison["splits"].items():
+        tests = [
+            *((f"brightness {i}", test) for i, test in enumerate(part.get("brightness", ()))),
+            *(("contrast", test) for test in (part.get("contrast"),) if test),
+        ]
+        for name, test in tests:
+            values = *test["mean"], *test["variance"], test["statistic"], test["p_value"]
+            numbers.append([html_page.cell(value) for value in (split, name, *values)])
+        for name, pair in part.get("class_shares", {}).get("shares", {}).items():
+            values = split, name, *(f"{share:.1%}" for share in pair)
+            shares.append([html_page.cell(value) for value in values])
+    reference = html.escape(comparison["reference"])
+    html_parts = [
+        "<h2>Drift</h2>",
+        f'<p class="soft">These records and those of the data set {reference}: the mean of each '
+        "channel of an image (brightness), the standard deviation of an image (contrast), and the "
+        "classes whose shares differ most.</p>",
+    ]
+    if numbers:
+        sides = "mean, reference", "mean", "variance, reference", "variance"
+        head = "split", "", *sides, "KS statistic", "p-value"
+        html_parts.append(html_page.table(head, numbers))
+    if shares:
+        html_parts.append(html_page.table(("split", "class", "reference", "here"), shares))
+    return "".join(html_parts)
 
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
