@@ -106,21 +106,25 @@ def finish_dataset(
         further["last_append"] = last
     if reference:
         further["drift"] = _drift(output, new, layout.num_shards, source, reference)
-    return publish(
-        output,
-        name=layout.name,
-        image_shape=source.image_shape,
-        class_names=list(source.class_names),
-        num_in_names=layout.num_in_names,
-        markers=markers,
-        base=base,
-        removed=removed,
-        records=total,
-        further=further,
-        requirements=requirements,
-        dropped=rewriting.dropped_names(removed.rewritten),
-        check=source.check_unchanged,
-    )
+    try:
+        return publish(
+            output,
+            name=layout.name,
+            image_shape=source.image_shape,
+            class_names=list(source.class_names),
+            num_in_names=layout.num_in_names,
+            markers=markers,
+            base=base,
+            removed=removed,
+            records=total,
+            further=further,
+            requirements=requirements,
+            dropped=rewriting.dropped_names(removed.rewritten),
+            check=source.check_unchanged,
+        )
+    except gate.Rejected:
+        metrics_file.observe_records(written=0, rejected=written)
+        raise
 
 
 def _drift(

@@ -166,8 +166,7 @@ def judge(
     directory, manifest, failed = output.directory, dict(base), []
     files = {entry["name"]: entry for entry in base["files"]}
     if reference:
-        comparison = drift.compare(drift.read(directory, base), reference)
-        manifest["drift"] = manifest_lib.through_json(comparison)
+        manifest["drift"] = drift.compare(drift.read(directory, base), reference)
     if "drift" in manifest:
         drift.observe(manifest["drift"])
     if requirements:

@@ -138,27 +138,31 @@ def compare(current: Profile, reference: Profile) -> dict[str, Any]:
     common = [split for split in current.splits if split in reference.splits]
     if not common:
         warnings.append("no split has records both in the reference and here")
-    tests: list[tuple[str, dict[str, Any]]] = []
     for split in common:
         after, before = current.splits[split], reference.splits[split]
         result: dict[str, Any] = {}
         if shares := _class_shares(before.counts, after.counts):
             result["class_shares"] = shares
-            tests.append((f"{split}: class shares", shares))
         if current.image_shape[2] == reference.image_shape[2]:
             channels = zip(before.brightness.T, after.brightness.T, strict=True)
             result["brightness"] = [_numbers(*channel) for channel in channels]
             result["contrast"] = _numbers(before.contrast, after.contrast)
-            for channel, test in enumerate(result["brightness"]):
-                of_channel = f" of channel {channel}" if len(result["brightness"]) > 1 else ""
-                tests.append((f"{split}: brightness{of_channel}", test))
-            tests.append((f"{split}: contrast", result["contrast"]))
         splits[split] = result
-    for name, test in tests:
-        if drift.has_drifted(test, len(tests)):
-            is_of_classes = "shares" in test
-            warnings.append((_class_warning if is_of_classes else drift.warning)(name, test))
+    named = [(f"{s}: {name}", test) for s, part in splits.items() for name, test in tests(part)]
+    for name, test in named:
+        if drift.has_drifted(test, len(named)):
+            warnings.append((_class_warning if "shares" in test else drift.warning)(name, test))
     return {"reference": reference.dataset_id, "splits": splits, "warnings": warnings}
+
+
+def tests(part: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, test) of all that was compared of a split, from a result of `compare`."""
+    brightness = part.get("brightness", ())
+    named = [(f"brightness of channel {i}", test) for i, test in enumerate(brightness)]
+    if len(named) == 1:
+        named = [("brightness", *brightness)]
+    others = {"contrast": part.get("contrast"), "class shares": part.get("class_shares")}
+    return named + [(name, test) for name, test in others.items() if test]
 
 
 def observe(comparison: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.datasets.profile import drift
 from pipeline.datasets.profile.statistics import MAX_MEAN_IMAGES, Statistics
 from pipeline.formats import html as html_page
 from pipeline.formats import png
@@ -100,32 +101,38 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
 
 def _drift(comparison: Mapping[str, Any]) -> str:
     """The result of `drift.compare` as tables."""
-    numbers, shares = [], []
+    rows = []
     for split, part in comparison["splits"].items():
-        tests = [
-            *((f"brightness {i}", test) for i, test in enumerate(part.get("brightness", ()))),
-            *(("contrast", test) for test in (part.get("contrast"),) if test),
-        ]
-        for name, test in tests:
-            values = *test["mean"], *test["variance"], test["statistic"], test["p_value"]
-            numbers.append([html_page.cell(value) for value in (split, name, *values)])
-        for name, pair in part.get("class_shares", {}).get("shares", {}).items():
-            values = split, name, *(f"{share:.1%}" for share in pair)
-            shares.append([html_page.cell(value) for value in values])
-    reference = html.escape(comparison["reference"])
-    html_parts = [
-        "<h2>Drift</h2>",
-        f'<p class="soft">These records and those of the data set {reference}: the mean of each '
-        "channel of an image (brightness), the standard deviation of an image (contrast), and the "
-        "classes whose shares differ most.</p>",
+        for name, test in drift.tests(part):
+            moments = *test.get("mean", (None, None)), *test.get("variance", (None, None))
+            values = split, name, *moments, test["statistic"], test["p_value"]
+            rows.append([html_page.cell(value) for value in values])
+    sides = "mean, reference", "mean, here", "variance, reference", "variance, here"
+    shares = {
+        s: p["class_shares"]["shares"]
+        for s, p in comparison["splits"].items()
+        if p.get("class_shares")
+    }
+    share_rows = []
+    for name in dict.fromkeys(name for part in shares.values() for name in part):
+        pairs = [part.get(name, (None, None)) for part in shares.values()]
+        cells = [None if share is None else f"{share:.1%}" for pair in pairs for share in pair]
+        share_rows.append([html_page.cell(value) for value in (name, *cells)])
+    columns = [
+        html.escape(f"{split}, {side}") for split in shares for side in ("reference", "here")
     ]
-    if numbers:
-        sides = "mean, reference", "mean", "variance, reference", "variance"
-        head = "split", "", *sides, "KS statistic", "p-value"
-        html_parts.append(html_page.table(head, numbers))
-    if shares:
-        html_parts.append(html_page.table(("split", "class", "reference", "here"), shares))
-    return "".join(html_parts)
+    return "".join(
+        [
+            "<h2>Drift</h2>",
+            '<p class="soft">The records of the last job, compared with the data set '
+            f"{html.escape(comparison['reference'])}: the mean of each image (brightness), the "
+            "standard deviation of each image (contrast), and the classes. The statistic is that "
+            "of Kolmogorov and Smirnov; of classes, the total variation.</p>",
+            html_page.table(["split", "", *sides, "statistic", "p-value"], rows) if rows else "",
+            '<p class="soft">The classes whose shares differ most</p>' if share_rows else "",
+            html_page.table(["class", *columns], share_rows) if share_rows else "",
+        ]
+    )
 
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:
