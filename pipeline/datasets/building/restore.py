@@ -177,8 +177,12 @@ def judge(
         if not failed:
             manifest.pop("rejected", None)
     if manifest != base:
-        files |= {entry["name"]: entry for entry in _describe_set(output, manifest, files)}
-        manifest = output.replace_manifest({**manifest, "files": list(files.values())})
+        described = _describe_set(output, manifest, files)
+        names = {entry["name"] for entry in described}
+        others = [entry for name, entry in files.items() if name not in names]
+        place = list(files).index(drift.STATISTICS)  # As `finish.publish` orders the files.
+        manifest["files"] = [*others[:place], *described, *others[place:]]
+        manifest = output.replace_manifest(manifest)
         output.forget_finished(manifest)  # Waits for the disk.
     if failed:
         raise gate.Rejected(
