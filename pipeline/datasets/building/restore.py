@@ -104,12 +104,11 @@ def complete(
     if checks_all:
         output.forget_previous(damaged=True)
         names = [n for n in finish.NAMES if n in files and not output.is_complete([files[n]])]
-        described = []
         if names:
             print(f"preprocess: makes {', '.join(names)} anew", file=sys.stderr, flush=True)
             described = _describe_set(output, base, files)
-        made += described
-        files |= {entry["name"]: entry for entry in described}
+            made += described
+            files |= {entry["name"]: entry for entry in described}
     if not made:
         return base
     return output.replace_manifest({**base, "files": list(files.values())})
