@@ -195,7 +195,7 @@ def test_a_rejected_set_is_finished_and_nobody_takes_it(idx_dir, data_dir, train
     assert outputs_of(out) == plain
 
 
-@pytest.mark.parametrize("removes", [False, True])
+@pytest.mark.parametrize("removes", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_rejected_set_is_accepted_with_the_records_that_it_lacked(tmp_path, removes):
     images, labels = blobs()["train"]
     is_rare = labels == 3
@@ -258,19 +258,14 @@ def append_flags(source: str, out, *more: str) -> list[str]:
     return ["pipeline.preprocess", *flags, "--validation_fraction=0.1", *more]
 
 
-# Opened files: job, blocks, shards, indexes, markers, statistics; the gate is before duplicates.
-@pytest.mark.parametrize(
-    "number", [1, 4, 9, pytest.param("removal 2", id="removal 2"), "removal 5"]
-)
-def test_a_rejected_append_that_was_killed_ends_as_one_that_was_not(out, grown, number):
+@pytest.mark.parametrize("killed", ["die_at_file 4", "die_at_file 9", "die_at_removal 3"])
+def test_a_rejected_append_that_was_killed_ends_as_one_that_was_not(out, grown, killed):
     before = outputs_of(out)
     command = append_flags(grown, out, "--require=written<410")
-    if isinstance(number, int):
-        die_at_file(number, *command)
-    else:
-        program = "tests.faults.die_at_removal", number.split()[1]
-        done = run_command(*program, *command, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    program, number = killed.split()
+    done = run_command(f"tests.faults.{program}", number, *command, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (out / ".progress").exists()
     listed = {e["name"] for e in json.loads(before["manifest.json"])["files"]} | {"manifest.json"}
     now = outputs_of(out)
     assert {name: now.get(name) for name in listed} == {name: before[name] for name in listed}
@@ -413,7 +408,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("warning", CHANGES)
+# The others are in each run of the tests: class shares, and colours.
+LONG = [text for text in CHANGES if "class shares" not in text and not text.endswith("3 here")]
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [pytest.param(w, marks=[pytest.mark.long] if w in LONG else []) for w in CHANGES],
+)
 def test_what_has_drifted_is_named(tmp_path, warning):
     x, y = blobs(num_train=600)["train"]
     names = {"class_names": tuple("0123456789")}
