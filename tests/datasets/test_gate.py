@@ -382,6 +382,20 @@ def compared(tmp_path, sets, **settings) -> dict:
     return manifest
 
 
+def test_drift_is_large_and_no_chance():
+    from pipeline.stages import drift as drift_tests
+
+    many = np.random.default_rng(1).normal(size=40_000)
+    for reference, current, has_drifted in (
+        (many[:20_000], many[20_000:] + 0.06, False),  # Significant, and small.
+        (many[:5], many[:5] + 9, False),  # Large, and perhaps chance.
+        (many[:20_000], many[20_000:] + 0.6, True),
+    ):
+        test = drift_tests.kolmogorov_smirnov(reference, current)
+        assert drift_tests.has_drifted(test, 1) == has_drifted
+        assert (test["p_value"] < 0.001 or test["statistic"] > 0.1) and len(test) == 2
+
+
 def test_what_has_not_drifted_is_not_said_to(tmp_path):
     x, y = blobs(num_train=600)["train"]
     manifest = compared(
