@@ -14,6 +14,8 @@ _LARGE = 0.1
 # With few records the difference also has to be significant: at most this chance of a false alarm
 # over all tests.
 _CHANCE = 0.001
+# Samples below this size have an exact p-value; the asymptotic one of tiny samples may be 0.
+_EXACT_BELOW = 2000
 
 
 def kolmogorov_smirnov(reference: np.ndarray, current: np.ndarray) -> dict[str, float]:
@@ -24,7 +26,8 @@ def kolmogorov_smirnov(reference: np.ndarray, current: np.ndarray) -> dict[str, 
     """
     from scipy import stats
 
-    result = stats.ks_2samp(reference, current, method="asymp")
+    is_small = max(len(reference), len(current)) < _EXACT_BELOW
+    result = stats.ks_2samp(reference, current, method="exact" if is_small else "asymp")
     return {"statistic": float(result.statistic), "p_value": float(result.pvalue)}
 
 

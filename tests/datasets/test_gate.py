@@ -396,6 +396,22 @@ def test_drift_is_large_and_no_chance():
         assert (test["p_value"] < 0.001 or test["statistic"] > 0.1) and len(test) == 2
 
 
+def test_a_few_records_of_the_same_distribution_are_no_drift():
+    generator = np.random.default_rng(4)
+    shares = np.array([0.6, 0.3, 0.06, 0.03, 0.009, 0.001])
+
+    def profile(count: int) -> drift.Profile:
+        counts = generator.multinomial(count, shares).tolist()
+        images = generator.normal(100, 20, (count, 1)), generator.normal(50, 9, count)
+        split = drift._Split(dict(zip("abcdef", counts, strict=True)), *images)
+        return drift.Profile("", (1, 1, 1), {"train": split})
+
+    reference = profile(900)
+    for count in [*range(1, 40), *range(1, 40), 100, 300, 900]:
+        found = drift.compare(profile(count), reference)
+        assert found["warnings"] == [], (count, found)
+
+
 def test_what_has_not_drifted_is_not_said_to(tmp_path):
     x, y = blobs(num_train=600)["train"]
     manifest = compared(

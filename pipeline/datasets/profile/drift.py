@@ -20,6 +20,9 @@ _MAX_BYTES = 128 << 20
 # Classes whose shares are listed: those that differ most.
 _MAX_CLASSES = 20
 _UNLABELLED = "without a label"
+# Rarer classes are taken together for the chi-square test, which holds for expected counts of at
+# least 5: Cochran (1954), "Some Methods for Strengthening the Common χ² Tests".
+_MIN_EXPECTED = 5
 
 
 class _Split(NamedTuple):
@@ -191,8 +194,6 @@ def _class_shares(
     reference: Mapping[str, int], current: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """None if all records are of one class, or have no label."""
-    from scipy import stats
-
     names = [n for n in {**reference, **current} if reference.get(n) or current.get(n)]
     if len(names) < 2:
         return None
@@ -203,8 +204,24 @@ def _class_shares(
     return {
         "shares": {names[i]: shares[:, i].tolist() for i in listed.tolist()},
         "statistic": float(differences.sum() / 2),
-        "p_value": float(stats.chi2_contingency(counts, correction=False).pvalue),
+        "p_value": _chi_square(counts),
     }
+
+
+def _chi_square(counts: np.ndarray) -> float:
+    """The p-value of two rows of counts (2, n) under one distribution."""
+    from scipy import stats
+
+    counts = counts[:, np.argsort(counts.sum(axis=0), kind="stable")]
+    expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
+    num_merged = int((expected < _MIN_EXPECTED).sum())
+    num_merged += 0 < expected[:num_merged].sum() < _MIN_EXPECTED
+    if num_merged:
+        merged = counts[:, :num_merged].sum(axis=1)
+        counts = np.column_stack([merged, counts[:, num_merged:]])
+    if counts.shape[1] < 2:
+        return 1.0
+    return float(stats.chi2_contingency(counts, correction=False).pvalue)
 
 
 def _class_warning(name: str, test: Mapping[str, Any]) -> str:
