@@ -128,8 +128,7 @@ def run(beam_args: list[str]) -> None:
     for name in COMMAND_LINE_ONLY:
         del values[name]
     settings = keywords.ExportKeywords(**values, beam_args=beam_args)
-    from pipeline.embeddings import gate
-    from pipeline.stages import output_directory
+    from pipeline.stages import gate, output_directory
 
     try:
         exports.make(settings, on_rows=_print_rows, say=lambda line: print(f"export: {line}"))

@@ -9,11 +9,13 @@ Flags that are not listed here go to Apache Beam (--runner, --direct_num_workers
 # This file holds only flags and printed messages; api/data_sets.py begins the job.
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from pipeline.api import data_sets, keywords, rules
 from pipeline.cli import command, flag_parsing, metrics_file
+from pipeline.datasets.profile import measures
 from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
 
@@ -67,6 +69,26 @@ _STATUS_ON_CONFLICT = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=125,
 )
+flags.DEFINE_string(
+    "require",
+    _DEFAULTS.require,
+    "Reject the data set unless these bounds hold, such as min_class_share>=0.02,duplicates<0.01: "
+    "no command trains or exports from a rejected set, and a rejected append leaves the set as it "
+    f"was. Metrics: {', '.join(measures.NAMES)}.",
+)
+_STATUS_ON_REJECTION = flags.DEFINE_integer(
+    "status_on_rejection",
+    1,
+    "Exit status if a bound of --require does not hold; lets a script see that.",
+    lower_bound=1,
+    upper_bound=125,
+)
+flags.DEFINE_string(
+    "reference",
+    _DEFAULTS.reference,
+    "A data set to compare the records with; warns if classes, brightness or contrast have "
+    "drifted. With --append the new records are compared, and the set itself may be named.",
+)
 metrics_file.define_flag()
 flags.mark_flags_as_required(["source"])
 flags.register_multi_flags_validator(
@@ -75,14 +97,13 @@ flags.register_multi_flags_validator(
     message="Flag --output_dir must have a value, except with --dry_run and without --append.",
 )
 # Flags that are no keywords of the API.
-COMMAND_LINE_ONLY = ("dry_run", "status_on_conflict")
+COMMAND_LINE_ONLY = ("dry_run", "status_on_conflict", "status_on_rejection")
 _SUBJECTS = {
     **source_flags.SUBJECTS,
     "Output": ("output_dir", "overwrite", "compression", "dry_run"),
     "Append": ("append", "on_changed", "reread"),
-    "Bad records, exit status, metrics": (
-        *("max_quarantined", "status_on_conflict", "metrics_file"),
-    ),
+    "Bad records, exit status": ("max_quarantined", "status_on_conflict"),
+    "Gate, drift, metrics": ("require", "status_on_rejection", "reference", "metrics_file"),
 }
 
 
@@ -99,16 +120,24 @@ def run(beam_args: list[str]) -> None:
     if _DRY_RUN.value:
         _dry_run(settings)
         return
-    from pipeline.stages import output_directory
+    from pipeline.stages import gate, output_directory
 
     try:
         manifest = data_sets.make(settings)
+    except gate.Rejected as error:
+        _print_warnings(error.warnings)
+        error.exit_status = _STATUS_ON_REJECTION.value
+        raise
     except output_directory.UnfinishedConflict as error:
         error.exit_status = _STATUS_ON_CONFLICT.value
         raise
-    for warning in data_sets.warnings(manifest):
-        print(f"preprocess: warning: {warning}", file=sys.stderr)
+    _print_warnings(data_sets.warnings(manifest))
     print(f"preprocess: {_total(manifest)}, {_OUTPUT_DIR.value}")
+
+
+def _print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"preprocess: warning: {warning}", file=sys.stderr)
 
 
 def _dry_run(settings: keywords.PreprocessKeywords) -> None:

@@ -121,9 +121,11 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     """
     from pipeline.datasets.building import append as append_set
     from pipeline.datasets.building import create as create_set
+    from pipeline.datasets.profile import drift
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
-    from pipeline.stages import quarantine
+    from pipeline.stages import gate, quarantine
+    from pipeline.stages import manifest as manifest_lib
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     conversion.open_source_once.cache_clear()  # A test may have changed the files.
@@ -131,6 +133,10 @@ def make_shards(source: str, output_dir: pathlib.Path | str, **settings) -> dict
     limit = quarantine.parse_limit(settings.pop("max_quarantined", "0.1%"))
     of_job = {key: settings.pop(key) for key in ("on_changed", "reread") if key in settings}
     overwrite = settings.pop("overwrite", False)
+    of_job["requirements"] = gate.parse(settings.pop("require", None))
+    if reference := settings.pop("reference", None):
+        manifest = manifest_lib.read_manifest(str(reference), "preprocess", "--reference")
+        of_job["reference"] = drift.read(str(reference), manifest)
     of_set = {"name": "blobs", "num_shards": 4, "validation_fraction": 0.1, "seed": 0}
     of_set["compression"] = "none"
     of_set.update({key: settings.pop(key) for key in list(settings) if key in of_set})
@@ -163,12 +169,12 @@ def make_embeddings(
     """
     from pipeline.datasets.building import create as create_set
     from pipeline.embeddings import create as create_export
-    from pipeline.embeddings import gate, inputs
+    from pipeline.embeddings import inputs
     from pipeline.embeddings.shard import ExportSettings
     from pipeline.runners import options as beam_options
     from pipeline.sources import conversion
+    from pipeline.stages import gate, pointer, quarantine
     from pipeline.stages import manifest as manifest_lib
-    from pipeline.stages import pointer, quarantine
 
     options = beam_options.parse_options(settings.pop("beam_args", []))
     on_corrupt = settings.pop("on_corrupt", "fail")

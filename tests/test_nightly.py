@@ -141,6 +141,24 @@ def test_nights_with_interruptions_and_a_gate_equal_one_export(nights):
     assert sorted(path.name for path in nights.out.glob("[!.]*")) == ["dt=2026-11-27", "latest"]
 
 
+def test_nights_whose_data_set_is_rejected(nights):
+    data = nights.directory / "shards"
+    settings = {"REFERENCE_DATA": str(data)}
+    nights.grow(100)
+    stderr = nights.night(status=3, REQUIRE_DATA="written>150", **settings)
+    last = f"nightly: the gate rejected the data set: no command trains or exports from {data}, and"
+    assert stderr.splitlines()[-1].startswith(last) and not nights.out.exists()
+    nights.grow(150)  # Now it has enough records, and is no longer rejected.
+    stderr = nights.night("preprocess", REQUIRE_DATA="written>150", **settings)
+    assert "drifted" not in stderr
+    before = outputs_of(data)
+    nights.grow(220)
+    stderr = nights.night("preprocess", status=3, REQUIRE_DATA="written<201", **settings)
+    assert f"gate rejected the data set: the new records are not in {data}, and" in stderr
+    assert "preprocess: --require: written<201 (it is 270) does not hold" in stderr
+    assert outputs_of(data) == before
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("num_before", [0, 100])
 def test_a_night_that_never_ended_does_not_stop_the_next(nights, num_before):

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.api.keywords import ImageSetKeywords, PreprocessKeywords, taking
 from pipeline.cli import quiet
 from pipeline.cli.errors import UsageError
+from pipeline.stages import gate
 from pipeline.storage import files
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from pipeline.datasets.building import create
+    from pipeline.datasets.profile import drift
     from pipeline.sources import conversion
 
 
@@ -104,6 +106,7 @@ def requested(keywords: PreprocessKeywords) -> Iterator["create.Request"]:
     options = beam_options.parse_options(keywords.beam_args)
     output_dir = keywords.path("output_dir") or ""
     cluster.check_paths(options, source=keywords.source, output_dir=output_dir)
+    reference = _reference(keywords)
     with spec_of(source, keywords, options) as source_spec:
         yield create.Request(
             source_spec=source_spec,
@@ -114,7 +117,31 @@ def requested(keywords: PreprocessKeywords) -> Iterator["create.Request"]:
             options=options,
             on_changed=keywords.on_changed,
             reread=keywords.reread,
+            requirements=gate.parse(keywords.require),
+            reference=reference,
         )
+
+
+def _reference(keywords: PreprocessKeywords) -> "drift.Profile | None":
+    """What the records of the job are compared with.
+
+    Raises:
+      UsageError: the reference is the directory to write.
+      StageError: the reference is no finished data set, or a damaged one.
+    """
+    from pipeline.datasets.profile import drift
+    from pipeline.stages import manifest as manifest_lib
+
+    directory, output_dir = keywords.path("reference"), keywords.path("output_dir")
+    if directory is None:
+        return None
+    if output_dir and not keywords.append and files.is_within(directory, output_dir):
+        raise UsageError(
+            f"--reference={directory}: is the directory to write; expected an earlier data set: "
+            "name another one, or pass --append to compare new records with those in the data set"
+        )
+    manifest = manifest_lib.read_manifest(directory, "preprocess", "--reference")
+    return drift.read(directory, manifest)
 
 
 def settings_of(keywords: ImageSetKeywords, compression: str) -> "create.Settings":
@@ -152,7 +179,7 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
         f"{num_changed:,} records have another image or label in the source than in the data set, "
         "which keeps its own: --on_changed=replace takes the new ones"
     )
-    return [*manifest["warnings"], *([changed] if num_changed else [])]
+    return [*gate.warnings(manifest), *([changed] if num_changed else [])]
 
 
 @taking(PreprocessKeywords)
@@ -177,7 +204,7 @@ def preprocess(keywords: PreprocessKeywords) -> DataSet:
 
     Raises:
       UsageError: keywords, or a configuration, that are wrong.
-      StageError: the images or the directory cannot be used.
+      StageError: the images or the directory cannot be used, or a bound of `require` does not hold.
       OSError: a disk is full, a path is not readable.
     """
     quiet.prepare()

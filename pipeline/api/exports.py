@@ -123,12 +123,11 @@ def make(
     """
     quiet.import_beam()
     from pipeline.embeddings import create as create_export
-    from pipeline.embeddings import gate
     from pipeline.embeddings.shard import ExportSettings
     from pipeline.reports import create as create_report
     from pipeline.runners import cluster
     from pipeline.runners import options as beam_options
-    from pipeline.stages import pointer, quarantine
+    from pipeline.stages import gate, pointer, quarantine
 
     model_dir = keywords.required_path("model_dir")
     output_dir = keywords.required_path("output_dir")

@@ -14,7 +14,9 @@ from typing import Any, ParamSpec, TypeVar
 from pipeline.api import rules
 from pipeline.cli import flag_parsing
 from pipeline.cli.errors import StageError, UsageError
+from pipeline.datasets.profile import measures
 from pipeline.sources import conversion
+from pipeline.stages import gate
 
 _P = ParamSpec("_P")
 _Keywords = TypeVar("_Keywords")
@@ -109,12 +111,15 @@ class PreprocessKeywords(ImageSetKeywords):
     on_changed: str = "fail"
     reread: bool = False
     overwrite: bool = False
+    require: str | None = None
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         """As for all image sets; `images` of this stage are no word of a flag."""
         if isinstance(self.images, str):
             raise UsageError(f"images={self.images!r}: expected arrays; pass it as source")
         super().__post_init__()
+        gate.check_names(gate.parse(self.require), measures.NAMES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,9 @@ METRICS = {
     "vae_duration_seconds": Metric("How long the last run took."),
     "vae_records": Metric("Records that the last run has read, by what became of them.", ("fate",)),
     "vae_drift_statistic": Metric(
-        "Kolmogorov-Smirnov statistic between the rows of the export and of --reference, from 0 "
-        "to 1; of latents the largest.",
+        "How far the records of the last run are from those of --reference, from 0 to 1: the "
+        "Kolmogorov-Smirnov statistic, of class_shares the total variation; the largest one of "
+        "the quantity.",
         ("quantity",),
     ),
     "vae_drift_warnings": Metric("Warnings about drift from --reference."),

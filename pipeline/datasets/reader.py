@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.formats import tf_example, tfrecord
 from pipeline.formats.tfrecord import Fault
+from pipeline.stages import gate
 from pipeline.stages import manifest as manifest_lib
 from pipeline.storage import cache, files
 
@@ -90,7 +91,14 @@ def parse_records(
 class Dataset:
     """A finished data set directory, opened for reading."""
 
-    def __init__(self, directory: str, *, on_corrupt: str = "fail", cache_dir: str | None = None):
+    def __init__(
+        self,
+        directory: str,
+        *,
+        on_corrupt: str = "fail",
+        cache_dir: str | None = None,
+        allow_rejected: bool = False,
+    ):
         """Reads the manifest.
 
         Args:
@@ -98,9 +106,11 @@ class Dataset:
           on_corrupt: "fail" to refuse a damaged shard, "quarantine" to skip unreadable records
             and list them in `Shard.faults`.
           cache_dir: local directory that keeps the shards of a URL; see storage/cache.py.
+          allow_rejected: whether to open a data set that --require has rejected.
 
         Raises:
           UsageError: on_corrupt is neither.
+          gate.Rejected: the data set was rejected.
           StageError: no such directory, unfinished, or not a data set.
         """
         if on_corrupt not in ON_CORRUPT:
@@ -108,6 +118,8 @@ class Dataset:
         cache.check(cache_dir)
         self.directory, self.on_corrupt, self._cache_dir = directory, on_corrupt, cache_dir
         self.manifest = manifest_lib.read_manifest(directory, "preprocess", "--data_dir")
+        if not allow_rejected:
+            gate.refuse(directory, self.manifest)
         self.dataset_id: str = self.manifest["dataset_id"]
         self.image_shape: tuple[int, int, int] = tuple(self.manifest["image_shape"])
         self.splits: list[str] = list(self.manifest["splits"])

@@ -57,7 +57,7 @@ def verify(directory: str) -> tuple[dict[str, Any], Iterator[Problem]]:
     Raises:
       StageError: not a finished data set.
     """
-    dataset = reader.Dataset(directory)
+    dataset = reader.Dataset(directory, allow_rejected=True)
     return dataset.manifest, _find(dataset)
 
 

@@ -17,14 +17,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.cli import metrics_file
 from pipeline.cli.errors import StageError, UsageError
 from pipeline.embeddings import files as row_files
-from pipeline.embeddings import gate, job, rows, summary
+from pipeline.embeddings import job, rows, summary
 from pipeline.embeddings.comparison import changes, drift, row_sample
 from pipeline.embeddings.inputs import Input
 from pipeline.embeddings.shard import ExportSettings
 from pipeline.machine import arithmetic
 from pipeline.sources import opened_source
+from pipeline.stages import gate, output_directory, quarantine
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import output_directory, quarantine
 from pipeline.stages.contents import TIMINGS
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files as files_lib
@@ -90,10 +90,15 @@ def make_export(request: Request) -> dict[str, Any]:
             f"images to export are {tuple(input_.image_shape)}; expected the same shape: train a "
             "model on this data set, or name the data set the model was trained on"
         )
-    model_metrics = gate.model_metrics(model_manifest["metrics"])
+    model_metrics = summary.model_metrics(model_manifest["metrics"])
     export_metrics = [*summary.metric_names(settings.fields), "written", "quarantined"]
-    gate.check_names(request.requirements, [*export_metrics, *model_metrics])
-    gate.check(request.requirements, model_metrics, on_model=True)
+    gate.check_names(
+        request.requirements,
+        [*export_metrics, *model_metrics],
+        " (metrics of rows need the fields they are made of, see --fields)",
+    )
+    if failed := _failures(request, model_metrics, of_model=True):
+        raise _rejected(failed)
     reference = None
     if request.reference_dir:
         reference = manifest_lib.read_manifest(request.reference_dir, "export", "--reference")
@@ -165,29 +170,40 @@ def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> 
     Raises:
       Conflict: the export was rejected, but the bounds of this job hold.
     """
-    reasons, records = manifest.get("rejected"), manifest["records"]
+    rejection, records = gate.rejection(directory, manifest), manifest["records"]
     metrics_file.observe_records(
         computed=0, reused=records["written"], quarantined=records["quarantined"]
     )
-    _observe_drift(manifest.get("drift", {}))
-    try:
-        gate.check(request.requirements, _metrics(manifest))
-    except gate.Rejected as error:
-        if not reasons:
-            raise
-        raise gate.Rejected(
-            f"{_rejection(directory, reasons)}; look at the model and the data"
-        ) from error
-    if reasons:
+    drift.observe(manifest.get("drift", {}))
+    if failed := _failures(request, _metrics(manifest)):
+        if rejection:
+            raise gate.Rejected(f"{rejection}; look at the model and the data")
+        raise _rejected(failed)
+    if rejection:
         raise output_directory.Conflict(
-            f"{_rejection(directory, reasons)}, and the bounds of this command hold; export into a "
-            f"new directory with --reuse_from={directory}, which computes nothing twice"
+            f"{rejection}, and the bounds of this command hold; export into a new directory with "
+            f"--reuse_from={directory}, which computes nothing twice"
         )
     return {**manifest, "reused": True, "done": {}, "directory": directory}
 
 
-def _rejection(directory: str, reasons: list[str]) -> str:
-    return f"{directory}: was rejected by --require ({', '.join(reasons)})"
+def _failures(
+    request: Request, metrics: Mapping[str, float], *, of_model: bool = False
+) -> list[str]:
+    """The bounds on metrics of the model, or on all others, that do not hold."""
+    requirements = [
+        requirement
+        for requirement in request.requirements
+        if requirement.name.startswith(summary.MODEL_PREFIX) == of_model
+    ]
+    return gate.failures(requirements, metrics, lacking="rows")
+
+
+def _rejected(failed: list[str]) -> gate.Rejected:
+    return gate.Rejected(
+        f"--require: {', '.join(failed)} does not hold, so the export is rejected, and --latest "
+        "stays where it is; look at the model and the data"
+    )
 
 
 def _check_unrepaired(request: Request, manifest: Mapping[str, Any]) -> None:
@@ -327,11 +343,8 @@ def _finish(
             return _finished(request, base, previous.directory)
     if reference:
         manifest["drift"] = _drift(request, output, manifest, totals, reference)
-    rejection = None
-    try:
-        gate.check(request.requirements, _metrics(manifest))
-    except gate.Rejected as error:
-        manifest["rejected"], rejection = error.reasons, error
+    if failed := _failures(request, _metrics(manifest)):
+        manifest["rejected"] = failed
     done = {
         task: {
             "computed": marker["computed"],
@@ -343,8 +356,8 @@ def _finish(
     }
     changed = _changes(request, output, manifest, markers, previous)
     finished = output.finish(manifest, markers, done=done, changes=changed)
-    if rejection:
-        raise rejection
+    if failed:
+        raise _rejected(failed)
     return {**finished, "reused": False, "done": done, "directory": output.directory}
 
 
@@ -474,21 +487,8 @@ def _drift(
         reference=(reference_totals, reference_sample.rows if reference_sample else no_rows),
         same_model=reference["model_id"] == manifest["model_id"],
     )
-    _observe_drift(result)
+    drift.observe(result)
     return {"reference": reference["export_id"], **result}
-
-
-def _observe_drift(result: Mapping[str, Any]) -> None:
-    """Sets the metrics of a result of drift.compare; none of {}."""
-    quantities = {"latents": result.get("latents", ())}
-    if "reconstruction_loss" in result:
-        quantities["reconstruction_loss"] = [result["reconstruction_loss"]]
-    for quantity, tests in quantities.items():
-        if tests:
-            statistic = max(test["statistic"] for test in tests)
-            metrics_file.observe("vae_drift_statistic", statistic, quantity=quantity)
-    if result:
-        metrics_file.observe("vae_drift_warnings", len(result["warnings"]))
 
 
 def _metrics(manifest: Mapping[str, Any]) -> dict[str, float]:

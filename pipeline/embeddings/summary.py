@@ -11,6 +11,8 @@ from pipeline.stages import manifest as manifest_lib
 
 # The file with the sums of each shard, and the summary of all shards.
 FILE = "statistics.json"
+# Metrics in the model's manifest are named model.SPLIT.NAME in --require.
+MODEL_PREFIX = "model."
 # A latent is active if the variance of its posterior mean over the data is above this: Burda,
 # Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", section 5.2.
 ACTIVE_VARIANCE = 0.01
@@ -86,6 +88,16 @@ def metric_names(fields: Iterable[str]) -> list[str]:
     if "mean" in fields:
         names.append("active_units")
     return names
+
+
+def model_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """A model's metrics, split -> name -> value, by their names in --require."""
+    return {
+        f"{MODEL_PREFIX}{split}.{name}": value
+        for split, split_metrics in metrics.items()
+        for name, value in split_metrics.items()
+        if isinstance(value, int | float)
+    }
 
 
 def read(directory: str, files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -43,9 +43,7 @@ class Manifest(TypedDict):
     files: list[FileEntry]
 
 
-class DatasetManifest(Manifest):
-    """The manifest of preprocess."""
-
+class _DatasetManifest(Manifest):
     dataset_id: str  # 16 hex digits
     name: str
     image_shape: list[int]  # [H, W, C]
@@ -54,6 +52,13 @@ class DatasetManifest(Manifest):
     splits: dict[str, int]  # split -> number of records
     records: Counts
     warnings: list[str]
+
+
+class DatasetManifest(_DatasetManifest, total=False):
+    """The manifest of preprocess."""
+
+    drift: dict[str, Any]  # of the records that the last create or append has written
+    rejected: list[str]  # bounds of --require that do not hold
 
 
 class _ModelManifest(Manifest):

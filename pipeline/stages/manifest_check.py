@@ -125,7 +125,9 @@ _FILES = _list(
     )
 )
 _METRICS = _each(_is("a number or text", lambda v: isinstance(v, str) or _is_number(v)))
-_DRIFT = _object({"mean": _PAIR, "variance": _PAIR, "statistic": _NUMBER, "p_value": _NUMBER})
+_TEST = {"statistic": _NUMBER, "p_value": _NUMBER}
+_DRIFT = _object({"mean": _PAIR, "variance": _PAIR, **_TEST})
+_REASONS = _list(_TEXT, least=1)
 _MANIFESTS = {
     "preprocess": _object(
         {
@@ -146,7 +148,26 @@ _MANIFESTS = {
                     "compression": _TEXT,
                 }
             ),
-        }
+        },
+        {
+            "rejected": _REASONS,
+            "drift": _object(
+                {
+                    "reference": _ID,
+                    "splits": _each(
+                        _object(
+                            {},
+                            {
+                                "class_shares": _object({"shares": _each(_PAIR), **_TEST}),
+                                "brightness": _list(_DRIFT),
+                                "contrast": _DRIFT,
+                            },
+                        )
+                    ),
+                    "warnings": _list(_TEXT),
+                }
+            ),
+        },
     ),
     "train": _object(
         {
@@ -179,7 +200,7 @@ _MANIFESTS = {
         },
         {
             "class_names": _list(_TEXT),
-            "rejected": _list(_TEXT),
+            "rejected": _REASONS,
             "drift": _object(
                 {"reference": _TEXT, "same_model": _BOOLEAN, "warnings": _list(_TEXT)},
                 {"latents": _list(_DRIFT), "reconstruction_loss": _DRIFT},

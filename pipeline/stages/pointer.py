@@ -11,8 +11,8 @@ import pathlib
 from typing import NamedTuple, cast
 
 from pipeline.cli.errors import StageError, UsageError
+from pipeline.stages import gate, output_directory, tasks
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import output_directory, tasks
 from pipeline.stages.contracts import ExportManifest
 from pipeline.storage import files, lock
 
@@ -176,9 +176,9 @@ def move(path: str, directory: str, *, seen: Target | None, is_new: bool = False
 def _good_manifest(path: str, directory: str, flag: str) -> ExportManifest:
     """The manifest of a finished export; raises a StageError if the export was rejected."""
     manifest = manifest_lib.read_manifest(directory, "export", flag)
-    if reasons := manifest.get("rejected"):
+    if rejection := gate.rejection(directory, manifest):
         raise StageError(
-            f"{directory}: was rejected by --require ({', '.join(reasons)}), so --latest={path} "
-            "stays where it is; name an export that was not rejected"
+            f"{rejection}, so --latest={path} stays where it is; name an export that was not "
+            "rejected"
         )
     return manifest

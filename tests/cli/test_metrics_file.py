@@ -208,6 +208,26 @@ def test_a_rejected_export_has_written_its_account_and_its_drift(runs, tmp_path)
         assert sum(records(path).values()) == 50
 
 
+def test_a_rejected_data_set_has_written_its_account_and_its_drift(runs, tmp_path):
+    path, out = tmp_path / "preprocess.prom", f"--output_dir={tmp_path}/out"
+    flags_ = [*runs.flags("preprocess"), out, f"--metrics_file={path}"]
+    reference = f"--reference={runs.directory}/shards"
+    for fate in ("written", "existing"):  # Found rejected, the second time.
+        done = run_command(
+            "pipeline.preprocess", *flags_, reference, "--require=blank>1", check=False
+        )
+        assert done.returncode == 1 and records(path)[fate] == sum(records(path).values()) == 350
+        values = read(path)
+        assert values["vae_exit_status"] == 1 and values["vae_drift_warnings"] == 0
+        for quantity in ("class_shares", "brightness", "contrast"):
+            assert values[f"vae_drift_statistic:{quantity}"] == 0
+    run_command("pipeline.preprocess", *flags_, "--require=blank<1")
+    more = ["--append", "--id_prefix=more-", "--require=duplicates<0.1"]
+    done = run_command("pipeline.preprocess", *flags_, *more, check=False)
+    assert done.returncode == 1 and "duplicates<0.1 (it is " in done.stderr
+    assert records(path) == {"written": 0, "rejected": 350, "quarantined": 0, "existing": 0}
+
+
 @pytest.mark.long
 def test_a_second_interrupt_writes_too(runs, tmp_path):
     path, log = tmp_path / "x.prom", tmp_path / "log"

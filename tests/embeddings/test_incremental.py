@@ -312,16 +312,16 @@ def test_bounds_on_the_model_are_checked_first(data_dir, trained, tmp_path, call
     "text", ["elbo", "elbo>", "elbo=3", "elbo>x", ">3", "elbo>nan", "elbo>1,,kl<2", "a b>3"]
 )
 def test_malformed_bounds_are_refused(text):
-    from pipeline.embeddings import gate
+    from pipeline.stages import gate
 
     with pytest.raises(UsageError, match="is no bound; expected NAME, one of"):
         gate.parse(text)
 
 
 def test_a_bound_on_an_unknown_metric_is_refused(data_dir, trained, tmp_path):
-    with pytest.raises(UsageError, match="no metric 'accuracy' in .*; expected one of reconstruct"):
+    with pytest.raises(UsageError, match="no metric 'accuracy'; expected one of reconstruct"):
         make_embeddings(data_dir, trained / "export", tmp_path / "out", require="accuracy>0.9")
-    with pytest.raises(UsageError, match="no metric 'elbo' in .*; expected one of active_units"):
+    with pytest.raises(UsageError, match="no metric 'elbo'; expected one of active_units"):
         make_embeddings(
             data_dir, trained / "export", tmp_path / "out", require="elbo>0", fields=("mean",)
         )

@@ -1,9 +1,10 @@
-"""The nightly job in Airflow 3: preprocess --append, then export behind its gate.
+"""The nightly job in Airflow 3: preprocess --append and export, each behind its gate.
 
 Put this file into the DAGs folder; edit _SCRIPT, and edit _ENVIRONMENT as the comment at the top of
 nightly.sh says. Each stage is a task. After status 75 Airflow tries again, and the stage resumes
 from its completed files. Any other status but 0 fails the task at once, because a retry would fail
-again. Status 3 means that the gate rejected the export; `latest` names the one before.
+again. Status 3 means that a gate rejected the data set or the export; `latest` names the export
+before.
 """
 
 import os
@@ -20,11 +21,13 @@ _ENVIRONMENT = {
     "MODEL_DIR": "/data/run/export",
     "EXPORTS_DIR": "/data/embeddings",
     "REQUIRE": "elbo>-110",
+    "REQUIRE_DATA": "min_class_share>=0.02",
+    "REFERENCE_DATA": "/data/shards",
     "PYTHON": "/opt/vae-pipeline/.venv/bin/python",
     "TRIES": "1",  # Airflow shows its own `retries`.
 }
 _INTERRUPTED = 75
-_MEANINGS = {2: "bad usage or configuration", 3: "the gate rejected the export"}
+_MEANINGS = {2: "bad usage or configuration", 3: "the gate rejected its output"}
 
 
 def _date(context):

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The nightly job: preprocess --append, then export behind its gate; then `latest` names the export.
+# The nightly job: preprocess --append and export, each behind its gate; then `latest` names the
+# export.
 #
 #   nightly.sh            both stages
 #   nightly.sh preprocess | nightly.sh export      one stage, for a scheduler with a task for each
@@ -14,7 +15,11 @@
 #                                 in EXPORTS_DIR
 #   DATE=2026-11-25               the night, also for a try after midnight; by default today
 #   KEEP=7                        how many good exports stay
-#   REQUIRE='elbo>-110'           the gate, as in export --require; optional
+#   REQUIRE='elbo>-110'           the gate of the export, as in export --require; optional
+#   REQUIRE_DATA='min_class_share>=0.02'    the gate of the data set, as in preprocess --require;
+#                                 optional
+#   REFERENCE_DATA=/data/shards   a data set with which new records are compared, as in preprocess
+#                                 --reference; may be DATA_DIR; optional
 #   PREPROCESS_FLAGS='--name=photos --num_shards=4'    further flags, separated by spaces
 #   EXPORT_FLAGS='--split=train,test'
 #   METRICS_DIR=/var/lib/node_exporter/textfile    each command writes a file night_STAGE.prom for
@@ -23,8 +28,9 @@
 #   PYTHON=/opt/vae-pipeline/.venv/bin/python
 #
 # Exit status: 0 published, or nothing was new; 1 a stage failed; 2 bad usage or configuration;
-# 3 the gate rejected the export, and LATEST names the one before; 75 interrupted, or another night
-# is still under way: start it again, and it resumes from its completed files.
+# 3 a gate rejected the data set or the export, as the last line says, and LATEST names the export
+# before; 75 interrupted, or another night is still under way: start it again, and it resumes from
+# its completed files.
 set -u
 
 say() { echo "nightly: $*" >&2; }
@@ -163,12 +169,17 @@ sys.exit(command.end("nightly", look))' "$DATA_DIR"
 
 preprocess() {
   # shellcheck disable=SC2086 # Flags, separated by spaces.
-  set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${PREPROCESS_FLAGS:-}
+  set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${REQUIRE_DATA:+--require="$REQUIRE_DATA"} \
+    --status_on_rejection=3 ${PREPROCESS_FLAGS:-}
+  reference=${REFERENCE_DATA:-} outcome="the new records are not in $DATA_DIR"
   look_for_set
   case $status in
   # A record that comes again with another image stays as it is, with a warning, and new ones get in.
   0) set -- --on_changed=keep "$@" --append ;;
-  4) ;; # The first night creates the data set, or resumes creating it.
+  4) # The first night creates the data set, or resumes creating it.
+    [ "$reference" != "$DATA_DIR" ] || reference=''
+    outcome="no command trains or exports from $DATA_DIR"
+    ;;
   143)
     say "preprocess was interrupted before it began; run the same command to resume"
     exit 75
@@ -178,11 +189,17 @@ preprocess() {
     exit 1
     ;;
   esac
-  # Status 3: an unfinished run with other inputs is in the way.
-  run_stage preprocess "$@" --status_on_conflict=3
-  if [ "$status" -eq 3 ]; then
+  set -- "$@" ${reference:+--reference="$reference"}
+  # Status 4: an unfinished run with other inputs is in the way.
+  run_stage preprocess "$@" --status_on_conflict=4
+  if [ "$status" -eq 4 ]; then
     say "$SOURCE has changed since a night that did not end; its partial work is removed"
     run_stage preprocess "$@" --overwrite
+  fi
+  if [ "$status" -eq 3 ]; then
+    say "the gate rejected the data set: $outcome, and this night exports nothing; to judge the data \
+set by another REQUIRE_DATA, start this night again with DATE=$date"
+    exit 3
   fi
   expect_0
 }

@@ -27,6 +27,7 @@ from pipeline.datasets.building import (
 from pipeline.datasets.building.create import Request
 from pipeline.datasets.building.shard_writer import Layout
 from pipeline.sources import conversion, opened_source
+from pipeline.stages import gate
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import is_shard
 from pipeline.stages.output_directory import OutputDirectory
@@ -46,11 +47,15 @@ def append_records(request: Request) -> dict[str, Any]:
       The manifest, with the key "reused" if there was nothing to append.
 
     Raises:
+      gate.Rejected: a bound does not hold, and the data set is as it was; or the data set was
+        rejected, and there are no bounds.
       StageError: the source or the data set cannot be used, they do not fit together, or an id
         is in the data set with another record and request.on_changed is "fail".
     """
     output_dir = request.output_dir
     base = manifest_lib.read_manifest(output_dir, "preprocess", "--output_dir")
+    if not request.requirements:
+        gate.refuse(output_dir, base)
     memory = taken.Taken(output_dir, request.source_spec)
     request, source = opened(request, base)
     directory = create.output_directory(output_dir, base["made_from"])
@@ -73,6 +78,7 @@ def append_records(request: Request) -> dict[str, Any]:
             base = restore.complete(directory, base, options=request.options, checks_all=True)
             directory.forget_finished(base)
             metrics_file.observe_records(written=0, quarantined=0, existing=source.num_records)
+            base = restore.judge(directory, base, request.requirements)
             num_changed = {"num_changed": num_kept} if num_kept else {}
             return {**base, "reused": True, **num_changed}
 
@@ -218,18 +224,23 @@ def _write(
         parts.append(f"{num_barred:,} removed from the data set earlier stay out")
     parts.append(f"{comparison.num_existing - num_barred:,} already in the data set")
     print(f"preprocess: {', '.join(parts)}", file=sys.stderr, flush=True)
-    return create.write_dataset(
-        request,
-        source=source,
-        layout=layout,
-        blocks=list(new_records.save_blocks(output.tasks, comparison.new)),
-        output=output,
-        base=base,
-        num_existing=comparison.num_existing,
-        num_changed=len(kept),
-        rewrites=rewrites,
-        removed=rewriting.removed(output.directory, indexes, rewrites, source.image_shape),
-    )
+    try:
+        return create.write_dataset(
+            request,
+            source=source,
+            layout=layout,
+            blocks=list(new_records.save_blocks(output.tasks, comparison.new)),
+            output=output,
+            base=base,
+            num_existing=comparison.num_existing,
+            num_changed=len(kept),
+            rewrites=rewrites,
+            removed=rewriting.removed(output.directory, indexes, rewrites, source.image_shape),
+        )
+    except gate.Rejected:
+        # Other readers find shards by pattern.
+        output.undo_append(base)
+        raise
 
 
 def _conflict(

@@ -25,10 +25,11 @@ from pipeline.datasets.building import (
     taken,
 )
 from pipeline.datasets.building.shard_writer import Layout
+from pipeline.datasets.profile import drift
 from pipeline.formats import tfrecord
 from pipeline.sources import conversion, opened_source
 from pipeline.sources.splits import UNSPLIT
-from pipeline.stages import quarantine
+from pipeline.stages import gate, quarantine
 from pipeline.stages.output_directory import OutputDirectory
 from pipeline.storage import files
 
@@ -81,6 +82,8 @@ class Request:
     options: PipelineOptions  # Beam's.
     on_changed: str = "fail"  # Or keep, replace: of an append, for a changed record.
     reread: bool = False  # Whether files that have not changed are read again.
+    requirements: Sequence[gate.Requirement] = ()  # Bounds on the data set.
+    reference: drift.Profile | None = None  # What the records of the job are compared with.
 
 
 def resolve(settings: Settings, source: conversion.ConvertedSource) -> Settings:
@@ -240,6 +243,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
       The manifest, with the key "reused" if the data set was already finished.
 
     Raises:
+      gate.Rejected: the data set is finished and breaks a bound.
       UsageError: settings that do not fit the source.
       StageError: the source or the output directory cannot be used.
     """
@@ -259,7 +263,8 @@ def create_dataset(request: Request) -> dict[str, Any]:
             metrics_file.observe_records(
                 written=0, quarantined=records["quarantined"], existing=records["written"]
             )
-            return {**finished, "reused": True}
+            manifest = restore.judge(output, finished, request.requirements, request.reference)
+            return {**manifest, "reused": True}
         reading.announce("preprocess", source, layout.name, request.settings.validation_fraction)
         taken.forget_all(output.directory)
         blocks = shard_writer.index_blocks(source.num_records)
@@ -270,6 +275,7 @@ def create_dataset(request: Request) -> dict[str, Any]:
         hashes = index.Indexes(output.directory, manifest["files"]).ids()
         memory = taken.Taken(output.directory, request.source_spec)
         memory.write(source, manifest["made_from"], hashes)
+        gate.refuse(output.directory, manifest)
         return manifest
 
 
@@ -336,4 +342,6 @@ def write_dataset(
         num_existing=num_existing,
         num_changed=num_changed,
         removed=removed,
+        requirements=request.requirements,
+        reference=request.reference,
     )

@@ -13,20 +13,19 @@ from pipeline.datasets import croissant, index, reader, tfds_metadata
 from pipeline.datasets.building import rewriting
 from pipeline.datasets.building.rewriting import NOTHING_REMOVED, Removed
 from pipeline.datasets.building.shard_writer import Layout
-from pipeline.datasets.profile import describe, duplicates
+from pipeline.datasets.profile import describe, drift, duplicates, measures
 from pipeline.datasets.profile import page as stats_page
 from pipeline.datasets.profile import warnings as set_warnings
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.sources import conversion
+from pipeline.stages import gate, quarantine
 from pipeline.stages import manifest as manifest_lib
-from pipeline.stages import quarantine
-from pipeline.stages.contracts import FileEntry
+from pipeline.stages.contracts import FileEntry, is_shard
 from pipeline.stages.output_directory import OutputDirectory
 
-_STATISTICS = "statistics.json"
 _PAGE = "stats.html"
 # Files that describe the whole set, without the manifest and the statistics of splits.
-NAMES = (_STATISTICS, duplicates.FILE, _PAGE, croissant.FILE, *tfds_metadata.NAMES)
+NAMES = (drift.STATISTICS, duplicates.FILE, _PAGE, croissant.FILE, *tfds_metadata.NAMES)
 # Sample images on the page for each split.
 _NUM_SAMPLES = 48
 # Number of quarantine reasons that are listed.
@@ -48,6 +47,8 @@ def finish_dataset(
     num_existing: int = 0,
     num_changed: int = 0,
     removed: Removed = NOTHING_REMOVED,
+    requirements: Sequence[gate.Requirement] = (),
+    reference: drift.Profile | None = None,
 ) -> dict[str, Any]:
     """Describes a set with the records of a source, and writes its manifest.
 
@@ -60,11 +61,14 @@ def finish_dataset(
       num_existing: records of the source that were skipped because `base` holds them.
       num_changed: how many of these have another image or label in the source.
       removed: the records of `base` that were replaced.
+      requirements: bounds on the whole set; see `publish`.
+      reference: what the records of this job are compared with.
 
     Returns:
       The manifest as written.
 
     Raises:
+      gate.Rejected: see `publish`.
       StageError: a shard failed, records are missing, or too many are unreadable.
       SourceChanged: the source has changed.
     """
@@ -89,7 +93,7 @@ def finish_dataset(
         )
     ignored = {"ignored": dict(source.ignored)} if source.ignored else {}
     total = {**counts, **ignored}
-    last_append = {}
+    further: dict[str, Any] = {}
     if base:
         added = {key: base["records"][key] + count for key, count in counts.items()}
         total = {**base["records"], **added, "read": added["read"] - num_existing}
@@ -99,21 +103,45 @@ def finish_dataset(
         last = {**counts, "there": num_existing, **ignored}
         if num_changed:
             last["changed"] = num_changed
-        last_append = {"last_append": last}
-    return publish(
-        output,
-        name=layout.name,
-        image_shape=source.image_shape,
-        class_names=list(source.class_names),
-        num_in_names=layout.num_in_names,
-        markers=markers,
-        base=base,
-        removed=removed,
-        records=total,
-        further=last_append,
-        dropped=rewriting.dropped_names(removed.rewritten),
-        check=source.check_unchanged,
-    )
+        further["last_append"] = last
+    if reference:
+        further["drift"] = _drift(output, new, layout.num_shards, source, reference)
+    try:
+        return publish(
+            output,
+            name=layout.name,
+            image_shape=source.image_shape,
+            class_names=list(source.class_names),
+            num_in_names=layout.num_in_names,
+            markers=markers,
+            base=base,
+            removed=removed,
+            records=total,
+            further=further,
+            requirements=requirements,
+            dropped=rewriting.dropped_names(removed.rewritten),
+            check=source.check_unchanged,
+        )
+    except gate.Rejected:
+        metrics_file.observe_records(written=0, rejected=written)
+        raise
+
+
+def _drift(
+    output: OutputDirectory,
+    new: Sequence[FileEntry],
+    splits: Collection[str],
+    source: conversion.ConvertedSource,
+    reference: drift.Profile,
+) -> dict[str, Any]:
+    """Compares the records in the new shards, of these splits, with a reference."""
+    parts = {s: describe.read_statistics(describe.job_directory(output.tasks), s) for s in splits}
+    summaries = {s: p.summary(list(source.class_names)) for s, p in parts.items() if p}
+    shards = [entry for entry in new if is_shard(entry)]
+    current = drift.profile(output.directory, shards, summaries, source.image_shape)
+    comparison = drift.compare(current, reference)
+    drift.observe(comparison)
+    return comparison
 
 
 def publish(
@@ -128,11 +156,14 @@ def publish(
     removed: Removed,
     records: Mapping[str, Any],
     further: Mapping[str, Any],
+    requirements: Sequence[gate.Requirement] = (),
     files: Sequence[FileEntry] = (),
     dropped: Collection[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Describes a data set as it is now, and writes its manifest.
+
+    A new set that breaks a bound is written, and its manifest has the key "rejected".
 
     Args:
       output: the output directory.
@@ -145,12 +176,17 @@ def publish(
       removed: records that are not in the set any more.
       records: the account of the whole set.
       further: further keys of the manifest.
+      requirements: bounds on the set.
       files: entries of further files, already written.
       dropped: files of the set that go with this job.
       check: called before the manifest is written; raises if the job must not succeed.
 
     Returns:
       The manifest as written.
+
+    Raises:
+      gate.Rejected: the set of `base` breaks a bound with the new records; no file that `base`
+        lists has changed.
     """
     directory = output.directory
     old_files = {entry["name"]: entry for entry in base["files"]} if base else {}
@@ -176,12 +212,29 @@ def publish(
             total -= removed.statistics[split]
             total.minimum, total.maximum = _extremes(indexes, by_split[split])
         statistics[split] = total
+    summaries = {split: total.summary(class_names) for split, total in statistics.items()}
+
+    def failures(counts: set_warnings.Duplicates) -> list[str]:
+        return gate.failures(
+            requirements, measures.measures(summaries, counts, records), lacking="labels"
+        )
+
+    def check_append(counts: set_warnings.Duplicates) -> None:
+        if base and (failed := failures(counts)):
+            raise gate.Rejected(
+                f"--require: {', '.join(failed)} does not hold with the new records, so they are "
+                f"rejected, and the data set in {directory} stays as it was; look at the source, "
+                "or set other bounds",
+                further.get("drift", {}).get("warnings", ()),
+            )
+
     counts = write_duplicates(
         directory,
         indexes,
         is_new=lambda shard: shard["name"] in new_shards,
         removed=removed.images,
         earlier=earlier_duplicates,
+        check=check_append,
     )
     identity = {
         "format_version": manifest_lib.FORMAT_VERSION,
@@ -190,6 +243,8 @@ def publish(
         "shards": [{k: v for k, v in e.items() if k != "crc32c"} for e in indexes.shards],
     }
     dataset_id = manifest_lib.content_id(identity)
+    if failed := failures(counts):
+        further = {**further, "rejected": failed}
     contents, warnings = describe_set(
         directory,
         name=name,
@@ -201,6 +256,8 @@ def publish(
         entries=entries,
         statistics=statistics,
         counts=counts,
+        comparison=further.get("drift"),
+        is_rejected="rejected" in further,
     )
     contents |= {index.statistics_name(s): total.to_bytes() for s, total in statistics.items()}
     described = [manifest_lib.write_file(directory, n, data) for n, data in contents.items()]
@@ -234,6 +291,8 @@ def describe_set(
     entries: Sequence[FileEntry],
     statistics: Mapping[str, Statistics],
     counts: set_warnings.Duplicates,
+    comparison: Mapping[str, Any] | None,
+    is_rejected: bool,
 ) -> tuple[dict[str, bytes], list[str]]:
     """The files of NAMES without duplicates.jsonl.
 
@@ -248,6 +307,8 @@ def describe_set(
       entries: of all shards and quarantine lists.
       statistics: split -> statistics.
       counts: of duplicates.jsonl.
+      comparison: the result of `drift.compare`, if there is one.
+      is_rejected: whether the set was rejected: then no other library must read it.
 
     Returns:
       File name -> contents.
@@ -278,24 +339,22 @@ def describe_set(
     page = stats_page.render(
         name=name,
         description=description,
+        comparison=comparison,
         statistics=statistics,
         class_names=class_names,
         samples={s: _samples(directory, shards, image_shape) for s, shards in by_split.items()},
     )
-    described = croissant.croissant_json(
-        name=name,
-        dataset_id=dataset_id,
-        image_shape=image_shape,
-        class_names=class_names,
-        splits=by_split,
-        compression=compression,
-    )
-    contents = {
-        _STATISTICS: manifest_lib.readable_json(description),
-        _PAGE: page,
-        croissant.FILE: described,
-    }
-    if compression == "none":  # tensorflow-datasets reads no other.
+    contents = {drift.STATISTICS: manifest_lib.readable_json(description), _PAGE: page}
+    if not is_rejected:
+        contents[croissant.FILE] = croissant.croissant_json(
+            name=name,
+            dataset_id=dataset_id,
+            image_shape=image_shape,
+            class_names=class_names,
+            splits=by_split,
+            compression=compression,
+        )
+    if compression == "none" and not is_rejected:  # tensorflow-datasets reads no other.
         contents |= tfds_metadata.tfds_files(
             name=name,
             image_shape=image_shape,
@@ -323,8 +382,12 @@ def write_duplicates(
     is_new: Callable[[FileEntry], bool],
     removed: np.ndarray = duplicates.NO_IMAGES,
     earlier: Iterable[bytes] = (),
+    check: Callable[[set_warnings.Duplicates], None] = lambda counts: None,
 ) -> set_warnings.Duplicates:
-    """Writes duplicates.jsonl, and returns its counts; arguments as of `duplicates.lines`."""
+    """Writes duplicates.jsonl, and returns its counts; arguments as of `duplicates.lines`.
+
+    If `check` raises an error because of the counts, the old file stays.
+    """
     counts = set_warnings.Duplicates()
 
     def lines() -> Iterator[bytes]:
@@ -333,8 +396,25 @@ def write_duplicates(
         ):
             counts.add(json.loads(line))
             yield line
+        check(counts)
 
     counts.entry = manifest_lib.write_lines(directory, duplicates.FILE, lines())
+    return counts
+
+
+def read_duplicates(directory: str, files: Mapping[str, FileEntry]) -> set_warnings.Duplicates:
+    """The counts of a finished set's duplicates.jsonl.
+
+    Args:
+      directory: the data set's.
+      files: name -> manifest entry.
+
+    Raises:
+      StageError: the file is damaged.
+    """
+    counts = set_warnings.Duplicates()
+    for line in manifest_lib.read_file(directory, files[duplicates.FILE]).splitlines():
+        counts.add(json.loads(line))
     return counts
 
 

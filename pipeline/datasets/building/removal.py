@@ -147,7 +147,7 @@ def _remove(
         base=base,
         removed=removed,
         records=records,
-        further={},
+        further={"rejected": base["rejected"]} if "rejected" in base else {},
         files=files,
         dropped=dropped,
     )

@@ -4,7 +4,6 @@ Indexes, statistics, duplicates and pages are functions of the shards. Sets of e
 not all of them.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,10 +14,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.cli.progress import Progress
 from pipeline.datasets import index
 from pipeline.datasets.building import finish
-from pipeline.datasets.profile import describe, duplicates
-from pipeline.datasets.profile import warnings as set_warnings
+from pipeline.datasets.profile import describe, drift, duplicates, measures
 from pipeline.datasets.profile.statistics import Statistics
 from pipeline.runners import run as runner
+from pipeline.stages import gate
 from pipeline.stages import manifest as manifest_lib
 from pipeline.stages.contracts import FileEntry
 from pipeline.stages.output_directory import OutputDirectory
@@ -104,9 +103,12 @@ def complete(
         files[duplicates.FILE] = counts.entry
     if checks_all:
         output.forget_previous(damaged=True)
-        described = _describe_set(output, base, files)
-        made += described
-        files |= {entry["name"]: entry for entry in described}
+        names = [n for n in finish.NAMES if n in files and not output.is_complete([files[n]])]
+        if names:
+            print(f"preprocess: makes {', '.join(names)} anew", file=sys.stderr, flush=True)
+            described = _describe_set(output, base, files)
+            made += described
+            files |= {entry["name"]: entry for entry in described}
     if not made:
         return base
     return output.replace_manifest({**base, "files": list(files.values())})
@@ -115,18 +117,11 @@ def complete(
 def _describe_set(
     output: OutputDirectory, base: Mapping[str, Any], files: Mapping[str, FileEntry]
 ) -> list[FileEntry]:
-    """Makes the files that describe the whole set, if one is missing or damaged; their entries.
+    """Makes the files that describe the whole set; their entries.
 
     All are made, so that those of an earlier version are not mixed with those of this one.
     """
     directory = output.directory
-    names = [n for n in finish.NAMES if n in files and not output.is_complete([files[n]])]
-    if not names:
-        return []
-    print(f"preprocess: makes {', '.join(names)} anew", file=sys.stderr, flush=True)
-    counts = set_warnings.Duplicates()
-    for line in manifest_lib.read_file(directory, files[duplicates.FILE]).splitlines():
-        counts.add(json.loads(line))
     contents, _ = finish.describe_set(
         directory,
         name=base["name"],
@@ -139,9 +134,64 @@ def _describe_set(
         statistics={
             split: describe.kept_statistics(directory, files, split) for split in base["splits"]
         },
-        counts=counts,
+        counts=finish.read_duplicates(directory, files),
+        comparison=base.get("drift"),
+        is_rejected="rejected" in base,
     )
     return [manifest_lib.write_file(directory, name, data) for name, data in contents.items()]
+
+
+def judge(
+    output: OutputDirectory,
+    base: Mapping[str, Any],
+    requirements: Sequence[gate.Requirement],
+    reference: drift.Profile | None = None,
+) -> dict[str, Any]:
+    """Compares a finished, complete data set with a reference, and applies bounds to it.
+
+    A set that was rejected is so no more if it keeps the bounds. Another set stays what it is.
+
+    Args:
+      output: the data set's directory, which this process holds.
+      base: its manifest.
+      requirements: the bounds.
+      reference: what all records of the set are compared with.
+
+    Returns:
+      The manifest, written anew if it has changed.
+
+    Raises:
+      gate.Rejected: a bound does not hold; or the set was rejected, and there are no bounds.
+    """
+    directory, manifest, failed = output.directory, dict(base), []
+    files = {entry["name"]: entry for entry in base["files"]}
+    if reference:
+        manifest["drift"] = drift.compare(drift.read(directory, base), reference)
+    if "drift" in manifest:
+        drift.observe(manifest["drift"])
+    if requirements:
+        splits = drift.summaries(directory, base["files"])
+        counts = finish.read_duplicates(directory, files)
+        metrics = measures.measures(splits, counts, base["records"])
+        failed = gate.failures(requirements, metrics, lacking="labels")
+        if not failed:
+            manifest.pop("rejected", None)
+    if manifest != base:
+        described = _describe_set(output, manifest, files)
+        names = {entry["name"] for entry in described}
+        others = [entry for name, entry in files.items() if name not in names]
+        place = list(files).index(drift.STATISTICS)  # As `finish.publish` orders the files.
+        manifest["files"] = [*others[:place], *described, *others[place:]]
+        manifest = output.replace_manifest(manifest)
+        output.forget_finished(manifest)  # Waits for the disk.
+    if failed:
+        raise gate.Rejected(
+            f"--require: {', '.join(failed)} does not hold for the data set in {directory}; "
+            f"{gate.REMEDY}",
+            gate.warnings(manifest),
+        )
+    gate.refuse(directory, manifest)
+    return manifest
 
 
 def _describe(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.datasets.profile import drift
 from pipeline.datasets.profile.statistics import MAX_MEAN_IMAGES, Statistics
 from pipeline.formats import html as html_page
 from pipeline.formats import png
@@ -21,6 +22,7 @@ def render(
     *,
     name: str,
     description: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
     statistics: Mapping[str, Statistics],
     class_names: Sequence[str],
     samples: Mapping[str, Sequence[Record]],
@@ -30,6 +32,7 @@ def render(
     Args:
       name: the data set's name.
       description: the contents of statistics.json.
+      comparison: the result of `drift.compare`, if there is one.
       statistics: split -> statistics.
       class_names: class_names[i] is the name of label i.
       samples: split -> records to show.
@@ -39,15 +42,18 @@ def render(
     num_quarantined = sum(part["num_quarantined"] for part in description["splits"].values())
     num_unlabelled = sum(part.num_unlabelled for part in statistics.values())
     shape = "×".join(map(str, first.image_shape))
+    warnings = [*description["warnings"], *(comparison["warnings"] if comparison else ())]
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="soft">{total:,} images of {shape}, {_classes(class_names, num_unlabelled)}, '
         f"{num_quarantined:,} quarantined</p>",
-        html_page.warnings(description["warnings"]) or "<p>Nothing looks wrong.</p>",
+        html_page.warnings(warnings) or "<p>Nothing looks wrong.</p>",
         "<h2>Splits</h2>",
         _splits(description["splits"]),
         _quarantined(description["quarantined"], num_quarantined),
     ]
+    if comparison:
+        parts.append(_drift(comparison))
     if num_unlabelled < total:
         parts += ["<h2>Class balance</h2>", _balance(description["splits"], class_names)]
     parts.append("<h2>Mean images</h2>" if not class_names else "<h2>Mean image of each class</h2>")
@@ -91,6 +97,42 @@ def _quarantined(reasons: Mapping[str, int], total: int) -> str:
         return ""
     rows = [[html_page.cell(reason), html_page.cell(count)] for reason, count in reasons.items()]
     return "<h2>Quarantined</h2>" + html_page.table(["reason", "records"], rows)
+
+
+def _drift(comparison: Mapping[str, Any]) -> str:
+    """The result of `drift.compare` as tables."""
+    rows = []
+    for split, part in comparison["splits"].items():
+        for name, test in drift.tests(part):
+            moments = *test.get("mean", (None, None)), *test.get("variance", (None, None))
+            values = split, name, *moments, test["statistic"], test["p_value"]
+            rows.append([html_page.cell(value) for value in values])
+    sides = "mean, reference", "mean, here", "variance, reference", "variance, here"
+    shares = {
+        s: p["class_shares"]["shares"]
+        for s, p in comparison["splits"].items()
+        if p.get("class_shares")
+    }
+    share_rows = []
+    for name in dict.fromkeys(name for part in shares.values() for name in part):
+        pairs = [part.get(name, (None, None)) for part in shares.values()]
+        cells = [None if share is None else f"{share:.1%}" for pair in pairs for share in pair]
+        share_rows.append([html_page.cell(value) for value in (name, *cells)])
+    columns = [
+        html.escape(f"{split}, {side}") for split in shares for side in ("reference", "here")
+    ]
+    return "".join(
+        [
+            "<h2>Drift</h2>",
+            '<p class="soft">The records of the last job, compared with the data set '
+            f"{html.escape(comparison['reference'])}: the mean of each image (brightness), the "
+            "standard deviation of each image (contrast), and the classes. The statistic is that "
+            "of Kolmogorov and Smirnov; of classes, the total variation.</p>",
+            html_page.table(["split", "", *sides, "statistic", "p-value"], rows) if rows else "",
+            '<p class="soft">The classes whose shares differ most</p>' if share_rows else "",
+            html_page.table(["class", *columns], share_rows) if share_rows else "",
+        ]
+    )
 
 
 def _balance(splits: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> str:

@@ -1,20 +1,13 @@
 """Compares the distributions of two exports: --reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from pipeline.embeddings import rows
+from pipeline.stages import drift
 
 # Rows of each export in the samples that are compared.
 MAX_ROWS = 10_000
-# With many rows any difference is significant. So drift is judged by the size of the
-# Kolmogorov-Smirnov statistic, the largest distance between two distribution functions.
-_LARGE = 0.1
-# With few rows the difference also has to be significant: at most this chance of a false alarm
-# over all tests.
-_CHANCE = 0.001
 
 
 def compare(
@@ -47,7 +40,7 @@ def compare(
         for i, (before, after) in enumerate(latents):
             columns = reference_rows.columns["mean"][:, i], current_rows.columns["mean"][:, i]
             moments = {key: [before[key], after[key]] for key in ("mean", "variance")}
-            comparison = moments | _test(*columns)
+            comparison = moments | drift.kolmogorov_smirnov(*columns)
             result["latents"].append(comparison)
             tests.append((f"latent {i}", comparison))
     name = "reconstruction_loss"
@@ -56,23 +49,15 @@ def compare(
         result[name] = {
             "mean": [reference_totals[name], current_totals[name]],
             "variance": [reference_totals[variance], current_totals[variance]],
-        } | _test(reference_rows.columns[name], current_rows.columns[name])
+        } | drift.kolmogorov_smirnov(reference_rows.columns[name], current_rows.columns[name])
         tests.append((name, result[name]))
-    return result | {"warnings": _warnings(tests)}
+    warnings = [drift.warning(n, test) for n, test in tests if drift.has_drifted(test, len(tests))]
+    return result | {"warnings": warnings}
 
 
-def _test(reference: np.ndarray, current: np.ndarray) -> dict[str, float]:
-    from scipy import stats
-
-    result = stats.ks_2samp(reference, current, method="asymp")
-    return {"statistic": float(result.statistic), "p_value": float(result.pvalue)}
-
-
-def _warnings(tests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    return [
-        f"{name} has drifted: mean {test['mean'][0]:.4g} in the reference, "
-        f"{test['mean'][1]:.4g} here; variance {test['variance'][0]:.4g} and "
-        f"{test['variance'][1]:.4g}; Kolmogorov-Smirnov statistic {test['statistic']:.2f}"
-        for name, test in tests
-        if test["statistic"] > _LARGE and test["p_value"] * len(tests) < _CHANCE
-    ]
+def observe(comparison: Mapping[str, Any]) -> None:
+    """Sets the metrics of a comparison; none of {}."""
+    if comparison:
+        losses = [comparison[key] for key in ("reconstruction_loss",) if key in comparison]
+        tests = {"latents": comparison.get("latents", ()), "reconstruction_loss": losses}
+        drift.observe(tests, comparison["warnings"])
