@@ -158,7 +158,7 @@ def test_a_rejected_set_is_finished_and_nobody_takes_it(idx_dir, data_dir, train
     assert manifest["dataset_id"] == json.loads(plain["manifest.json"])["dataset_id"]
     # The same bytes, without the files by which tensorflow-datasets would read the set.
     assert plain.keys() - rejected.keys() == {
-        *("dataset_info.json", "features.json", "label.labels.txt")
+        *("croissant.json", "dataset_info.json", "features.json", "label.labels.txt")
     }
     same = plain.keys() & rejected.keys() - {"manifest.json"}
     assert all(rejected[name] == plain[name] for name in same)
