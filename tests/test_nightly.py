@@ -154,7 +154,7 @@ def test_nights_whose_data_set_is_rejected(nights):
     before = outputs_of(data)
     nights.grow(220)
     stderr = nights.night("preprocess", status=3, REQUIRE_DATA="written<201", **settings)
-    assert f"gate rejected the data set: the new records are not in {data}, and" in stderr
+    assert f"gate rejected the data set: nothing was added to {data}, and" in stderr
     assert "preprocess: --require: written<201 (it is 270) does not hold" in stderr
     assert outputs_of(data) == before
 

@@ -53,10 +53,11 @@ class ImageSetKeywords(conversion.Conversion):
             if rule and (value is not None or field.default is not None):
                 try:
                     value = rule.parse(value)
-                except (ValueError, TypeError, AttributeError) as error:
+                except (ValueError, TypeError, AttributeError):
                     text = " ".join(f"{value}".split())
                     shown = text if len(text) < 100 else f"{text[:100]}…"
-                    raise UsageError(f"--{field.name}={shown}: {rule.expected}") from error
+                    # Its cause has the value, which may be a signed URL.
+                    raise UsageError(f"--{field.name}={shown}: {rule.expected}") from None
             object.__setattr__(self, field.name, value)
 
     def source_spec(self, source: str) -> conversion.SourceSpec:

@@ -102,8 +102,8 @@ def failures(
 
 # What to do about a data set that was rejected.
 REMEDY = (
-    "look at its stats.html; to accept the set as it is, run the command that made it with "
-    "--require and bounds that hold; to make another, run it with --overwrite"
+    "look at its stats.html; to accept the set as it is, run the command that made it, or an "
+    "--append, with --require and bounds that hold; to make another, pass --overwrite"
 )
 
 

@@ -12,7 +12,7 @@ from pipeline.cli.errors import StageError
 from pipeline.datasets import index, placement, reader
 from pipeline.datasets.building import removal
 from pipeline.runners import options as beam_options
-from tests.conftest import die_at_file, make_embeddings, make_shards, outputs_of
+from tests.conftest import die_at_file, make_embeddings, make_idx_set, make_shards, outputs_of
 from tests.forked import run_command
 from tests.sources.test_sources import records_in
 
@@ -390,3 +390,14 @@ def test_a_finished_removal_that_was_killed_is_completed_by_any_later_job(out, t
     done = run_command("pipeline.verify", f"--absent={tmp_path}/ids", out, check=False)
     assert done.returncode == 0, done.stdout
     assert run_command("pipeline.verify", out).returncode == 0
+
+
+@pytest.mark.parametrize("lost", ["source-*", "source-*.memory"])
+def test_a_kill_after_the_manifest_costs_no_memory_of_the_source(tmp_path, lost):
+    source, out = f"idx:{make_idx_set(tmp_path / 'set')}", tmp_path / "out"
+    make_shards(source, out)
+    before = {path.name: path.read_bytes() for path in (out / "index").iterdir()}
+    for path in (out / "index").glob(lost):
+        path.unlink()
+    make_shards(source, out)
+    assert {path.name: path.read_bytes() for path in (out / "index").iterdir()} == before

@@ -171,13 +171,13 @@ preprocess() {
   # shellcheck disable=SC2086 # Flags, separated by spaces.
   set -- --source="$SOURCE" --output_dir="$DATA_DIR" ${REQUIRE_DATA:+--require="$REQUIRE_DATA"} \
     --status_on_rejection=3 ${PREPROCESS_FLAGS:-}
-  reference=${REFERENCE_DATA:-} outcome="the new records are not in $DATA_DIR"
+  reference=${REFERENCE_DATA:-} outcome="nothing was added to $DATA_DIR"
   look_for_set
   case $status in
   # A record that comes again with another image stays as it is, with a warning, and new ones get in.
   0) set -- --on_changed=keep "$@" --append ;;
   4) # The first night creates the data set, or resumes creating it.
-    [ "$reference" != "$DATA_DIR" ] || reference=''
+    [ "${reference%/}" != "${DATA_DIR%/}" ] || reference=''
     outcome="no command trains or exports from $DATA_DIR"
     ;;
   143)

@@ -263,6 +263,10 @@ def create_dataset(request: Request) -> dict[str, Any]:
             metrics_file.observe_records(
                 written=0, quarantined=records["quarantined"], existing=records["written"]
             )
+            memory = taken.Taken(output.directory, request.source_spec)
+            if memory.memory(finished["made_from"]) is None:  # A kill came after the manifest.
+                hashes = index.Indexes(output.directory, finished["files"]).ids()
+                memory.write(source, finished["made_from"], hashes)
             manifest = restore.judge(output, finished, request.requirements, request.reference)
             return {**manifest, "reused": True}
         reading.announce("preprocess", source, layout.name, request.settings.validation_fraction)

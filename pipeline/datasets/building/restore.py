@@ -185,9 +185,12 @@ def judge(
         manifest = output.replace_manifest(manifest)
         output.forget_finished(manifest)  # Waits for the disk.
     if failed:
+        remedy = "the set was accepted before and stays so: look at the source, or set other bounds"
+        if "rejected" in base:
+            remedy = gate.REMEDY
         raise gate.Rejected(
             f"--require: {', '.join(failed)} does not hold for the data set in {directory}; "
-            f"{gate.REMEDY}",
+            f"{remedy}",
             gate.warnings(manifest),
         )
     gate.refuse(directory, manifest)

@@ -92,6 +92,10 @@ class Taken:
         """
         directory = files.join(self._directory, index.DIRECTORY)
         files.make_dirs(directory)
+        held = np.concatenate([_hashes(self._path(_IDS)), _hashes(self._path(_LOST))])
+        _save(self._path(_LOST), held[~index.are_among(held, _sorted(id_hashes))])
+        _save(self._path(_IDS), id_hashes)
+        # Last, so that the other files are there if the memory is.
         num_appends = sum(key.startswith(APPENDED) for key in made_from)
         name, data = self._memory_name(made_from, num_appends), source.memory_bytes(changed)
         if _read(files.join(directory, name)) != data:
@@ -99,9 +103,6 @@ class Taken:
         for other in self._memories():
             if other != name:
                 files.remove(files.join(directory, other))
-        held = np.concatenate([_hashes(self._path(_IDS)), _hashes(self._path(_LOST))])
-        _save(self._path(_LOST), held[~index.are_among(held, _sorted(id_hashes))])
-        _save(self._path(_IDS), id_hashes)
         files.sync(directory)
 
     def report_lost(self, base: Mapping[str, Any], id_hashes: np.ndarray) -> None:
