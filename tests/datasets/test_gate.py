@@ -300,10 +300,10 @@ def test_an_append_that_was_killed_before_its_rejection_stands_in_the_way_of_oth
     make_shards(other, out, append=True, overwrite=True, require="written==359")
 
 
-def test_a_wrong_bound_is_refused_before_beam_is_imported():
+def test_a_wrong_bound_is_refused_before_beam_is_imported(tmp_path):
     code = """
 import runpy, sys
-sys.argv = ["vae-preprocess", "--source=sample", "--output_dir=/nonesuch/x", sys.argv[1]]
+sys.argv = ["vae-preprocess", "--source=sample", *sys.argv[1:]]
 try:
     runpy.run_module("pipeline.preprocess", run_name="__main__", alter_sys=True)
 finally:
@@ -314,7 +314,7 @@ finally:
         ("duplicates<1%", "'duplicates<1%' is no bound; expected NAME, one of"),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code, f"--require={bound}"],
+            [sys.executable, "-c", code, f"--require={bound}", f"--output_dir={tmp_path}/x"],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,

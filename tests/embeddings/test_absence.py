@@ -175,6 +175,7 @@ def stats_of(ids, *, texts=()) -> bytes:
         statistics={"1": part},
         class_names=["-", "1"],
         samples={"1": [tf_example.Record(i.encode(), IMAGE.tobytes(), 1) for i in ids]},
+        comparison=None,
     )
 
 
