@@ -15,6 +15,7 @@ from absl import flags
 
 from pipeline.api import data_sets, keywords, rules
 from pipeline.cli import command, flag_parsing, metrics_file
+from pipeline.cli.errors import printable
 from pipeline.datasets.profile import measures
 from pipeline.formats import tfrecord
 from pipeline.sources import flags as source_flags
@@ -137,7 +138,7 @@ def run(beam_args: list[str]) -> None:
 
 def _print_warnings(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        print(f"preprocess: warning: {warning}", file=sys.stderr)
+        print(f"preprocess: warning: {printable(warning)}", file=sys.stderr)
 
 
 def _dry_run(settings: keywords.PreprocessKeywords) -> None:

@@ -119,3 +119,22 @@ def test_grey_images_become_rgb(tmp_path):
                 expected = np.repeat(expected[..., :1], 3, axis=2)
             np.testing.assert_array_equal(image, expected)
     assert sum(len(shard.ids) for shard in shards) == 20
+
+
+def test_names_do_not_steer_the_terminal(tmp_path):
+    folder, out = tmp_path / "set", tmp_path / "out"
+    names = ["e\x1b]0;PWNED\x07\x1b[2J", "line\nfeed", "turned\u202e", "größer"]
+    for split in ("train", "test"):
+        for number, name in enumerate(names):
+            if (split, number) == ("test", 1):
+                continue  # A warning names this class.
+            (folder / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 60 * number + 10).save(folder / split / name / f"{split}.png")
+    flags = (f"--source=folder:{folder}", f"--output_dir={out}")
+    for status, more in ((0, []), (1, ["--source=folder:" + str(folder) + "/train/line\nfeed/no"])):
+        done = run_command("pipeline.preprocess", *flags, *more, check=False)
+        assert done.returncode == status, done.stderr
+        shown = done.stdout + done.stderr
+        assert all(c.isprintable() or c == "\n" for c in shown), ascii(shown)
+        if not status:
+            assert "größer" in shown and "has no image of class line\\nfeed" in shown

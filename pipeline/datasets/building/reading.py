@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.cli.errors import printable
 from pipeline.datasets import placement
 from pipeline.sources import conversion
 from pipeline.sources.splits import UNSPLIT
@@ -25,7 +26,7 @@ def lines(source: conversion.ConvertedSource, name: str, validation_fraction: fl
       validation_fraction: share of train that goes to validation.
     """
     spec = source.source_spec
-    return [
+    found = [
         f"reads {spec.source}: {_splits(source.split_sizes, validation_fraction)}",
         _classes(source),
         f"images are {'×'.join(map(str, source.image_shape))}{_conversions(spec)}",
@@ -33,6 +34,7 @@ def lines(source: conversion.ConvertedSource, name: str, validation_fraction: fl
         *source.notes,
         *([f"ignores {ignored_text(source.ignored)}"] if source.ignored else []),
     ]
+    return [printable(line) for line in found]
 
 
 def unreadable(source: conversion.ConvertedSource) -> list[str]:
