@@ -20,6 +20,7 @@ DOCKERFILE = (manifests.DEPLOY / "Dockerfile").read_text()
 _ISOLATED = ["--die-with-parent", "--unshare-pid", "--unshare-net"]
 for _right in ("SETUID", "SETGID", "SETPCAP"):  # For setpriv.
     _ISOLATED += ["--cap-add", f"CAP_{_right}"]
+_VENV = "/opt/venv"
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -89,7 +90,7 @@ class Sandbox:
         image = dict(pair.split("=", 1) for text in values_of("ENV") for pair in shlex.split(text))
         manifest = {v["name"]: v.get("value", "") for v in self.container.get("env", ())}
         return {
-            "PATH": f"/opt/bin:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin",
+            "PATH": f"/opt/bin:{_VENV}/bin:/usr/bin:/bin",
             "PYTHONPATH": "/app",
             "VAE_NOSYNC": "1",
             **image,
@@ -105,10 +106,12 @@ class Sandbox:
                 words += ["--symlink", os.readlink(path), path]
             elif os.path.exists(path):
                 words += _read(path, path)
-        python = {pathlib.Path(prefix) for prefix in (sys.prefix, sys.base_prefix)}
-        for path in sorted({*python, *(path.resolve() for path in python)}):
+        base = pathlib.Path(sys.base_prefix)
+        for path in sorted({base, base.resolve()}):
             if not path.is_relative_to("/usr"):
                 words += [*_directories(path.parent), *_read(path.resolve(), path)]
+        # Not where it is: a volume such as /tmp may lie above it.
+        words += [*_directories(_VENV), *_read(pathlib.Path(sys.prefix).resolve(), _VENV)]
         words += [*_directories("/opt/bin"), *_directories("/opt/apache/beam")]
         words += _read(manifests.DEPLOY / "nightly" / "nightly.sh", "/opt/bin/vae-nightly")
         if self._boot:

@@ -4,6 +4,7 @@ shard_writer.py writes the shards, finish.py describes them and writes the manif
 adds records to a finished data set.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -265,8 +266,9 @@ def create_dataset(request: Request) -> dict[str, Any]:
             )
             memory = taken.Taken(output.directory, request.source_spec)
             if memory.memory(finished["made_from"]) is None:  # A kill came after the manifest.
-                hashes = index.Indexes(output.directory, finished["files"]).ids()
-                memory.write(source, finished["made_from"], hashes)
+                with contextlib.suppress(index.Damaged):  # An earlier version made no indexes.
+                    hashes = index.Indexes(output.directory, finished["files"]).ids()
+                    memory.write(source, finished["made_from"], hashes)
             manifest = restore.judge(output, finished, request.requirements, request.reference)
             return {**manifest, "reused": True}
         reading.announce("preprocess", source, layout.name, request.settings.validation_fraction)
