@@ -97,7 +97,7 @@ def make_export(request: Request) -> dict[str, Any]:
         [*export_metrics, *model_metrics],
         " (metrics of rows need the fields they are made of, see --fields)",
     )
-    if failed := _failures(request, model_metrics, of_model=True):
+    if failed := _failures(request, model_metrics, checks_model=True):
         raise _rejected(failed)
     reference = None
     if request.reference_dir:
@@ -188,13 +188,13 @@ def _finished(request: Request, manifest: Mapping[str, Any], directory: str) -> 
 
 
 def _failures(
-    request: Request, metrics: Mapping[str, float], *, of_model: bool = False
+    request: Request, metrics: Mapping[str, float], *, checks_model: bool = False
 ) -> list[str]:
     """The bounds on metrics of the model, or on all others, that do not hold."""
     requirements = [
         requirement
         for requirement in request.requirements
-        if requirement.name.startswith(summary.MODEL_PREFIX) == of_model
+        if requirement.name.startswith(summary.MODEL_PREFIX) == checks_model
     ]
     return gate.failures(requirements, metrics, lacking="rows")
 

@@ -66,8 +66,9 @@ def maps(means: np.ndarray, labels: np.ndarray) -> list[Map]:
     tsne_means, tsne_labels = means[:MAX_TSNE], labels[:MAX_TSNE]
     perplexity = min(_PERPLEXITY, (len(tsne_means) - 1) / 3)
     tsne = manifold.TSNE(2, init="pca", random_state=0, perplexity=perplexity)
-    # Its threads wait in busy loops: on many cores that other processes use too, 1,000 embeddings
-    # took more than 25 s, and the threads' number changes no bit.
+    # Its threads wait in busy loops, which costs more than it gains where others use the cores: of
+    # three exports at once on 16 cores each spent minutes of CPU on 1,000 embeddings. The number of
+    # threads changes no bit.
     with threadpool_limits(limits=1):
         points = tsne.fit_transform(tsne_means)
     tsne_map = Map("tsne", "t-SNE", points, tsne_labels, ("", ""))

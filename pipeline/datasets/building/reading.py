@@ -26,7 +26,7 @@ def lines(source: conversion.ConvertedSource, name: str, validation_fraction: fl
       validation_fraction: share of train that goes to validation.
     """
     spec = source.source_spec
-    found = [
+    texts = [
         f"reads {spec.source}: {_splits(source.split_sizes, validation_fraction)}",
         _classes(source),
         f"images are {'×'.join(map(str, source.image_shape))}{_conversions(spec)}",
@@ -34,7 +34,7 @@ def lines(source: conversion.ConvertedSource, name: str, validation_fraction: fl
         *source.notes,
         *([f"ignores {ignored_text(source.ignored)}"] if source.ignored else []),
     ]
-    return [printable(line) for line in found]
+    return [printable(text) for text in texts]
 
 
 def unreadable(source: conversion.ConvertedSource) -> list[str]:

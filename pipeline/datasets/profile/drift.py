@@ -63,8 +63,8 @@ def profile(
         if summary["num_examples"]:
             counts = {**summary["num_per_class"], **summary["num_outside_classes"]}
             counts[_UNLABELLED] = summary.get("num_unlabelled", 0)
-            of_split = [shard for shard in shards if shard["split"] == split]
-            images = _sample(directory, of_split, image_shape)
+            split_shards = [shard for shard in shards if shard["split"] == split]
+            images = _sample(directory, split_shards, image_shape)
             profiles[split] = _Split(counts, *images)
     return Profile(dataset_id, tuple(image_shape), profiles)
 
@@ -136,8 +136,8 @@ def compare(current: Profile, reference: Profile) -> dict[str, Any]:
     """
     warnings, splits = [], {}
     if current.image_shape != reference.image_shape:
-        here, there = ("×".join(map(str, p.image_shape)) for p in (current, reference))
-        warnings.append(f"the images have another shape: {there} in the reference, {here} here")
+        shape, earlier = ("×".join(map(str, side.image_shape)) for side in (current, reference))
+        warnings.append(f"the images have another shape: {earlier} in the reference, {shape} here")
     common = [split for split in current.splits if split in reference.splits]
     if not common:
         warnings.append("no split has records both in the reference and here")
